@@ -1,0 +1,48 @@
+# make demo    erases one object from the bundled model and leaves the pictures, the file and a report in out/
+# make test    everything CI runs: ruff, mypy, pytest
+# make lint    ruff and mypy alone          make clean   removes .venv, out/ and caches
+#
+# All of them share the private environment .venv, made on first use and again when pyproject.toml changes.
+#   PYTHON=python3.12         the interpreter it is made from (3.10 to 3.13; default python3)
+#   TORCH=torch==2.13.0       the torch requirement
+#   TORCH_INDEX=URL           where torch alone is looked for. On Linux the default build carries CUDA (gigabytes);
+#                             without an NVIDIA GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?=
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+export PYTHON TORCH TORCH_INDEX
+
+# The tests and the demo are offline: nothing may reach for a model hub.
+export HF_HUB_OFFLINE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+PY = .venv/bin/python
+
+.NOTPARALLEL:
+.PHONY: demo test lint format clean env env-dev
+
+demo: env
+	@$(PY) -m proving_ground demo --out out
+
+test: lint
+	@$(PY) -m pytest -q
+
+lint: env-dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: env-dev
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+env:
+	@bash tools/setup_env.sh standalone
+
+env-dev:
+	@bash tools/setup_env.sh standalone,dev
+
+clean:
+	rm -rf .venv out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""erase a concept from a model and write the change as one small file"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ..checkpoint import checkpoint_path
+from ..concept import Concept
+from ..erase import erase
+from ..erasure_file import write_erasure
+from ..errors import InvalidSettings, OutputError
+from ..methods import METHODS, Method, SolverSettings, find_method
+from ..trainer import SAVE_EVERY
+from .terminal import load_model, read_lines, terminal_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a Stable Diffusion model (diffusers layout)"
+    )
+    parser.add_argument("--concept", required=True, help="what to erase")
+    parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
+    parser.add_argument("--instead", help="what to paint in its place")
+    parser.add_argument("--keep", action="append", default=[], help="a prompt that must stay as it is; may be repeated")
+    parser.add_argument("--keep-file", type=Path, help="file with one prompt to keep a line")
+    parser.add_argument("--method", default="esd", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--out", type=Path, required=True, help="the erasure file (.safetensors)")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
+    parser.add_argument(
+        "--save-every", type=float, default=SAVE_EVERY, help="seconds between saves of the resumable state"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_settings(parser.add_argument_group("settings of the methods"))
+
+
+def _flag_type(method: Method, setting: Field[Any]) -> type:
+    hint = get_type_hints(method.settings)[setting.name]
+    plain = [t for t in get_args(hint) if t is not type(None)]
+    chosen: type = plain[0] if plain else hint
+    return chosen
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """One flag for each setting of each method; the methods' dataclasses are the schema."""
+    users: dict[str, list[tuple[Method, Field[Any]]]] = {}
+    for method in METHODS.values():
+        for setting in fields(method.settings):
+            users.setdefault(setting.name, []).append((method, setting))
+    for name, uses in users.items():
+        method, setting = uses[0]
+        defaults = ", ".join(f"{m.name} {f.default}" for m, f in uses)
+        choices = f": {', '.join(setting.metadata['choices'])}" if setting.metadata["choices"] else ""
+        text = f"{setting.metadata['help']}{choices} (default: {defaults})".replace("%", "%%")
+        flag = f"--{name.replace('_', '-')}"
+        if _flag_type(method, setting) is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(flag, type=_flag_type(method, setting), default=None, help=text)
+
+
+def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
+    every = {f.name for m in METHODS.values() for f in fields(m.settings)}
+    given = {name: getattr(options, name) for name in every if getattr(options, name) is not None}
+    foreign = sorted(given.keys() - {f.name for f in fields(method.settings)})
+    if foreign:
+        raise InvalidSettings(
+            f"--{foreign[0].replace('_', '-')} is not a setting of the method {method.name}; leave it out."
+        )
+    return method.settings(**given)
+
+
+def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
+    """Refuse before the work what would fail after it. Returns the checkpoint's path."""
+    if path.suffix != ".safetensors":
+        raise OutputError(f"{path} must end in .safetensors.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another folder.") from error
+    checkpoint = checkpoint_path(path)
+    if checkpoint.exists() and not resume:
+        if not overwrite:
+            raise OutputError(
+                f"{checkpoint} holds an unfinished training; go on with --resume or start anew with --overwrite."
+            )
+        checkpoint.unlink()
+    return checkpoint
+
+
+def run(options: argparse.Namespace) -> None:
+    keep = [*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])]
+    concept = Concept((options.concept, *options.word), options.instead, tuple(keep))
+    method = find_method(options.method)
+    settings = _settings(options, method)
+    checkpoint = _check_output(options.out, options.overwrite, options.resume)
+    started = time.monotonic()
+    model = load_model(options.model, options.device, pictures=False)
+    with terminal_progress() as progress:
+        erasure, _ = erase(model, concept, method.name, settings, progress, checkpoint, options.save_every)
+    manifest = write_erasure(options.out, erasure, model.layers())
+    checkpoint.unlink(missing_ok=True)
+    result = {
+        "path": str(options.out),
+        "method": method.name,
+        "words": list(concept.words),
+        "layers": len(erasure.deltas),
+        "steps": manifest.steps_done,
+        "bytes": options.out.stat().st_size,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if options.json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        print(f"{options.out}: {', '.join(concept.words)} erased with {method.title} in {result['seconds']} s")

@@ -1,0 +1,114 @@
+"""paint pictures with a model, with or without erasures"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..delta import DeltaSet
+from ..erase import applied
+from ..erasure_file import read_erasure
+from ..errors import InvalidConcept, InvalidFile, InvalidSettings
+from ..hosts.diffusers import DiffusersModel
+from ..safe_files import write_bytes
+from ..sampling import sample
+from .terminal import load_model, read_lines, terminal_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a Stable Diffusion model (diffusers layout)"
+    )
+    parser.add_argument(
+        "--erasure", action="append", default=[], metavar="FILE[:STRENGTH]", help="an erasure to apply; may be repeated"
+    )
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
+    )
+    parser.add_argument("--prompt", action="append", default=[], help="what to paint; may be repeated")
+    parser.add_argument("--prompts-file", type=Path, help="file with one prompt a line")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture of each prompt (default 0)")
+    parser.add_argument(
+        "--count", type=int, default=1, help="pictures for each prompt, with seeds counting up (default 1)"
+    )
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default 30)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance scale (default 5)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures sampled at once (default 16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each picture")
+
+
+def split_strength(text: str) -> tuple[Path, float]:
+    """``file.safetensors:0.8`` to path and strength; without a number the strength is 1.
+
+    Raises:
+        InvalidSettings: the strength is not a number between -10 and 10.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or number.endswith(".safetensors") or "/" in number or "\\" in number:
+        return Path(text), 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = float("nan")
+    if not -10 <= strength <= 10:
+        raise InvalidSettings(
+            f"{number!r} in {text!r} is not a strength; write FILE:0.8, with a number from -10 to 10."
+        )
+    return Path(path), strength
+
+
+def _bind(options: argparse.Namespace, model: DiffusersModel) -> list[tuple[DeltaSet, float]]:
+    bound = []
+    for text in options.erasure:
+        path, strength = split_strength(text)
+        if not path.is_file():
+            raise InvalidFile(f"The erasure {path} does not exist; check the path.")
+        bound.append((read_erasure(path).bind(model, options.allow_other_base), strength))
+    return bound
+
+
+def _check_numbers(options: argparse.Namespace, longest: int) -> None:
+    for name, value, low, high in (
+        ("steps", options.steps, 1, longest),
+        ("count", options.count, 1, 100_000),
+        ("batch", options.batch, 1, 4096),
+        ("guidance", options.guidance, -100.0, 100.0),
+        ("seed", options.seed, 0, 2**62),
+    ):
+        if not low <= value <= high:
+            raise InvalidSettings(f"--{name} is {value}; it must lie between {low} and {high}.")
+
+
+def run(options: argparse.Namespace) -> None:
+    prompts = [*options.prompt, *(read_lines(options.prompts_file) if options.prompts_file else [])]
+    if not prompts:
+        raise InvalidConcept("There is nothing to paint; give --prompt or --prompts-file.")
+    model = load_model(options.model, options.device)
+    _check_numbers(options, len(model.schedule))
+    erasures = _bind(options, model)
+    jobs = [(place, prompt, options.seed + i) for place, prompt in enumerate(prompts) for i in range(options.count)]
+    with terminal_progress() as progress, applied(model, erasures):
+        for start in range(0, len(jobs), options.batch):
+            batch = jobs[start : start + options.batch]
+            texts, seeds = [prompt for _, prompt, _ in batch], [seed for _, _, seed in batch]
+            latents = sample(model, texts, seeds, options.steps, options.guidance, progress=progress)
+            for (place, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
+                path = options.out / f"{place:04d}_{seed}.png"
+                write_bytes(path, _png(picture))
+                print(
+                    json.dumps({"prompt": prompt, "seed": seed, "path": str(path)}) if options.json else path,
+                    flush=True,
+                )
+
+
+def _png(picture: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()

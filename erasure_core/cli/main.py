@@ -1,0 +1,59 @@
+"""``concept-erasure``: parses the command line and turns every error into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import ErasureError
+from ..version import __version__
+from . import erase, generate, inspect
+
+EXIT_CODES = """exit codes:
+  0    done
+  2    the command line is wrong
+  3    bad input: concept, settings, prompt, model or file
+  4    training failed: the loss is no longer a finite number
+  5    a result cannot be written
+  130  stopped by the user (Ctrl-C); repeat the command with --resume to go on
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="concept-erasure",
+        description="Make a Stable Diffusion model unable to paint a concept, as a small file that any UI loads.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (erase, generate, inspect):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ErasureError as error:
+        print(f"concept-erasure: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("concept-erasure: stopped at once; the last saved state can be resumed with --resume.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,89 @@
+"""What the commands share: a progress bar with time left, Ctrl-C as a request to stop, a quiet model loader."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from ..errors import InvalidFile
+from ..hosts.diffusers import DiffusersModel
+from ..progress import Report
+
+
+class TerminalProgress:
+    """A ``Progress`` on standard error; standard output stays free for results."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._stage = ""
+        self._stop = False
+
+    def update(self, report: Report) -> None:
+        if self._bar is None or report.stage != self._stage:
+            self.close()
+            self._stage = report.stage
+            self._bar = tqdm(total=report.total, desc=report.stage, file=sys.stderr, initial=report.step, leave=False)
+        if report.losses:
+            text = ", ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(report.step - self._bar.n)
+
+    def cancelled(self) -> bool:
+        return self._stop
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: the first Ctrl-C stops at the next step, the second one at once."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+        print("\nStopping after this step (Ctrl-C again stops at once) …", file=sys.stderr)
+
+
+@contextmanager
+def terminal_progress() -> Iterator[TerminalProgress]:
+    """Progress on the terminal; while inside, Ctrl-C and a polite kill ask the work to stop."""
+    progress = TerminalProgress()
+    before = {number: signal.signal(number, progress.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield progress
+    finally:
+        progress.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_model(path: Path, device: str, pictures: bool = True) -> DiffusersModel:
+    """Load a model without the libraries' own progress bars and advice, and without asking the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    return DiffusersModel.load(path, device, pictures)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are neither empty nor comments (#).
+
+    Raises:
+        InvalidFile: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidFile(f"{path} cannot be read ({error}); give a text file with one prompt a line.") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

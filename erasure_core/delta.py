@@ -1,0 +1,188 @@
+"""Deltas: changes of single layers, hung on frozen modules and switched on and off.
+
+The base weights are never written. A delta adds its own output to the frozen layer's output through a forward hook,
+so one network is student (deltas on) and teacher (deltas off), and switched off it is bit-identical to the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layer = nn.Linear | nn.Conv2d
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a linear or convolution layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def fan_in(shape: torch.Size) -> int:
+    """How many inputs one output of a weight of this shape reads."""
+    return int(torch.Size(shape[1:]).numel())
+
+
+class Delta(nn.Module):
+    """The change of one layer. Parameters are float32 whatever the layer computes in."""
+
+    def change(self) -> Tensor:
+        """The change as a dense weight, float32, in the layer's own shape."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight that is changed."""
+        raise NotImplementedError
+
+    def output(self, layer: Layer, x: Tensor) -> Tensor:
+        """What the change adds to the layer's output for input ``x``."""
+        raise NotImplementedError
+
+
+class LowRankDelta(Delta):
+    """``up @ down``: the LoRA form (Hu et al. 2022). ``up`` starts at zero, so a new delta changes nothing.
+
+    Args:
+        down: [rank, inputs] or [rank, inputs, kh, kw].
+        up: [outputs, rank] or [outputs, rank, 1, 1].
+    """
+
+    def __init__(self, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(down.float())
+        self.up = nn.Parameter(up.float())
+
+    @classmethod
+    def zero(cls, shape: torch.Size, rank: int, generator: torch.Generator) -> LowRankDelta:
+        """A delta that changes nothing yet. ``rank`` is cut to what a weight of this shape can have."""
+        rank = min(rank, shape[0], fan_in(shape))
+        # Unit-variance projections at any width: with it one setting serves a narrow and a wide model.
+        down = torch.randn(rank, *shape[1:], generator=generator) / fan_in(shape) ** 0.5
+        return cls(down, torch.zeros(shape[0], rank, *[1] * (len(shape) - 2)))
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.up), *self.down.shape[1:]))
+
+    def change(self) -> Tensor:
+        return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])
+
+    def output(self, layer: Layer, x: Tensor) -> Tensor:
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(_convolve(layer, x, down), up)
+        return F.linear(F.linear(x, down), up)
+
+
+class DenseDelta(Delta):
+    """A full-size change of a layer's weight.
+
+    Args:
+        weight: float32, in the layer's own shape.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float())
+
+    @classmethod
+    def zero(cls, shape: torch.Size) -> DenseDelta:
+        return cls(torch.zeros(shape))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    def change(self) -> Tensor:
+        return self.weight
+
+    def output(self, layer: Layer, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        return _convolve(layer, x, weight) if isinstance(layer, nn.Conv2d) else F.linear(x, weight)
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+class DeltaSet:
+    """The deltas of one erasure, by canonical layer name, with one strength for all of them.
+
+    Args:
+        deltas: canonical layer name to delta.
+        strength: factor on every change; 0 is off.
+    """
+
+    def __init__(self, deltas: Mapping[str, Delta], strength: float = 1.0) -> None:
+        self.deltas = dict(deltas)
+        self.strength = strength
+
+    def __getitem__(self, name: str) -> Delta:
+        return self.deltas[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.deltas)
+
+    def __len__(self) -> int:
+        return len(self.deltas)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for delta in self.deltas.values() for p in delta.parameters()]
+
+    def to(self, device: torch.device) -> DeltaSet:
+        for delta in self.deltas.values():
+            delta.to(device)
+        return self
+
+    @contextmanager
+    def attached(self, layers: Mapping[str, nn.Module]) -> Iterator[DeltaSet]:
+        """Hang the deltas on a model's layers; on leaving they are gone.
+
+        Raises:
+            KeyError: a delta for a layer that the model does not have.
+        """
+        handles = []
+        try:
+            for name, delta in self.deltas.items():
+                handles.append(layers[name].register_forward_hook(self._hook(delta)))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the model is the untouched one: the teacher."""
+        strength, self.strength = self.strength, 0.0
+        try:
+            yield
+        finally:
+            self.strength = strength
+
+    def _hook(self, delta: Delta):  # type: ignore[no-untyped-def]  # torch's hook type is not exported
+        def add(layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self.strength == 0.0:
+                return None
+            return output + self.strength * delta.output(layer, inputs[0]).to(output.dtype)
+
+        return add
+
+
+def new_deltas(layers: Mapping[str, nn.Module], rank: int, seed: int) -> DeltaSet:
+    """Deltas that change nothing yet; ``rank`` 0 makes dense ones."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas: dict[str, Delta] = {}
+    for name, layer in sorted(layers.items()):
+        shape = weight_of(layer).shape
+        deltas[name] = LowRankDelta.zero(shape, rank, generator) if rank else DenseDelta.zero(shape)
+    return DeltaSet(deltas)

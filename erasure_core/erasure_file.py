@@ -1,0 +1,205 @@
+"""Erasure files: safetensors that every Stable Diffusion UI loads as a LoRA, with a manifest.
+
+Low-rank changes are stored as ``<module>.lora_up.weight``, ``.lora_down.weight`` and ``.alpha``; dense ones as
+``<module>.diff``. Module names follow ``naming.file_names``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
+from .errors import InvalidFile, WrongBase
+from .fingerprint import fingerprint
+from .manifest import Manifest
+from .model import LoadedModel
+from .naming import file_names
+from .safe_files import read_tensors, write_tensors
+
+UP, DOWN, ALPHA, DIFF = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
+BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-768-v",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A change of a known model and its description."""
+
+    deltas: DeltaSet
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class StoredErasure:
+    """A file's content before it meets a model: changes by the file's module names.
+
+    Args:
+        changes: module name to change.
+        manifest: the description, or ``None`` for a plain LoRA that someone else made.
+        path: where it came from, for messages.
+    """
+
+    changes: Mapping[str, Delta]
+    manifest: Manifest | None
+    path: Path
+
+    def bind(self, model: LoadedModel, allow_other_base: bool = False) -> DeltaSet:
+        """Match the changes to a model's layers and check that they belong to it.
+
+        Args:
+            model: the loaded model.
+            allow_other_base: apply to a model of the same shape even if it is not the one the erasure was made on.
+
+        Raises:
+            WrongBase: the model has no such layers, other shapes, or other weights.
+        """
+        layers = model.layers()
+        names = {
+            file: ours for dense in (False, True) for ours, file in file_names(layers, model.family, dense).items()
+        }
+        unknown = [file for file in self.changes if file not in names]
+        if unknown:
+            raise WrongBase(
+                f"{self.path} changes {len(unknown)} layers that this model does not have (first: {unknown[0]}); "
+                f"it was made for another kind of model{self._made_for()}."
+            )
+        deltas = {names[file]: delta for file, delta in self.changes.items()}
+        for name, delta in deltas.items():
+            change, weight = delta.shape, weight_of(layers[name]).shape
+            if change != weight:
+                raise WrongBase(
+                    f"{self.path} changes {name} as a {tuple(change)} weight, but this model's is {tuple(weight)}; "
+                    f"it was made for another kind of model{self._made_for()}."
+                )
+        if self.manifest is not None and not allow_other_base:
+            self._check_base({name: layers[name] for name in deltas})
+        return DeltaSet(deltas).to(model.device)
+
+    def _made_for(self) -> str:
+        return f" ({self.manifest.family})" if self.manifest is not None else ""
+
+    def _check_base(self, layers: Mapping[str, nn.Module]) -> None:
+        assert self.manifest is not None
+        if fingerprint(layers) != self.manifest.base_fingerprint:
+            raise WrongBase(
+                f"{self.path} was made on another base model: the weights it changes are not the same. "
+                "Use it with the model it was made on, or allow another base and judge the pictures yourself."
+            )
+
+
+def write_erasure(
+    path: Path, erasure: Erasure, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None
+) -> Manifest:
+    """Write an erasure; returns the manifest as stored, with the stated storage error.
+
+    Args:
+        path: the file, replaced as a whole.
+        erasure: what to write.
+        layers: all layers of the model it was made on.
+        dtype: of the stored change; by default float16 for low-rank changes, float32 for dense ones (a float16 dense
+            change misses the erased float16 weights by one unit in the last place here and there).
+
+    Raises:
+        OutputError: the file cannot be written.
+        ValueError: dense and low-rank changes are mixed.
+    """
+    dense = {isinstance(delta, DenseDelta) for delta in erasure.deltas.deltas.values()}
+    if len(dense) != 1:
+        raise ValueError("an erasure file holds either dense or low-rank changes, and at least one")
+    is_dense = dense.pop()
+    dtype = dtype or (torch.float32 if is_dense else torch.float16)
+    names = file_names(layers, erasure.manifest.family, is_dense)
+    tensors: dict[str, Tensor] = {}
+    for name, delta in _with_whole_text_attention(erasure.deltas, layers, is_dense).items():
+        tensors |= _stored(names[name], delta, dtype)
+    manifest = replace(
+        erasure.manifest, dtype=str(dtype).removeprefix("torch."), storage_error=_storage_error(erasure, dtype)
+    )
+    write_tensors(path, tensors, _metadata(path, manifest))
+    return manifest
+
+
+def _stored(module: str, delta: Delta, dtype: torch.dtype) -> dict[str, Tensor]:
+    if isinstance(delta, LowRankDelta):
+        alpha = torch.tensor(float(delta.rank))
+        return {module + UP: delta.up.to(dtype), module + DOWN: delta.down.to(dtype), module + ALPHA: alpha}
+    return {module + DIFF: delta.change().to(dtype)}
+
+
+def _with_whole_text_attention(deltas: DeltaSet, layers: Mapping[str, nn.Module], dense: bool) -> dict[str, Delta]:
+    """Add zero changes so that q, k, v and out come together: diffusers refuses a text attention that lacks some."""
+    whole = dict(deltas.deltas)
+    if dense:
+        return whole
+    for name in deltas:
+        parent, _, leaf = name.rpartition(".")
+        for sibling in TEXT_ATTENTION if leaf in TEXT_ATTENTION else ():
+            if f"{parent}.{sibling}" not in whole:
+                shape = weight_of(layers[f"{parent}.{sibling}"]).shape
+                whole[f"{parent}.{sibling}"] = LowRankDelta(torch.zeros(1, shape[1]), torch.zeros(shape[0], 1))
+    return whole
+
+
+@torch.no_grad()
+def _storage_error(erasure: Erasure, dtype: torch.dtype) -> float:
+    missed, whole = 0.0, 0.0
+    for delta in erasure.deltas.deltas.values():
+        exact = delta.change()
+        rounded = type(delta)(*[p.to(dtype) for p in delta.parameters()]).change()
+        missed += float((rounded - exact).double().pow(2).sum())
+        whole += float(exact.double().pow(2).sum())
+    return (missed / whole) ** 0.5 if whole else 0.0
+
+
+def _metadata(path: Path, manifest: Manifest) -> dict[str, str]:
+    return {
+        "erasure": manifest.to_json(),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": f"Erasure of {manifest.words[0]}",
+        "modelspec.architecture": f"{ARCHITECTURES.get(manifest.family, manifest.family)}/lora",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(manifest.prediction, manifest.prediction),
+        "ss_base_model_version": BASE_VERSIONS.get(manifest.family, manifest.family),
+        "ss_output_name": path.stem,
+        "ss_v2": str(manifest.family == "sd2"),
+    }
+
+
+def read_erasure(path: Path) -> StoredErasure:
+    """Read a file that anyone may have made: an erasure, or a plain LoRA in kohya's names.
+
+    Raises:
+        InvalidFile: missing, damaged, hostile, or holding anything but changes of layers.
+    """
+    tensors, metadata = read_tensors(path)
+    manifest = Manifest.from_json(metadata["erasure"]) if "erasure" in metadata else None
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        suffix = next((s for s in (UP, DOWN, ALPHA, DIFF) if key.endswith(s)), None)
+        if suffix is None or not key.startswith("lora_"):
+            raise InvalidFile(f"{path} holds {key!r}, which is not a change of a layer; it is not an erasure file.")
+        modules.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
+    if not modules:
+        raise InvalidFile(f"{path} is empty: it changes no layer.")
+    return StoredErasure({module: _delta(path, module, parts) for module, parts in modules.items()}, manifest, path)
+
+
+def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
+    if set(parts) == {DIFF} and parts[DIFF].dim() in (2, 4):
+        return DenseDelta(parts[DIFF])
+    if {UP, DOWN} <= set(parts) <= {UP, DOWN, ALPHA}:
+        up, down = parts[UP].float(), parts[DOWN].float()
+        alpha = parts.get(ALPHA, torch.tensor(float(len(down))))
+        same_rank = up.dim() == down.dim() and up.dim() in (2, 4) and up.shape[1] == len(down)
+        if same_rank and up[:1, :1].numel() == 1 and down.numel() and alpha.numel() == 1:
+            return LowRankDelta(down, up * (alpha.float().item() / len(down)))
+    raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")

@@ -1,0 +1,51 @@
+"""Every error that a user can cause, each with a message that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class ErasureError(Exception):
+    """Base of all errors with a message for the user. ``exit_code`` is what the command line returns."""
+
+    exit_code = 3
+
+
+class InvalidConcept(ErasureError):
+    """The concept, alternative or a kept prompt cannot be used."""
+
+
+class InvalidSettings(ErasureError):
+    """A method was given settings it cannot work with."""
+
+
+class ModelError(ErasureError):
+    """The base model is missing, corrupt or of a kind that cannot be used."""
+
+
+class PromptTooLong(ErasureError):
+    """A prompt has more tokens than the text encoder reads."""
+
+
+class InvalidFile(ErasureError):
+    """A file is missing, damaged, hostile or not an erasure."""
+
+
+class WrongBase(ErasureError):
+    """An erasure was made for another base model."""
+
+
+class TrainingFailed(ErasureError):
+    """Training produced numbers that are not finite."""
+
+    exit_code = 4
+
+
+class OutputError(ErasureError):
+    """A result cannot be written."""
+
+    exit_code = 5
+
+
+class Cancelled(ErasureError):
+    """The user stopped the work; what is done so far can be resumed."""
+
+    exit_code = 130

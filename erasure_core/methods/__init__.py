@@ -1,0 +1,11 @@
+"""Published erasing methods, one file each. Adding a method means adding a file: this package imports all of them."""
+
+import importlib
+import pkgutil
+
+from .registry import METHODS, Method, SolverSettings, TrainingSettings, find_method
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f".{_module.name}", __name__)
+
+__all__ = ["METHODS", "Method", "SolverSettings", "TrainingSettings", "find_method"]

@@ -1,0 +1,116 @@
+"""Instant erasure: a closed-form edit of the keys and values of cross-attention, as an exact low-rank change.
+
+UCE minimises over each W: sum_i ||W' c_i - W a_i||^2 + sum_r ||W' r - W r||^2 + lambda ||W' - W||^2, with c_i the token
+vectors of the concept, a_i those that take their place and r those to keep. Its solution can be written
+
+    W' - W = (W D) F,   D = A - C,   F = (first rows of) (lambda I + V^T V)^-1 V^T,   V = [C R]
+
+because C^T (lambda I + V V^T)^-1 equals the rows of (lambda I + V^T V)^-1 V^T that belong to C (push-through identity,
+the Woodbury form). F is the same for all layers, so one small system serves the whole network, and the rank of the
+change is at most the number of distinct concept tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..concept import Concept
+from ..delta import DeltaSet, LowRankDelta, weight_of
+from ..errors import InvalidSettings
+from ..layers import reads_context, select
+from ..model import Conditioning, LoadedModel
+from .registry import SolverSettings, option, solver
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+
+DROP = 1e-7
+"""Singular values below this share of the largest are rounding noise."""
+
+
+@dataclass(frozen=True)
+class ClosedFormSettings(SolverSettings):
+    """Settings of the closed form."""
+
+    damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
+    keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4)
+    rank: int = option(0, "largest rank of the change; 0 keeps the exact solution", low=0, high=1024)
+
+
+def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Tensor, Tensor]:
+    """Token vectors from the last written token to the end of the padding, paired by their distance from it.
+
+    Returns:
+        Concept vectors C and their replacements A, both float64 [P, D] (rows are vectors).
+    """
+    concept, instead = [], []
+    for i in range(len(prompts)):
+        c = prompts.context[i, prompts.ends[i] - 1 :]
+        a = replacements.context[i, max(replacements.ends[i] - 1, 0) :]
+        shared = min(len(c), len(a))
+        concept.append(c[:shared])
+        instead.append(a[:shared])
+    return torch.cat(concept).double().cpu(), torch.cat(instead).double().cpu()
+
+
+def kept_rows(prompts: Conditioning) -> Tensor:
+    """All token vectors of the kept prompts, each distinct one once, float64 [K, D]."""
+    rows: Tensor = torch.unique(prompts.context.flatten(0, 1).double().cpu(), dim=0)
+    return rows
+
+
+def shared_factor(concept: Tensor, kept: Tensor, damping: float) -> Tensor:
+    """F of the module's docstring, [P, D], by whichever of the two equal forms has the smaller system."""
+    vectors = torch.cat([concept, kept])
+    count, width = vectors.shape
+    if count < width:
+        gram = vectors @ vectors.T + damping * torch.eye(count, dtype=vectors.dtype)
+        factor: Tensor = torch.linalg.solve(gram, vectors)[: len(concept)]
+        return factor
+    moment = vectors.T @ vectors + damping * torch.eye(width, dtype=vectors.dtype)
+    transposed: Tensor = torch.linalg.solve(moment, concept.T)
+    return transposed.T
+
+
+def low_rank_product(difference: Tensor, factor: Tensor, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """D F as ``up @ down`` of least rank: D^T is ``difference`` [P, D], F is ``factor`` [P, D].
+
+    Returns:
+        up [D, r] and down [r, D].
+    """
+    q_up, r_up = torch.linalg.qr(difference.T)
+    q_down, r_down = torch.linalg.qr(factor.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    keep = max(1, int((s > DROP * s[0]).sum())) if s[0] > 0 else 1
+    keep = min(keep, rank) if rank else keep
+    root = s[:keep].sqrt()
+    return q_up @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_down.T
+
+
+@solver(
+    "closed_form",
+    "Closed form (instant erase)",
+    "Gandikota et al. 2024, Unified Concept Editing in Diffusion Models, arXiv 2308.14761, eq. 7",
+    "reimplementation, exact in low-rank form",
+    ClosedFormSettings,
+)
+@torch.no_grad()
+def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettings, progress: Progress) -> DeltaSet:
+    """The change of every layer that reads the prompt."""
+    layers = {name: layer for name, layer in select(model.layers(), settings.layers).items() if reads_context(name)}
+    if not layers:
+        raise InvalidSettings("The closed form edits keys and values of cross-attention; choose layers with them.")
+    pairs = concept.prompts()
+    subject, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
+    kept = kept_rows(model.encode(list(concept.kept_prompts))) * settings.keep_weight**0.5
+    factor = shared_factor(subject, kept, settings.damping)
+    up, down = low_rank_product(instead - subject, factor, settings.rank)
+    deltas = {}
+    for name, layer in layers.items():
+        weight = weight_of(layer).double().cpu()
+        deltas[name] = LowRankDelta(down.float(), (weight @ up).float())
+    return DeltaSet(deltas)

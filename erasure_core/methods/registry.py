@@ -1,0 +1,152 @@
+"""How a published algorithm becomes available everywhere: one dataclass of settings, one function, one decorator.
+
+The dataclass is the schema: command-line flags, host widgets and the manifest are generated from its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import InvalidSettings
+from ..layers import LAYER_GROUPS
+
+if TYPE_CHECKING:
+    from ..concept import Concept
+    from ..delta import DeltaSet
+    from ..model import LoadedModel
+    from ..progress import Progress
+    from ..trainer import Step
+
+Loss = Callable[[Any, "Step"], dict[str, Tensor]]
+Solve = Callable[["LoadedModel", "Concept", Any, "Progress"], "DeltaSet"]
+
+
+def option(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    combine: bool = False,
+) -> Any:
+    """One setting: its default, what it does, and its range (both ends allowed).
+
+    ``combine`` lets several choices be joined by "+".
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "combine": combine}
+    return field(default=default, metadata=metadata)
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field against its own range.
+
+    Raises:
+        InvalidSettings: a value outside its range; the message names the field and the range.
+    """
+    for setting in fields(settings):
+        value, meta = getattr(settings, setting.name), setting.metadata
+        if value is None:
+            continue
+        if meta["choices"]:
+            parts = str(value).split("+") if meta["combine"] else [value]
+            if any(part not in meta["choices"] for part in parts):
+                raise InvalidSettings(f"{setting.name} is {value!r}; choose from {', '.join(meta['choices'])}.")
+        elif (meta["low"] is not None and not value >= meta["low"]) or (
+            meta["high"] is not None and not value <= meta["high"]
+        ):
+            raise InvalidSettings(f"{setting.name} is {value}; it must lie between {meta['low']} and {meta['high']}.")
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """What every method has."""
+
+    layers: str = option("cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    seed: int = option(0, "seed of all chance", low=0, high=2**53)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(SolverSettings):
+    """What every method that trains has. Learning rates are for SD1.5's widths and scale with each layer's."""
+
+    rank: int = option(16, "rank of the change (LoRA); 0 trains full-size (dense) changes", low=0, high=1024)
+    steps: int = option(300, "optimiser steps", low=1, high=100_000)
+    learning_rate: float = option(1e-3, "Adam learning rate for a layer of SD1.5's width", low=1e-8, high=1.0)
+    batch: int = option(4, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
+    accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=64)
+    keep_weight: float = option(1.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    guidance: float = option(3.0, "guidance scale of the trajectories", low=1.0, high=30.0)
+    trajectories: int = option(24, "trajectories in the pool", low=1, high=4096)
+    trajectory_steps: int = option(20, "sampling steps of a trajectory", low=1, high=1000)
+    refresh: int = option(150, "optimiser steps after which the pool is drawn anew", low=1, high=100_000)
+    driver: str = option("original", "who draws the trajectories", choices=("original", "training"))
+    checkpointing: bool = option(False, "recompute activations to save memory")
+    stop_below: float | None = option(None, "stop when the residual guidance falls below this", low=-100.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered algorithm.
+
+    Args:
+        name: identifier on the command line and in files.
+        title: name for people.
+        reference: the paper.
+        status: how our form relates to the paper, shown in UI, docs and manifest.
+        settings: the frozen dataclass of its settings.
+        loss: named loss terms of one step; ``None`` for a solver.
+        solve: computes the change at once; ``None`` for a loss.
+    """
+
+    name: str
+    title: str
+    reference: str
+    status: str
+    settings: type[SolverSettings]
+    loss: Loss | None = None
+    solve: Solve | None = None
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str, title: str, reference: str, status: str, settings: type[SolverSettings]
+) -> Callable[[Loss], Loss]:
+    """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
+
+    def register(loss: Loss) -> Loss:
+        METHODS[name] = Method(name, title, reference, status, settings, loss=loss)
+        return loss
+
+    return register
+
+
+def solver(
+    name: str, title: str, reference: str, status: str, settings: type[SolverSettings]
+) -> Callable[[Solve], Solve]:
+    """Register a method that computes its change at once, from (model, concept, settings, progress)."""
+
+    def register(solve: Solve) -> Solve:
+        METHODS[name] = Method(name, title, reference, status, settings, solve=solve)
+        return solve
+
+    return register
+
+
+def find_method(name: str) -> Method:
+    """A registered method.
+
+    Raises:
+        InvalidSettings: there is no such method.
+    """
+    if name not in METHODS:
+        raise InvalidSettings(f"There is no method {name!r}; choose from {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,91 @@
+"""All that the core may know of a loaded model. Adapters in ``erasure_core/hosts`` implement it, one for each host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts.
+
+    Args:
+        context: what cross-attention reads, [B, L, D].
+        ends: for each prompt the index of its end token in ``context``, one behind the last written token.
+        pooled: pooled text features [B, P] of models that use them (SDXL), else ``None``.
+    """
+
+    context: Tensor
+    ends: tuple[int, ...]
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __getitem__(self, index: Sequence[int]) -> Conditioning:
+        """The prompts at ``index``, in that order, with repetition allowed."""
+        rows = list(index)
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return Conditioning(self.context[rows], tuple(self.ends[i] for i in rows), pooled)
+
+    def detach(self) -> Conditioning:
+        pooled = None if self.pooled is None else self.pooled.detach()
+        return Conditioning(self.context.detach(), self.ends, pooled)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Join along the batch. All parts come from the same model, so either all are pooled or none."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        ends = tuple(end for part in parts for end in part.ends)
+        return Conditioning(torch.cat([part.context for part in parts]), ends, torch.cat(pooled) if pooled else None)
+
+
+class LoadedModel(Protocol):
+    """A text-to-image latent diffusion model as its host has loaded it."""
+
+    family: str
+    """``sd1``, ``sd2``, ``sdxl``, …: decides the names in files."""
+    schedule: NoiseSchedule
+    device: torch.device
+    dtype: torch.dtype
+    """The type the model computes in."""
+    latent_shape: tuple[int, int, int]
+    """Channels, height and width of the latents the model was made for."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts; gradients flow into deltas on the text encoder where they are wanted.
+
+        Raises:
+            PromptTooLong: a prompt has more tokens than the text encoder reads.
+        """
+        ...
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The model's raw prediction (eps, v or flow) for latents [B, C, H, W] and timesteps [B]."""
+        ...
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Every linear and convolution layer by canonical name: ``unet.`` or ``text_encoder.`` (SDXL's second one
+        ``text_encoder_2.``) and the diffusers path, text encoders with their ``text_model.`` prefix."""
+        ...
+
+    def trainable(self, checkpointing: bool = False) -> AbstractContextManager[None]:
+        """While inside, the weights are frozen and gradients can flow through the model, with ``checkpointing``
+        recomputing activations to save memory; on leaving, the host's model is as it was."""
+        ...
+
+
+class PictureModel(LoadedModel, Protocol):
+    """A loaded model that can also show pictures."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures, uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w]."""
+        ...

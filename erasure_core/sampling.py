@@ -1,0 +1,67 @@
+"""Pictures from a loaded model: deterministic DDIM with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import Cancelled
+from .model import Conditioning, LoadedModel
+from .progress import Progress, Report, Silent
+
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Unit noise [B, *shape] on the CPU; each picture depends on its own seed only, not on the batch it is in."""
+    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def sample(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = 30,
+    guidance: float = 5.0,
+    negative: str = "",
+    progress: Progress | None = None,
+) -> Tensor:
+    """Sample one latent for each prompt.
+
+    Args:
+        model: the loaded model, with or without deltas hanging on it.
+        prompts: one for each picture.
+        seeds: one for each picture.
+        steps: DDIM steps.
+        guidance: classifier-free guidance scale; 1 uses the prompt's prediction alone.
+        negative: prompt in the place of the empty one.
+        progress: reports and cancellation.
+
+    Returns:
+        Clean latents [B, C, H, W] on the model's device.
+
+    Raises:
+        Cancelled: the user stopped.
+        PromptTooLong: a prompt has more tokens than the text encoder reads.
+    """
+    progress = progress or Silent()
+    written = model.encode(list(dict.fromkeys(prompts)))
+    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    positive = written[[order[prompt] for prompt in prompts]]
+    both = Conditioning.cat([model.encode([negative])[[0] * len(prompts)], positive])
+    z = seeded_noise(model.latent_shape, seeds).to(model.device)
+    timesteps = model.schedule.timesteps(steps)
+    for i, now in enumerate(timesteps):
+        if progress.cancelled():
+            raise Cancelled("Stopped while sampling pictures.")
+        t = torch.full((len(prompts),), now, device=model.device)
+        if guidance == 1.0:
+            guided = model.predict(z, t, positive)
+        else:
+            without, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            guided = without + guidance * (within - without)
+        following = timesteps[i + 1] if i + 1 < steps else -1
+        z = model.schedule.step(z, t, torch.full_like(t, following), guided)
+        progress.update(Report("sampling", i + 1, steps))
+    return z

@@ -1,0 +1,89 @@
+"""Noise schedules: eps, v and flow models behind the same four functions.
+
+Every supported model corrupts data as ``z_t = a(t) x0 + s(t) n``. Only the meaning of its prediction differs:
+``epsilon`` predicts n, ``v_prediction`` predicts a n - s x0 (Salimans & Ho 2022), ``flow`` predicts n - x0
+(rectified flow, a = 1 - s).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("epsilon", "v_prediction", "flow")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Signal and noise scales for integer timesteps 0..T-1, from clean to noisy.
+
+    Args:
+        signal: a(t), float32 [T].
+        noise: s(t), float32 [T].
+        prediction: one of ``PREDICTIONS``.
+
+    Raises:
+        ValueError: unknown prediction type or scales of different shape.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    prediction: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction type {self.prediction!r} is unknown; known are {', '.join(PREDICTIONS)}")
+        if self.signal.shape != self.noise.shape or self.signal.dim() != 1:
+            raise ValueError("signal and noise scales must be vectors of the same length")
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, prediction: str = "epsilon") -> NoiseSchedule:
+        """Variance-preserving schedule (Stable Diffusion): a^2 = alphas_cumprod, a^2 + s^2 = 1."""
+        alphas = alphas_cumprod.detach().double().cpu()
+        return cls(alphas.sqrt().float(), (1 - alphas).sqrt().float(), prediction)
+
+    @classmethod
+    def rectified_flow(cls, steps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        """Straight paths from data to noise: a = 1 - s, with the resolution shift of Esser et al. 2024, eq. 23."""
+        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        s = shift * s / (1 + (shift - 1) * s)
+        return cls((1 - s).float(), s.float(), "flow")
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a(t) and s(t) shaped [B, 1, 1, 1] for timesteps [B], on the device of ``t``."""
+        index = t.long().cpu()
+        a, s = self.signal[index], self.noise[index]
+        return a.view(-1, 1, 1, 1).to(t.device), s.view(-1, 1, 1, 1).to(t.device)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t from clean latents and unit noise, both [B, C, H, W]."""
+        a, s = self.scales(t)
+        return a * x0 + s * noise
+
+    def split(self, z: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that a prediction stands for, both [B, C, H, W]."""
+        a, s = self.scales(t)
+        if self.prediction == "epsilon":
+            return (z - s * prediction) / a.clamp_min(1e-6), prediction
+        if self.prediction == "v_prediction":
+            return a * z - s * prediction, s * z + a * prediction
+        return z - s * prediction, z + a * prediction
+
+    def step(self, z: Tensor, t: Tensor, t_next: Tensor, prediction: Tensor) -> Tensor:
+        """One deterministic step (DDIM, Song et al. 2021, eq. 12 with sigma 0) from t to t_next; -1 is clean."""
+        x0, noise = self.split(z, t, prediction)
+        a, s = self.scales(t_next.clamp_min(0))
+        clean = (t_next < 0).view(-1, 1, 1, 1)
+        return torch.where(clean, x0, a * x0 + s * noise)
+
+    def timesteps(self, steps: int) -> list[int]:
+        """``steps`` timesteps from the noisiest down, evenly spaced ("trailing"): sampling starts at pure noise."""
+        if not 1 <= steps <= len(self):
+            raise ValueError(f"sampling steps must be between 1 and {len(self)}, not {steps}")
+        return [math.ceil(len(self) * (steps - i) / steps) - 1 for i in range(steps)]

@@ -1,0 +1,173 @@
+"""Noisy latents to train on: many trajectories drawn in one batch, kept at many timesteps and used over many steps.
+
+Published scripts draw one z_t for each optimiser step by sampling anew from pure noise (ESD: up to 50 guided network
+calls a step). Here the states of a batch of trajectories are stored together with the teacher's predictions at those
+states, so a step costs no teacher call at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .delta import DeltaSet
+from .errors import Cancelled
+from .model import Conditioning, LoadedModel
+from .progress import Progress, Report
+
+EMPTY, PROMPT = "empty", "prompt"
+"""The two roles that every pool has: the empty prompt and the prompt that drives the trajectory."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch of states with what the frozen model predicts there.
+
+    Args:
+        latents: z_t, [B, C, H, W].
+        t: timesteps, int64 [B].
+        prompts: the prompt that drove each state's trajectory.
+        teacher: role to the frozen model's prediction, each [B, C, H, W].
+    """
+
+    latents: Tensor
+    t: Tensor
+    prompts: list[str]
+    teacher: Mapping[str, Tensor]
+
+    @property
+    def guidance(self) -> Tensor:
+        """The frozen model's guidance direction g0(z, prompt) = eps0(z, prompt) - eps0(z, "")."""
+        return self.teacher[PROMPT] - self.teacher[EMPTY]
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How trajectories are drawn.
+
+    Args:
+        trajectories: how many, at least one per prompt.
+        steps: sampling steps of a trajectory; all its states but the clean one are kept.
+        guidance: classifier-free guidance scale of the sampling.
+        max_batch: most latents in one network call.
+    """
+
+    trajectories: int = 24
+    steps: int = 20
+    guidance: float = 3.0
+    max_batch: int = 64
+
+
+class TrajectoryPool:
+    """States of N trajectories at K timesteps with the teacher's predictions there.
+
+    Args:
+        states: z_t, [N, K, C, H, W].
+        timesteps: int64 [K].
+        texts: the distinct driving prompts.
+        prompts: for each trajectory the index of its prompt in ``texts``.
+        teacher: role to predictions [N, K, C, H, W].
+    """
+
+    def __init__(
+        self, states: Tensor, timesteps: Tensor, texts: Sequence[str], prompts: list[int], teacher: dict[str, Tensor]
+    ) -> None:
+        self.states, self.timesteps, self.texts, self.prompts, self.teacher = states, timesteps, texts, prompts, teacher
+
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """``count`` states, uniform over trajectories and timesteps."""
+        which = torch.randint(len(self.states), (count,), generator=generator)
+        when = torch.randint(len(self.timesteps), (count,), generator=generator)
+        return self.at(which, when)
+
+    def at(self, which: Tensor, when: Tensor) -> Draw:
+        """The states of trajectories ``which`` [B] at their ``when``-th timesteps [B]."""
+        teacher = {role: prediction[which, when] for role, prediction in self.teacher.items()}
+        t = self.timesteps[when].to(self.states.device)
+        return Draw(self.states[which, when], t, [self.texts[self.prompts[i]] for i in which.tolist()], teacher)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The pool as named tensors, for a checkpoint."""
+        teacher = {f"teacher.{role}": prediction for role, prediction in self.teacher.items()}
+        return {"states": self.states, "timesteps": self.timesteps, "prompts": torch.tensor(self.prompts), **teacher}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], texts: Sequence[str], device: torch.device) -> TrajectoryPool:
+        """Inverse of ``tensors``; ``texts`` are the same prompts as before."""
+        prefix = "teacher."
+        teacher = {key.removeprefix(prefix): t.to(device) for key, t in tensors.items() if key.startswith(prefix)}
+        return cls(tensors["states"].to(device), tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher)
+
+
+def predict_in_batches(
+    model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, max_batch: int
+) -> Tensor:
+    """``model.predict`` in pieces of at most ``max_batch``."""
+    pieces = [range(i, min(i + max_batch, len(latents))) for i in range(0, len(latents), max_batch)]
+    done = [model.predict(latents[p.start : p.stop], t[p.start : p.stop], conditioning[p]) for p in pieces]
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def draw_pool(
+    model: LoadedModel,
+    roles: Mapping[str, Sequence[str]],
+    settings: PoolSettings,
+    generator: torch.Generator,
+    progress: Progress,
+    deltas: DeltaSet,
+    driver: str = "original",
+) -> TrajectoryPool:
+    """Sample trajectories with DDIM and keep every state with the teacher's predictions.
+
+    Args:
+        model: the loaded model with ``deltas`` hanging on it.
+        roles: role to one prompt per driving prompt; needs ``EMPTY`` and ``PROMPT``, and the teacher predicts all.
+        settings: size and guidance.
+        generator: on the CPU, so that every device starts from the same noise.
+        progress: asked for cancellation before each timestep.
+        deltas: switched off for the teacher.
+        driver: ``original``: the frozen model draws the trajectories; ``training``: the model in training (ESD's way).
+
+    Raises:
+        Cancelled: the user stopped.
+    """
+    texts = tuple(roles[PROMPT])
+    prompts = [i % len(texts) for i in range(max(settings.trajectories, len(texts)))]
+    with deltas.off():
+        frozen = {role: model.encode(written)[prompts] for role, written in roles.items()}
+    learning = {role: model.encode(roles[role])[prompts] for role in (EMPTY, PROMPT)} if driver == "training" else None
+    z = torch.randn(len(prompts), *model.latent_shape, generator=generator).to(model.device)
+    timesteps = model.schedule.timesteps(settings.steps)
+    states: list[Tensor] = []
+    teacher: dict[str, list[Tensor]] = {role: [] for role in roles}
+    for i, now in enumerate(timesteps):
+        if progress.cancelled():
+            raise Cancelled("Stopped while drawing trajectories.")
+        progress.update(Report("trajectories", i, len(timesteps)))
+        t = torch.full((len(prompts),), now, device=model.device)
+        with deltas.off():
+            predicted = _all_roles(model, frozen, z, t, settings.max_batch)
+        states.append(z)
+        for role, prediction in predicted.items():
+            teacher[role].append(prediction)
+        if learning is not None:
+            predicted = _all_roles(model, learning, z, t, settings.max_batch)
+        guided = predicted[EMPTY] + settings.guidance * (predicted[PROMPT] - predicted[EMPTY])
+        following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
+        z = model.schedule.step(z, t, torch.full_like(t, following), guided)
+    stacked = {role: torch.stack(predictions, dim=1) for role, predictions in teacher.items()}
+    return TrajectoryPool(torch.stack(states, dim=1), torch.tensor(timesteps), texts, prompts, stacked)
+
+
+def _all_roles(
+    model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int
+) -> dict[str, Tensor]:
+    """Predictions for every role, all in one call where they fit."""
+    count = len(rows)
+    together = Conditioning.cat(list(rows.values()))
+    predicted = predict_in_batches(model, z.repeat(count, 1, 1, 1), t.repeat(count), together, max_batch)
+    return dict(zip(rows, predicted.chunk(count), strict=True))

@@ -1,0 +1,109 @@
+"""``python -m proving_ground``: train the small world's model from nothing, export it, measure it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .tokens import MODEL_DIR
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str) -> float:
+    """Read a duration such as ``90m``, ``2h`` or ``45s``.
+
+    >>> seconds("90m")
+    5400.0
+    """
+    if not text or text[-1] not in UNITS:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90m, got {text!r}")
+    try:
+        return float(text[:-1]) * UNITS[text[-1]]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90m, got {text!r}") from None
+
+
+def _stages() -> dict[str, Callable[..., tuple[object, bool]]]:
+    from .training import autoencoder, clip, judge, unet
+
+    return {
+        "clip": clip.train_clip,
+        "autoencoder": autoencoder.train_autoencoder,
+        "judge": judge.train_judge,
+        "unet": unet.train_unet,
+    }
+
+
+def run_training(only: str | None, budget: float | None) -> bool:
+    """Run the stages that are not complete, in order, then export. Returns whether everything is complete."""
+    from .training.export import PART_STEPS, export
+    from .training.state import steps_done
+
+    deadline = None if budget is None else time.monotonic() + budget
+    for name, stage in _stages().items():
+        if only not in (None, name):
+            continue
+        if steps_done(name) >= PART_STEPS[name]:
+            print(f"{name}: complete")
+            continue
+        _, complete = stage(deadline=deadline)
+        if not complete:
+            print(f"{name}: out of time after {steps_done(name)} of {PART_STEPS[name]} steps; run again to continue")
+            return False
+    if only is None:
+        export()
+        print(f"model written to {MODEL_DIR}")
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m proving_ground", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train what is not trained yet; an interrupted training continues")
+    train.add_argument("--only", choices=("clip", "autoencoder", "judge", "unet"), help="one part, without export")
+    train.add_argument("--budget", type=seconds, help="stop after so long, for example 90m")
+    export = commands.add_parser("export", help="write the trained parts as a diffusers folder")
+    export.add_argument("--partial", action="store_true", help="also when training has not ended")
+    export.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
+    quality = commands.add_parser("quality", help="measure the bundled model and its judge")
+    quality.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder with judge.safetensors")
+    quality.add_argument("--count", type=int, default=1000, help="pictures to sample")
+    quality.add_argument("--seed", type=int, default=0)
+    quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
+    demo = commands.add_parser("demo", help="erase one object from the bundled model and show the result")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
+    for command in (train, quality, demo):
+        command.add_argument("--threads", type=int, help="CPU threads, by default torch's choice")
+    return parser
+
+
+def main() -> int:
+    """Entry point. Returns 1 when a training ran out of time."""
+    options = _parser().parse_args()
+    if getattr(options, "threads", None):
+        torch.set_num_threads(options.threads)
+    if options.command == "demo":
+        from .demo import run_demo
+
+        run_demo(options.out)
+        return 0
+    if options.command == "train":
+        return 0 if run_training(options.only, options.budget) else 1
+    if options.command == "export":
+        from .training.export import export
+
+        export(options.out, options.partial)
+    else:
+        from .quality import report_quality
+
+        report_quality(options.model, options.count, options.seed, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""Shared fixtures: pico models of every supported layout, made once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not make helper modules importable
+
+from pico import write_pico
+
+from erasure_core.hosts.diffusers import DiffusersModel
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+ROOT = Path(__file__).parent.parent
+
+
+class RootIsNoPackage:
+    """Keeps pytest from importing the checkout's own ``__init__.py``: that is ComfyUI's entry and needs ComfyUI."""
+
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A conftest's own hook is never asked about its parent folder, so it has to be a plugin.
+    config.pluginmanager.register(RootIsNoPackage())
+
+
+@pytest.fixture(scope="session")
+def pico_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pico")
+    return {family: write_pico(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def pico_models(pico_folders: dict[str, Path]) -> dict[str, DiffusersModel]:
+    return {family: DiffusersModel.load(folder) for family, folder in pico_folders.items()}
+
+
+@pytest.fixture
+def pico(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
+    """The SD1.x pico model."""
+    return pico_models["sd1"]

@@ -1,0 +1,79 @@
+"""The closed form against the layer-by-layer formula of the paper in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from erasure_core import Concept
+from erasure_core.delta import weight_of
+from erasure_core.erase import erase
+from erasure_core.errors import InvalidSettings
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
+from erasure_core.methods.closed_form import (
+    ClosedFormSettings,
+    kept_rows,
+    low_rank_product,
+    shared_factor,
+    subject_rows,
+)
+
+CONCEPT = Concept(("ball", "red orb"), "box", ("a red box", "a cat"))
+
+
+def uce(weight: Tensor, concept: Tensor, instead: Tensor, kept: Tensor, damping: float) -> Tensor:
+    """UCE's update of one weight, written as in the paper (rows of the arguments are vectors)."""
+    identity = torch.eye(weight.shape[1], dtype=torch.float64)
+    left, right = damping * weight.clone(), damping * identity
+    for c, a in zip(concept, instead, strict=True):
+        left += torch.outer(weight @ a, c)
+        right += torch.outer(c, c)
+    for r in kept:
+        left += torch.outer(weight @ r, r)
+        right += torch.outer(r, r)
+    return left @ torch.linalg.inv(right)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_equals_the_layer_by_layer_formula(pico_models: dict[str, DiffusersModel], family: str, damping: float) -> None:
+    model = pico_models[family]
+    settings = ClosedFormSettings(damping=damping, keep_weight=0.5)
+    erasure, _ = erase(model, CONCEPT, "closed_form", settings)
+    with torch.no_grad():
+        pairs = CONCEPT.prompts()
+        concept, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
+        kept = kept_rows(model.encode(list(CONCEPT.kept_prompts))) * 0.5**0.5
+        for name, layer in select(model.layers(), "cross-attention-kv").items():
+            weight = weight_of(layer).double()
+            expected = uce(weight, concept, instead, kept, damping) - weight
+            found = erasure.deltas[name].change().double()
+            assert (found - expected).abs().max() < 1e-5 * weight.abs().max()
+
+
+@pytest.mark.parametrize("count", [5, 60])
+def test_both_forms_of_the_factor_agree(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    concept = torch.randn(count, 24, dtype=torch.float64, generator=generator)
+    kept = torch.randn(7, 24, dtype=torch.float64, generator=generator)
+    moment = concept.T @ concept + kept.T @ kept + 0.1 * torch.eye(24, dtype=torch.float64)
+    expected = concept @ torch.linalg.inv(moment)
+    torch.testing.assert_close(shared_factor(concept, kept, 0.1), expected, atol=1e-10, rtol=1e-8)
+
+
+def test_with_room_in_the_space_the_concept_moves_and_the_kept_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    concept, instead, kept = (torch.randn(n, 64, dtype=torch.float64, generator=generator) for n in (5, 5, 9))
+    up, down = low_rank_product(instead - concept, shared_factor(concept, kept, 1e-6))
+    torch.testing.assert_close(concept + concept @ (up @ down).T, instead, atol=1e-4, rtol=1e-4)
+    assert (kept @ (up @ down).T).abs().max() < 1e-4
+
+
+def test_rank_limit_holds(pico: DiffusersModel) -> None:
+    erasure, _ = erase(pico, CONCEPT, "closed_form", ClosedFormSettings(rank=2))
+    assert {delta.rank for delta in erasure.deltas.deltas.values()} == {2}  # type: ignore[attr-defined]
+
+
+def test_needs_layers_that_read_the_prompt(pico: DiffusersModel) -> None:
+    with pytest.raises(InvalidSettings, match="choose layers with them"):
+        erase(pico, CONCEPT, "closed_form", ClosedFormSettings(layers="self-attention"))

@@ -1,0 +1,210 @@
+"""The command line: what it makes, and one clear sentence with a non-zero exit code for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erasure_core.cli.generate import split_strength
+from erasure_core.cli.main import main
+
+QUICK = ["--steps", "3", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+
+
+def run(*arguments: object) -> int:
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse leaves this way
+        return int(stop.code or 0)
+
+
+@pytest.fixture
+def model(pico_folders: dict[str, Path]) -> Path:
+    return pico_folders["sd1"]
+
+
+@pytest.fixture
+def erased(model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "ball.safetensors"
+    assert run("erase", "--model", model, "--concept", "ball", "--method", "closed_form", "--out", path) == 0
+    return path
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on standard error, which must be the one error sentence."""
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("concept-erasure: "), error
+    assert "Traceback" not in error
+    return error
+
+
+def test_erase_generate_inspect(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep, prompts, out = tmp_path / "keep.txt", tmp_path / "prompts.txt", tmp_path / "new" / "ball.safetensors"
+    keep.write_text("# kept\na red box\n\n")
+    prompts.write_text("a ball\na cat\n")
+    arguments = ["--concept", "ball", "--word", "orb", "--instead", "box", "--keep", "cat", "--keep-file", keep]
+    assert run("erase", "--model", model, *arguments, "--method", "esd", "--out", out, "--json", *QUICK) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 3 and result["words"] == ["ball", "orb"] and result["bytes"] == out.stat().st_size
+    assert [path.name for path in out.parent.iterdir()] == ["ball.safetensors"]
+
+    assert run("inspect", out, "--model", model, "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    assert manifest["keep"] == ["cat", "a red box"] and manifest["alternative"] == "box"
+
+    pictures = tmp_path / "pictures"
+    arguments = ["--erasure", f"{out}:0.8", "--prompts-file", prompts, "--count", 2, "--steps", 2, "--seed", 5]
+    assert run("generate", "--model", model, *arguments, "--out", pictures, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["prompt"], line["seed"]) for line in lines] == [
+        ("a ball", 5),
+        ("a ball", 6),
+        ("a cat", 5),
+        ("a cat", 6),
+    ]
+    assert all(Image.open(line["path"]).size == (64, 64) for line in lines)
+
+
+def test_strength_zero_paints_the_untouched_picture(model: Path, erased: Path, tmp_path: Path) -> None:
+    def paint(folder: str, *erasure: object) -> np.ndarray:
+        options = ["--prompt", "a ball", "--steps", 3, "--out", tmp_path / folder]
+        assert run("generate", "--model", model, *options, *erasure) == 0
+        return np.asarray(Image.open(tmp_path / folder / "0000_0.png"))
+
+    untouched = paint("a")
+    assert np.array_equal(paint("b", "--erasure", f"{erased}:0"), untouched)
+    assert not np.array_equal(paint("c", "--erasure", f"{erased}:5"), untouched)
+
+
+def test_one_picture_does_not_depend_on_its_batch(model: Path, tmp_path: Path) -> None:
+    options = ["generate", "--model", model, "--prompt", "a ball", "--steps", 3, "--count", 3]
+    assert run(*options, "--out", tmp_path / "one", "--batch", 1) == 0
+    assert run(*options, "--out", tmp_path / "all", "--batch", 3) == 0
+    for seed in range(3):
+        one, many = (np.asarray(Image.open(tmp_path / f / f"0000_{seed}.png"), np.int16) for f in ("one", "all"))
+        assert np.abs(one - many).max() <= 1
+
+
+def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["erase", "--model", model, "--out", tmp_path / "x.safetensors", "--concept"]
+    for arguments, expected in (
+        ([""], "concept is empty"),
+        (["  "], "concept is empty"),
+        (["x" * 5000], "5000 characters long; at most 300"),
+        (["a\x00b"], "control characters"),
+        (["ball", "--instead", "ball"], "also the concept to erase"),
+        (["ball", "--keep", "ball"], "both erased and kept"),
+        (["one two " * 35], "tokens, but only"),
+        (["ball", "--method", "magic"], "no method 'magic'; choose from closed_form, esd"),
+        (["ball", "--layers", "nose"], "layers is 'nose'; choose from"),
+        (["ball", "--learning-rate", "nan"], "learning_rate is nan; it must lie between"),
+        (["ball", "--steps", "0"], "steps is 0; it must lie between"),
+        (["ball", "--method", "closed_form", "--steps", "5"], "--steps is not a setting of the method closed_form"),
+        (["ball", "--keep-file", tmp_path / "none.txt"], "none.txt cannot be read"),
+    ):
+        assert run(*base, *arguments) == 3, arguments
+        assert expected in sentence(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        damaged = tmp_path / part.partition("/")[0]
+        shutil.copytree(model, damaged)
+        content = (damaged / part).read_bytes()
+        (damaged / part).write_bytes(content[: len(content) // 2])
+    missing = tmp_path / "no_unet"
+    shutil.copytree(model, missing)
+    shutil.rmtree(missing / "unet")
+    (tmp_path / "empty").mkdir()
+    for folder, expected in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "empty", "is not a diffusers model folder"),
+        (missing, "incomplete or damaged"),
+        (tmp_path / "unet", "incomplete or damaged"),
+        (tmp_path / "text_encoder", "incomplete or damaged"),
+    ):
+        assert run("erase", "--model", folder, "--concept", "ball", "--out", tmp_path / "x.safetensors") == 3
+        assert expected in sentence(capsys), folder
+    assert run("generate", "--model", model, "--prompt", "a", "--out", tmp_path, "--device", "cuda:99") == 3
+    assert "'cuda:99' cannot be used" in sentence(capsys)
+
+
+def test_bad_generate(model: Path, erased: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(erased.read_bytes()[:300])
+    base = ["generate", "--model", model, "--out", tmp_path / "p"]
+    for arguments, expected in (
+        ([], "nothing to paint"),
+        (["--prompt", "word " * 100], "tokens, but only 75 are read"),
+        (["--prompt", "a", "--erasure", tmp_path / "none.safetensors"], "does not exist"),
+        (["--prompt", "a", "--erasure", f"{erased}:lots"], "'lots'"),
+        (["--prompt", "a", "--erasure", f"{erased}:nan"], "is not a strength"),
+        (["--prompt", "a", "--erasure", tmp_path / "broken.safetensors"], "cut short"),
+        (["--prompt", "a", "--steps", "0"], "--steps is 0"),
+        (["--prompt", "a", "--steps", "5000"], "--steps is 5000; it must lie between 1 and 1000"),
+        (["--prompt", "a", "--batch", "0"], "--batch is 0"),
+    ):
+        assert run(*base, *arguments) == 3, arguments
+        assert expected in sentence(capsys)
+    assert not (tmp_path / "p").exists()
+
+
+def test_wrong_base(
+    pico_folders: dict[str, Path], erased: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", pico_folders["sd2"], "--erasure", erased, "--prompt", "a", "--out", tmp_path / "p"]
+    assert run("generate", *arguments) == 3
+    assert "made on another base model" in sentence(capsys)
+    assert run("inspect", erased, "--model", pico_folders["sdxl"]) == 3
+    assert "another kind of model (sd1)" in sentence(capsys)
+
+
+def test_outputs_that_cannot_be_written(
+    model: Path, erased: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["erase", "--model", model, "--concept", "ball", "--method", "closed_form", "--out"]
+    (tmp_path / "file").write_text("in the way")
+    for path, expected in (
+        (tmp_path / "file" / "x.safetensors", "cannot be written"),
+        (tmp_path / "x.ckpt", "must end in .safetensors"),
+        (erased, "exists already; choose another name or add --overwrite"),
+        *([] if os.geteuid() else [(Path("/proc/x.safetensors"), "cannot be written")]),
+    ):
+        assert run(*base, path) == 5
+        assert expected in sentence(capsys)
+    assert run(*base, erased, "--overwrite") == 0
+
+
+def test_an_unfinished_training_is_not_thrown_away(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ball.safetensors"
+    (tmp_path / "ball.safetensors.partial").write_bytes(b"work of an hour")
+    base = ["erase", "--model", model, "--concept", "ball", "--out", path, *QUICK]
+    assert run(*base) == 5
+    assert "go on with --resume or start anew with --overwrite" in sentence(capsys)
+    assert run(*base, "--resume") == 3
+    assert "ball.safetensors.partial" in sentence(capsys)
+    assert run(*base, "--overwrite") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["ball.safetensors"]
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert run("erase") == 2
+    assert run("dance") == 2
+    assert run("--help") == 0
+    assert "exit codes:" in capsys.readouterr().out
+
+
+def test_split_strength() -> None:
+    assert split_strength("a.safetensors") == (Path("a.safetensors"), 1.0)
+    assert split_strength("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
+    assert split_strength("C:\\x\\a.safetensors") == (Path("C:\\x\\a.safetensors"), 1.0)
+    assert split_strength("dir:x/a.safetensors:-1") == (Path("dir:x/a.safetensors"), -1.0)

@@ -1,0 +1,92 @@
+"""Deltas: what they add, and that switched off or detached nothing of them is left."""
+
+import pytest
+import torch
+from torch import nn
+
+from erasure_core.delta import DeltaSet, DenseDelta, LowRankDelta, new_deltas
+from erasure_core.errors import InvalidSettings
+from erasure_core.fingerprint import fingerprint
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import LAYER_GROUPS, reads_context, select
+
+
+def random_low_rank(shape: torch.Size, rank: int = 3) -> LowRankDelta:
+    down, up = torch.randn(rank, *shape[1:]), torch.randn(shape[0], rank, *[1] * (len(shape) - 2))
+    return LowRankDelta(down, up)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.Conv2d(6, 5, 1)])
+@pytest.mark.parametrize("dense", [False, True])
+def test_hooked_delta_equals_the_changed_weight(layer: nn.Linear | nn.Conv2d, dense: bool) -> None:
+    shape = layer.weight.shape
+    delta = DenseDelta(torch.randn(shape)) if dense else random_low_rank(shape)
+    x = torch.randn(2, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 8, 8)
+    before = layer(x)
+    with DeltaSet({"layer": delta}, strength=0.7).attached({"layer": layer}):
+        hooked = layer(x)
+    with torch.no_grad():
+        layer.weight += 0.7 * delta.change()
+        changed = layer(x)
+        layer.weight -= 0.7 * delta.change()
+    torch.testing.assert_close(hooked, changed, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(hooked, before)
+
+
+def test_off_and_detached_are_bit_identical(pico: DiffusersModel) -> None:
+    layers = select(pico.layers(), "full+text-encoder")
+    deltas = DeltaSet({name: random_low_rank(layer.weight.shape) for name, layer in layers.items()})
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
+
+    def predict() -> torch.Tensor:
+        with torch.no_grad():
+            return pico.predict(z, t, pico.encode(["a red ball", "cat"]))
+
+    base, weights = predict(), fingerprint(layers)
+    with deltas.attached(pico.layers()):
+        assert not torch.allclose(predict(), base, atol=1e-3)
+        with deltas.off():
+            assert torch.equal(predict(), base)
+    assert torch.equal(predict(), base)
+    assert fingerprint(layers) == weights
+
+
+def test_hooks_are_removed_when_attaching_fails(pico: DiffusersModel) -> None:
+    layers = pico.layers()
+    name = next(iter(layers))
+    deltas = DeltaSet({name: random_low_rank(layers[name].weight.shape), "unet.nowhere": DenseDelta(torch.zeros(1, 1))})
+    with pytest.raises(KeyError), deltas.attached(layers):
+        pass
+    assert not layers[name]._forward_hooks
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("group", LAYER_GROUPS)
+def test_layer_groups(pico_models: dict[str, DiffusersModel], family: str, group: str) -> None:
+    chosen = select(pico_models[family].layers(), group)
+    if group == "text-encoder":
+        assert all(name.startswith("text_encoder") for name in chosen)
+    else:
+        assert all(name.startswith("unet.") for name in chosen)
+        cross = [name for name in chosen if ".attn2." in name]
+        assert bool(cross) == (group in ("cross-attention-kv", "cross-attention", "full"))
+    if group == "cross-attention-kv":
+        assert all(reads_context(name) for name in chosen)
+
+
+def test_full_is_cross_attention_and_the_rest(pico: DiffusersModel) -> None:
+    full, cross = select(pico.layers(), "full"), select(pico.layers(), "cross-attention")
+    rest = select(pico.layers(), "all-but-cross-attention")
+    assert set(full) == set(cross) | set(rest) and not set(cross) & set(rest)
+
+
+def test_unknown_layers_are_named(pico: DiffusersModel) -> None:
+    with pytest.raises(InvalidSettings, match="'cross' are unknown; choose from cross-attention-kv"):
+        select(pico.layers(), "cross")
+
+
+def test_rank_is_cut_to_the_layer_and_starts_at_zero() -> None:
+    deltas = new_deltas({"layer": nn.Linear(4, 9)}, rank=100, seed=0)
+    delta = deltas["layer"]
+    assert isinstance(delta, LowRankDelta) and delta.rank == 4
+    assert torch.equal(delta.change(), torch.zeros(9, 4))

@@ -1,0 +1,244 @@
+"""Erasure files: what is written is read back, other software loads it, and nothing strange gets through."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasure, write_erasure
+from erasure_core.delta import DenseDelta, LowRankDelta
+from erasure_core.errors import InvalidFile, OutputError, WrongBase
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
+from erasure_core.manifest import Manifest
+from erasure_core.naming import file_names, ldm_paths
+
+CONCEPT = Concept(("ball", "orb"), "box", ("a red box",))
+
+
+def random_erasure(model: DiffusersModel, groups: str, dense: bool = False) -> Erasure:
+    """A closed form's manifest around random changes of the given layers."""
+    known, _ = erase(model, CONCEPT, "closed_form")
+    layers = select(model.layers(), groups)
+    generator = torch.Generator().manual_seed(0)
+    deltas: dict[str, LowRankDelta | DenseDelta] = {}
+    for name, layer in layers.items():
+        shape = layer.weight.shape
+        full = 0.1 * torch.randn(shape, generator=generator)
+        delta = LowRankDelta.zero(shape, 3, generator)
+        delta.up.data.normal_(0, 0.3, generator=generator)
+        deltas[name] = DenseDelta(full) if dense else delta
+    from dataclasses import replace
+
+    from erasure_core.fingerprint import fingerprint
+
+    return Erasure(DeltaSet(deltas), replace(known.manifest, base_fingerprint=fingerprint(layers)))
+
+
+def prediction(model: DiffusersModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    z, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([20, 800])
+    with torch.no_grad():
+        return model.predict(z, t, model.encode(["a red ball", "cat"]))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_round_trip(pico_models: dict[str, DiffusersModel], family: str, dense: bool, tmp_path: Path) -> None:
+    model, path = pico_models[family], tmp_path / "erasure.safetensors"
+    erasure = random_erasure(model, "full+text-encoder", dense)
+    written = write_erasure(path, erasure, model.layers())
+    stored = read_erasure(path)
+    assert stored.manifest == written
+    assert written.storage_error < (1e-9 if dense else 1e-3)
+    with applied(model, [(erasure.deltas, 1.0)]):
+        trained = prediction(model)
+    with applied(model, [(stored.bind(model), 1.0)]):
+        read = prediction(model)
+    torch.testing.assert_close(read, trained, atol=0 if dense else 5e-3, rtol=0 if dense else 1e-2)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_diffusers_loads_a_low_rank_file_as_a_plain_lora(
+    pico_folders: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    model, path = DiffusersModel.load(pico_folders[family]), tmp_path / "erasure.safetensors"
+    write_erasure(path, random_erasure(model, "cross-attention+text-encoder"), model.layers())
+    with applied(model, [(read_erasure(path).bind(model), 1.0)]):
+        expected = prediction(model)
+    kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    pipeline = kind.from_pretrained(pico_folders[family])
+    pipeline.load_lora_weights(str(path))
+    encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if family == "sdxl" else [])]
+    tokenizers = [pipeline.tokenizer, *([pipeline.tokenizer_2] if family == "sdxl" else [])]
+    theirs = prediction(DiffusersModel(pipeline.unet, encoders, tokenizers, model.schedule))
+    assert (expected - prediction(model)).abs().max() > 1e-2, "the change must be visible"
+    torch.testing.assert_close(theirs, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_untrained_text_attention_is_filled_with_zeros(pico: DiffusersModel, tmp_path: Path) -> None:
+    erasure = random_erasure(pico, "text-encoder")
+    only_v = {name: delta for name, delta in erasure.deltas.deltas.items() if name.endswith("v_proj")}
+    write_erasure(tmp_path / "v.safetensors", Erasure(DeltaSet(only_v), erasure.manifest), pico.layers())
+    keys = set(load_file(tmp_path / "v.safetensors"))
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        assert f"lora_te_text_model_encoder_layers_0_self_attn_{part}.lora_up.weight" in keys
+
+
+def test_metadata_names_what_hosts_look_for(pico: DiffusersModel, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "ball.safetensors"
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_output_name"] == "ball"
+    manifest = json.loads(metadata["erasure"])
+    assert manifest["words"] == ["ball", "orb"] and manifest["settings"]["damping"] == 0.1
+
+
+def test_strength_is_linear_in_the_layers_output(pico: DiffusersModel) -> None:
+    erasure = random_erasure(pico, "cross-attention-kv")
+    name, delta = next(iter(erasure.deltas.deltas.items()))
+    layer, x = pico.layers()[name], torch.randn(3, pico.layers()[name].weight.shape[1])
+    outputs = []
+    for strength in (0.0, 0.5, 1.0):
+        with torch.no_grad(), DeltaSet({name: delta}, strength).attached(pico.layers()):
+            outputs.append(layer(x))
+    torch.testing.assert_close(outputs[1] - outputs[0], (outputs[2] - outputs[0]) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_other_base_and_other_kind_are_refused(
+    pico_models: dict[str, DiffusersModel], pico_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from pico import write_pico
+
+    path = tmp_path / "erasure.safetensors"
+    write_erasure(path, erase(pico_models["sd1"], CONCEPT, "closed_form")[0], pico_models["sd1"].layers())
+    stored = read_erasure(path)
+    with pytest.raises(WrongBase, match="another kind of model"):
+        stored.bind(pico_models["sdxl"])
+    other = DiffusersModel.load(write_pico(tmp_path / "other", "sd1", seed=1))
+    with pytest.raises(WrongBase, match="made on another base model"):
+        stored.bind(other)
+    assert len(stored.bind(other, allow_other_base=True)) == 8
+
+
+def header_file(path: Path, header: bytes, body: bytes = b"", length: int | None = None) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + body)
+    return path
+
+
+def hostile_files(folder: Path) -> list[Path]:
+    """Files that are not what they say."""
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header_file(folder / "empty_header", b"")
+    header_file(folder / "giant_header", b"{}", length=2**62)
+    header_file(folder / "long_header", b" " * (17 * 2**20))
+    header_file(folder / "not_json", b"{'a': 1}")
+    header_file(folder / "list", b"[1, 2]")
+    header_file(folder / "text_entry", b'{"a": "b"}')
+    header_file(folder / "deep", b"[" * 100_000)
+    header_file(folder / "outside", json.dumps({"lora_x.diff": {**entry, "data_offsets": [0, 999]}}).encode())
+    header_file(folder / "short_body", json.dumps({"lora_x.diff": entry}).encode(), b"\0" * 8)
+    header_file(folder / "wrong_size", json.dumps({"lora_x.diff": {**entry, "shape": [9, 9]}}).encode(), b"\0" * 16)
+    header_file(folder / "negative", json.dumps({"lora_x.diff": {**entry, "shape": [-2, -2]}}).encode(), b"\0" * 16)
+    header_file(folder / "type", json.dumps({"lora_x.diff": {**entry, "dtype": "F4"}}).encode(), b"\0" * 16)
+    header_file(folder / "many", json.dumps({f"a{i}": entry for i in range(20_001)}).encode(), b"\0" * 16)
+    header_file(folder / "no_tensors", b"{}")
+    (folder / "nothing").write_bytes(b"")
+    (folder / "text").write_text("a poem")
+    (folder / "pickle").write_bytes(b"\x80\x04\x95" + b"\0" * 60)
+    tensors = {
+        "foreign": {"model.weight": torch.zeros(2, 2)},
+        "nan": {"lora_unet_x.diff": torch.full((2, 2), float("nan"))},
+        "inf": {"lora_unet_x.diff": torch.full((2, 2), float("inf"))},
+        "only_up": {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)},
+        "mixed": {"lora_unet_x.diff": torch.zeros(2, 2), "lora_unet_x.alpha": torch.tensor(1.0)},
+        "ranks": {"lora_unet_x.lora_up.weight": torch.zeros(4, 2), "lora_unet_x.lora_down.weight": torch.zeros(3, 4)},
+        "three_dimensions": {"lora_unet_x.diff": torch.zeros(2, 2, 2)},
+        "zero_rank": {
+            "lora_unet_x.lora_up.weight": torch.zeros(4, 0),
+            "lora_unet_x.lora_down.weight": torch.zeros(0, 4),
+        },
+    }
+    for name, content in tensors.items():
+        save_file(content, folder / name)
+    manifests = {
+        "manifest_text": "hello",
+        "manifest_list": "[]",
+        "manifest_empty": "{}",
+        "manifest_new": '{"format_version": 99}',
+    }
+    for name, text in manifests.items():
+        save_file({"lora_unet_x.diff": torch.zeros(2, 2)}, folder / name, {"erasure": text})
+    return sorted(path for path in folder.iterdir())
+
+
+def test_hostile_files_are_refused_with_one_sentence(tmp_path: Path) -> None:
+    paths = hostile_files(tmp_path)
+    assert len(paths) >= 28
+    for path in paths:
+        with pytest.raises(InvalidFile) as caught:
+            read_erasure(path)
+        assert "\n" not in str(caught.value), path.name
+    with pytest.raises(InvalidFile, match="cannot be read"):
+        read_erasure(tmp_path / "missing.safetensors")
+
+
+def test_truncation_at_any_point_is_noticed(pico: DiffusersModel, tmp_path: Path) -> None:
+    path = tmp_path / "whole.safetensors"
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+    content = path.read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(InvalidFile):
+            read_erasure(tmp_path / "cut")
+
+
+def test_a_failed_write_leaves_nothing(pico: DiffusersModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_erasure(tmp_path / "file" / "x.safetensors", erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_layer_has_its_own_file_name(pico_models: dict[str, DiffusersModel], family: str) -> None:
+    layers = pico_models[family].layers()
+    for dense in (False, True):
+        names = file_names(layers, family, dense)
+        assert set(names) == set(layers) and len(set(names.values())) == len(layers)
+
+
+def test_ldm_names_of_the_original_layout() -> None:
+    """Spot checks against names of the original SD1.5 checkpoint: two blocks a level, four levels."""
+    per_level = [f"down_blocks.0.resnets.{i}.conv1" for i in range(2)]
+    known = {
+        "conv_in": "input_blocks.0.0",
+        "down_blocks.0.attentions.1.norm": "input_blocks.2.1.norm",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+        "down_blocks.3.resnets.1.conv2": "input_blocks.11.0.out_layers.3",
+        "mid_block.resnets.1.time_emb_proj": "middle_block.2.emb_layers.1",
+        "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+        "up_blocks.0.resnets.2.conv_shortcut": "output_blocks.2.0.skip_connection",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",
+        "up_blocks.1.attentions.2.proj_out": "output_blocks.5.1.proj_out",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+        "up_blocks.3.attentions.2.transformer_blocks.0.ff": "output_blocks.11.1.transformer_blocks.0.ff",
+        "conv_out": "out.2",
+    }
+    paths = ldm_paths([*per_level, *known])
+    assert {name: paths[name] for name in known} == known
+
+
+def test_manifest_survives_json() -> None:
+    manifest = Manifest(("a", "b"), None, ("c",), "esd", "status", {"steps": 3}, 3, "sd1", "00", "epsilon")
+    assert Manifest.from_json(manifest.to_json()) == manifest

@@ -1,0 +1,141 @@
+"""Interrupted trainings: whatever stops them, the continued run ends with the same bytes as an undisturbed one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure_core import Concept, Report, Silent, erase, write_erasure
+from erasure_core.checkpoint import checkpoint_path
+from erasure_core.errors import Cancelled, InvalidFile, TrainingFailed
+from erasure_core.fingerprint import fingerprint
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.esd import EsdSettings
+
+CONCEPT = Concept(("ball",), None, ("a red box",))
+SETTINGS = EsdSettings(rank=2, steps=10, refresh=4, trajectories=6, trajectory_steps=3, batch=2, driver="training")
+
+
+class StopAt(Silent):
+    """Cancels when the given number of training steps is done."""
+
+    def __init__(self, step: int) -> None:
+        self.stop, self.done = step, 0
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training":
+            self.done = report.step
+
+    def cancelled(self) -> bool:
+        return self.done >= self.stop
+
+
+class HostInterrupt(BaseException):
+    """As newer ComfyUI raises it: not an ``Exception``."""
+
+
+class RaiseAt(Silent):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training" and report.step == self.step:
+            raise HostInterrupt
+
+
+def finished(model: DiffusersModel, path: Path, checkpoint: Path | None = None) -> bytes:
+    erasure, _ = erase(model, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
+    write_erasure(path, erasure, model.layers())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_cancel_and_resume_ends_with_the_same_bytes(pico: DiffusersModel, tmp_path: Path, step: int) -> None:
+    path, weights = tmp_path / "ball.safetensors", fingerprint(pico.layers())
+    undisturbed = finished(pico, path)
+    checkpoint = checkpoint_path(path)
+    with pytest.raises(Cancelled, match=f"step {step} of 10"):
+        erase(pico, CONCEPT, "esd", SETTINGS, StopAt(step), checkpoint)
+    assert checkpoint.exists()
+    assert finished(pico, path, checkpoint) == undisturbed
+    assert fingerprint(pico.layers()) == weights
+
+
+def test_a_hosts_own_interrupt_keeps_the_work(pico: DiffusersModel, tmp_path: Path) -> None:
+    path = tmp_path / "ball.safetensors"
+    undisturbed = finished(pico, path)
+    with pytest.raises(HostInterrupt):
+        erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(6), checkpoint_path(path))
+    assert finished(pico, path, checkpoint_path(path)) == undisturbed
+    assert not any(layer._forward_hooks for layer in pico.layers().values())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import test_resume as t
+from erasure_core.hosts.diffusers import DiffusersModel
+
+class KillAt(t.Silent):
+    def update(self, report):
+        if report.stage == "training" and report.step == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+t.erase(DiffusersModel.load(Path(sys.argv[3])), t.CONCEPT, "esd", t.SETTINGS, KillAt(), Path(sys.argv[5]), save_every=0)
+"""
+
+
+@pytest.mark.parametrize("step", [2, 7])
+def test_kill_9_and_resume_ends_with_the_same_bytes(
+    pico: DiffusersModel, pico_folders: dict[str, Path], tmp_path: Path, step: int
+) -> None:
+    path, here = tmp_path / "ball.safetensors", Path(__file__)
+    undisturbed = finished(pico, path)
+    checkpoint = checkpoint_path(path)
+    arguments = [here.parent, here.parents[2], pico_folders["sd1"], step, checkpoint]
+    process = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False)
+    assert process.returncode == -9, process.stderr.decode()[-2000:]
+    assert finished(pico, path, checkpoint) == undisturbed
+
+
+def test_a_checkpoint_of_another_training_is_refused(pico: DiffusersModel, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.partial"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", SETTINGS, StopAt(2), checkpoint)
+    with pytest.raises(InvalidFile, match="another concept, method, settings or model"):
+        erase(pico, Concept(("cat",)), "esd", SETTINGS, checkpoint=checkpoint)
+
+
+def test_damaged_checkpoints_are_refused(pico: DiffusersModel, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.partial"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", SETTINGS, StopAt(2), checkpoint)
+    content = checkpoint.read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2], content[:-1], b"x" * 500):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(InvalidFile):
+            erase(pico, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_state(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ball.safetensors"
+    undisturbed, checkpoint = finished(pico, path), checkpoint_path(path)
+    original, calls = DiffusersModel.predict, []
+
+    def broken(self: DiffusersModel, *args: object) -> torch.Tensor:
+        calls.append(1)
+        return original(self, *args) * (float("nan") if len(calls) > 25 else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DiffusersModel, "predict", broken)
+    with pytest.raises(TrainingFailed, match=r"loss became nan at step \d+.*Lower the learning rate"):
+        erase(pico, CONCEPT, "esd", SETTINGS, None, checkpoint, save_every=0)
+    monkeypatch.undo()
+    assert checkpoint.exists()
+    assert finished(pico, path, checkpoint) == undisturbed
