@@ -75,7 +75,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
     """
     stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(stored, dict(metadata)))
+    write_bytes(path, _with_metadata(save(stored), metadata))
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Put metadata into a safetensors file in sorted order; the library's own order changes from call to call, and
+    equal erasures must be equal files."""
+    length = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

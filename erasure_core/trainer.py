@@ -113,6 +113,8 @@ class Trainer:
         self.step, self.history = 0, History()
         self.pools: dict[str, TrajectoryPool] = {}
         self._updating = False
+        # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
+        self.loss_scale = 4096.0 if model.dtype == torch.float16 else 1.0
         self._encoded: dict[str, Conditioning] = {}
 
     def run(self) -> tuple[DeltaSet, History]:
@@ -190,10 +192,12 @@ class Trainer:
             assert self.method.loss is not None
             terms = self.method.loss(s, Step(concept, kept, self))
             total = torch.stack(list(terms.values())).sum() / s.accumulate
-            total.backward()  # type: ignore[no-untyped-call]
+            (total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0.0) + term.item() / s.accumulate
         self._guard(losses)
+        if not self._gradients_are_usable():
+            return
         self._updating = True
         self.optimizer.step()
         self.step += 1
@@ -208,6 +212,25 @@ class Trainer:
                 f"The loss became {max(losses.values(), key=lambda v: not math.isfinite(v))} at step {self.step + 1}; "
                 f"nothing was written. Lower the learning rate (now {self.settings.learning_rate:g})."
             )
+
+    def _gradients_are_usable(self) -> bool:
+        """Undo the loss scaling. After an overflow in float16 the scale is halved and the step repeated.
+
+        Raises:
+            TrainingFailed: gradients are not finite for another reason.
+        """
+        gradients = [p.grad for p in self.deltas.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, self.loss_scale)
+        finite = bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
+        if not finite:
+            self.optimizer.zero_grad()
+            if self.loss_scale <= 1.0:
+                raise TrainingFailed(
+                    f"The gradient is not a finite number at step {self.step + 1}; nothing was written. "
+                    f"Lower the learning rate (now {self.settings.learning_rate:g})."
+                )
+            self.loss_scale /= 2
+        return finite
 
     def _reached_goal(self) -> bool:
         if self.settings.stop_below is None or self.step % CHECK_EVERY:

@@ -1,31 +1,42 @@
 """A small CLIP, trained contrastively on the world's pictures and captions, then frozen.
 
 Two phases. The first is CLIP's own loss. Alone it maps all words of a concept to almost one point, since the pictures
-of this small world give it no reason to tell them apart; erasing one word would then erase them all, which no real
-text encoder allows. So the second phase goes on with CLIP's loss and also asks the text side to remember its words:
-from the state at the end token it must tell which tokens the caption had.
+of this small world give it no reason to tell them apart; erasing one word would then erase them all, which is not so
+with any real text encoder. So the second phase goes on with CLIP's loss and also keeps words apart: saying one thing
+of a caption by another word must move the text states almost as far as saying another thing. CLIP's projection, which
+is not part of what the UNet reads, still brings the words together for the comparison with pictures.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from ..captions import caption
+from ..lexicon import COLOUR_NAMES, OBJECT_NAMES, STYLE_NAMES
+from ..scene import Scene, phrases
+from ..tokens import token_ids
 from .data import captions_for, pick, scenes
 from .loop import train
 
 PICTURE_STEPS = 2000
-STEPS = 1000
+STEPS = 900
 """Steps of the first and of the second phase."""
-MEMORY_WEIGHT = 0.3
+APART_WEIGHT = 5.0
+APART = 0.8
+"""Least distance of two words of a concept, as a share of the distance to another concept's word."""
+TWINS = 128
+"""Captions of a batch that are said in other words."""
 BATCH = 256
 SCENES = 30_000
 WIDTH = 64
 END = 49407
+KINDS = {"object": OBJECT_NAMES, "colour": COLOUR_NAMES, "style": STYLE_NAMES}
 
 
 def new_clip(seed: int = 0) -> CLIPModel:
@@ -50,20 +61,44 @@ def normalised(pictures: Tensor) -> Tensor:
     return (pictures.float() / 255 - 0.5) / 0.5
 
 
-def memory_loss(states: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
-    """Cross-entropy of telling a caption's tokens from all tokens of the batch, by the state at its end token.
+def said_otherwise(scene: Scene, rng: random.Random) -> tuple[Scene, Scene]:
+    """The scene with one thing's object, colour or style said by another of its words, and with another concept there.
 
-    Args:
-        states: text states [B, L, D].
-        ids: token ids [B, L].
-        embedding: token embedding [V, D], whose rows are the classes.
+    Neither is drawn; they only give captions.
     """
-    rows = torch.arange(len(ids))
-    end = states[rows, (ids == END).int().argmax(dim=1)]
-    distinct, place = ids.unique(return_inverse=True)
-    present = torch.zeros(len(ids), len(distinct)).scatter_(1, place, 1.0)
-    scores = F.log_softmax((end @ embedding[distinct].T).float(), dim=1)
-    return -(scores * present).sum(dim=1).div(present.sum(dim=1)).mean()
+    place, kind = rng.randrange(len(scene.things)), rng.choice(("object", "colour", "style"))
+    thing = scene.things[place]
+    name, say = getattr(thing, kind), getattr(thing, f"{kind}_say")
+    another_say = rng.choice([i for i in range(len(phrases(name))) if i != say])
+    another_name = rng.choice([other for other in KINDS[kind] if other != name])
+
+    def changed(**fields: Any) -> Scene:
+        things = list(scene.things)
+        things[place] = replace(thing, **fields)
+        return replace(scene, things=tuple(things))
+
+    return changed(**{f"{kind}_say": another_say}), changed(**{kind: another_name})
+
+
+def _read(text_model: nn.Module, ids: Tensor) -> Tensor:
+    """What is compared: the state at the end token (and so in all padding), and the mean state before it, [2, B, D]."""
+    states = text_model(ids).last_hidden_state.float()
+    end = (ids == END).int().argmax(dim=1)
+    before = (torch.arange(ids.shape[1]) < end[:, None]).float()[..., None]
+    return torch.stack([states[torch.arange(len(ids)), end], (states * before).sum(1) / before.sum(1)])
+
+
+def apart_loss(text_model: nn.Module, chosen: list[Scene], step: int) -> Tensor:
+    """How far two ways of saying one thing fall short of ``APART`` of the distance to another thing (hinge)."""
+    scenes_said = [(scene, *said_otherwise(scene, random.Random(f"{step} {i}"))) for i, scene in enumerate(chosen)]
+    # The same chance for all three, so that their captions differ in the one phrase only, if they mention it at all.
+    texts = [[caption(scene, random.Random(f"{step} {i}")) for scene in three] for i, three in enumerate(scenes_said)]
+    texts = [three for three in texts if len(set(three)) == 3]
+    said, by_other_word, other = (
+        _read(text_model, token_ids(list(column), trim=True)) for column in zip(*texts, strict=True)
+    )
+    between = (other - said).norm(dim=-1).detach()
+    return (APART - (by_other_word - said).norm(dim=-1) / between).relu().mean()
 
 
 def train_clip(deadline: float | None = None, steps: int = STEPS) -> tuple[CLIPModel, bool]:
@@ -71,22 +106,21 @@ def train_clip(deadline: float | None = None, steps: int = STEPS) -> tuple[CLIPM
     model = new_clip()
     drawn, pictures = scenes(1, SCENES)
 
-    def loss_at(step: int, memory_weight: float = 0.0) -> Tensor:
+    def loss_at(step: int) -> Tensor:
         rng = random.Random(step)
         chosen = pick(step, BATCH, SCENES)
         ids = captions_for([drawn[i] for i in chosen], rng, trim=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = model(input_ids=ids, pixel_values=normalised(pictures[chosen]), return_loss=True)
-            if not memory_weight:
-                return out.loss
-            embedding = model.text_model.get_input_embeddings().weight
-            return out.loss + memory_weight * memory_loss(out.text_model_output.last_hidden_state, ids, embedding)
+            return model(input_ids=ids, pixel_values=normalised(pictures[chosen]), return_loss=True).loss
 
-    def remembering(step: int) -> Tensor:
-        return loss_at(PICTURE_STEPS + step, MEMORY_WEIGHT)
+    def loss_with_words_apart(step: int) -> Tensor:
+        later = PICTURE_STEPS + step
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            apart = apart_loss(model.text_model, [drawn[i] for i in pick(later, BATCH, SCENES)[:TWINS]], later)
+        return loss_at(later) + APART_WEIGHT * apart
 
     first = train("clip_pictures", model, loss_at, PICTURE_STEPS, peak_rate=1e-3, decay=0.995, deadline=deadline)
     if not first:
         return model.eval(), False
-    complete = train("clip", model, remembering, steps, peak_rate=1e-3, decay=0.99, deadline=deadline)
+    complete = train("clip", model, loss_with_words_apart, steps, peak_rate=1e-3, decay=0.99, deadline=deadline)
     return model.eval(), complete

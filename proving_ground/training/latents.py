@@ -21,7 +21,7 @@ from .data import to_model_range
 Kept = dict[str, Any]
 
 SEED = 2
-SCENES = 60_000
+SCENES = 40_000
 BATCH = 50
 
 

@@ -6,6 +6,7 @@ import random
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from .autoencoder import new_autoencoder
@@ -65,7 +66,10 @@ def train_unet(
     load_average("autoencoder", autoencoder)
     drawn = training_scenes(count)
     latents = encoded_scenes(autoencoder, drawn)
-    model = new_unet().to(memory_format=torch.channels_last)
+    model = new_unet()
+    # Measured: bfloat16 needs three quarters of float32's time, but only without the fused attention, whose backward
+    # is slow in it.
+    model.set_attn_processor(AttnProcessor())
     alphas = alphas_cumprod()
 
     def loss_at(step: int) -> Tensor:
@@ -75,8 +79,10 @@ def train_unet(
             text = text_encoder(ids).last_hidden_state
         clean = latents[chosen].float()
         noise, t = torch.randn_like(clean), torch.randint(len(alphas), (BATCH,))
-        noisy = add_noise(clean, noise, alphas[t]).contiguous(memory_format=torch.channels_last)
-        errors = (model(noisy, t, encoder_hidden_states=text).sample - noise).square().mean(dim=(1, 2, 3))
+        noisy = add_noise(clean, noise, alphas[t])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = model(noisy, t, encoder_hidden_states=text).sample
+        errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         return (min_snr_weight(alphas[t]) * errors).mean()
 
     complete = train("unet", model, loss_at, steps, peak_rate=PEAK_RATE, decay=0.9995, deadline=deadline)
