@@ -61,17 +61,28 @@ class StoredErasure:
             allow_other_base: apply to a model of the same shape even if it is not the one the erasure was made on.
 
         Raises:
-            WrongBase: the model has no such layers, other shapes, or other weights.
+            WrongBase: the model is of another family, has no such layers, other shapes, or other weights.
         """
-        layers = model.layers()
-        names = {
-            file: ours for dense in (False, True) for ours, file in file_names(layers, model.family, dense).items()
-        }
+        if self.manifest is not None and self.manifest.family != model.family:
+            raise WrongBase(
+                f"{self.path} was made for another kind of model: {self.manifest.family}, but this one is {model.family}."
+            )
+        deltas = self._match(model)
+        if self.manifest is not None and not allow_other_base:
+            layers = model.layers()
+            self._check_base({name: layers[name] for name in deltas})
+        return DeltaSet(deltas).to(model.device)
+
+    def _match(self, model: LoadedModel) -> dict[str, Delta]:
+        """The changes by canonical layer name, each of its layer's shape."""
+        layers, names = model.layers(), {}
+        for dense in (False, True):
+            names |= {file: ours for ours, file in file_names(layers, model.family, dense).items()}
         unknown = [file for file in self.changes if file not in names]
         if unknown:
             raise WrongBase(
                 f"{self.path} changes {len(unknown)} layers that this model does not have (first: {unknown[0]}); "
-                f"it was made for another kind of model{self._made_for()}."
+                "it was made for another kind of model."
             )
         deltas = {names[file]: delta for file, delta in self.changes.items()}
         for name, delta in deltas.items():
@@ -79,14 +90,9 @@ class StoredErasure:
             if change != weight:
                 raise WrongBase(
                     f"{self.path} changes {name} as a {tuple(change)} weight, but this model's is {tuple(weight)}; "
-                    f"it was made for another kind of model{self._made_for()}."
+                    "it was made for another kind of model."
                 )
-        if self.manifest is not None and not allow_other_base:
-            self._check_base({name: layers[name] for name in deltas})
-        return DeltaSet(deltas).to(model.device)
-
-    def _made_for(self) -> str:
-        return f" ({self.manifest.family})" if self.manifest is not None else ""
+        return deltas
 
     def _check_base(self, layers: Mapping[str, nn.Module]) -> None:
         assert self.manifest is not None
