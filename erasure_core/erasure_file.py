@@ -65,7 +65,7 @@ class StoredErasure:
         """
         if self.manifest is not None and self.manifest.family != model.family:
             raise WrongBase(
-                f"{self.path} was made for another kind of model: {self.manifest.family}, but this one is {model.family}."
+                f"{self.path} is for another kind of model: {self.manifest.family}, but this one is {model.family}."
             )
         deltas = self._match(model)
         if self.manifest is not None and not allow_other_base:
@@ -75,7 +75,8 @@ class StoredErasure:
 
     def _match(self, model: LoadedModel) -> dict[str, Delta]:
         """The changes by canonical layer name, each of its layer's shape."""
-        layers, names = model.layers(), {}
+        layers = model.layers()
+        names: dict[str, str] = {}
         for dense in (False, True):
             names |= {file: ours for ours, file in file_names(layers, model.family, dense).items()}
         unknown = [file for file in self.changes if file not in names]
