@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from .bench import BENCH_CONCEPTS, METHODS, cells, missing, read_results, run_bench, table
+from .lexicon import CONCEPTS
 from .tokens import MODEL_DIR
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -77,9 +79,25 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
     demo = commands.add_parser("demo", help="erase one object from the bundled model and show the result")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
-    for command in (train, quality, demo):
+    bench = commands.add_parser("bench", help="measure erasing methods; every result is a file in results/")
+    bench.add_argument("--method", nargs="+", default=list(METHODS), help=f"default: {', '.join(METHODS)}")
+    bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
+    bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
+    bench.add_argument("--missing", action="store_true", help="only what has no result file yet")
+    bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
+    bench.add_argument("--table", action="store_true", help="only print the table of what there is")
+    for command in (train, quality, demo, bench):
         command.add_argument("--threads", type=int, help="CPU threads, by default torch's choice")
     return parser
+
+
+def _bench(options: argparse.Namespace) -> None:
+    wanted = cells(options.method, options.concept, options.seeds)
+    if not options.table:
+        for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
+            shares = ", ".join(f"{name} {figure['share']:.0%}" for name, figure in result["shares"].items())
+            print(f"{result['method']} {result['concept']} {result['seed']}: {shares}", flush=True)
+    print(table(read_results()))
 
 
 def main() -> int:
@@ -87,6 +105,9 @@ def main() -> int:
     options = _parser().parse_args()
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
+    if options.command == "bench":
+        _bench(options)
+        return 0
     if options.command == "demo":
         from .demo import run_demo
 

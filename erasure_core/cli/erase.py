@@ -14,7 +14,7 @@ from ..checkpoint import checkpoint_path
 from ..concept import Concept
 from ..erase import erase
 from ..erasure_file import write_erasure
-from ..errors import InvalidSettings, OutputError
+from ..errors import Cancelled, InvalidSettings, OutputError
 from ..methods import METHODS, Method, SolverSettings, find_method
 from ..trainer import SAVE_EVERY
 from .terminal import load_model, read_lines, terminal_progress
@@ -109,8 +109,12 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = _check_output(options.out, options.overwrite, options.resume)
     started = time.monotonic()
     model = load_model(options.model, options.device, pictures=False)
-    with terminal_progress() as progress:
-        erasure, _ = erase(model, concept, method.name, settings, progress, checkpoint, options.save_every)
+    try:
+        with terminal_progress() as progress:
+            erasure, _ = erase(model, concept, method.name, settings, progress, checkpoint, options.save_every)
+    except Cancelled as stopped:
+        advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
+        raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model.layers())
     checkpoint.unlink(missing_ok=True)
     result = {

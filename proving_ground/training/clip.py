@@ -25,10 +25,10 @@ from .data import captions_for, pick, scenes
 from .loop import train
 
 PICTURE_STEPS = 2000
-STEPS = 900
+STEPS = 700
 """Steps of the first and of the second phase."""
 APART_WEIGHT = 5.0
-APART = 0.8
+APART = 0.7
 """Least distance of two words of a concept, as a share of the distance to another concept's word."""
 TWINS = 128
 """Captions of a batch that are said in other words."""

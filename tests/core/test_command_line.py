@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pico import write_pico
 from PIL import Image
+from safetensors.torch import load_file
 
 from erasure_core.cli.generate import split_strength
 from erasure_core.cli.main import main
@@ -210,3 +216,42 @@ def test_split_strength() -> None:
     assert split_strength("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
     assert split_strength("C:\\x\\a.safetensors") == (Path("C:\\x\\a.safetensors"), 1.0)
     assert split_strength("dir:x/a.safetensors:-1") == (Path("dir:x/a.safetensors"), -1.0)
+
+
+def test_ctrl_c_leaves_a_state_that_resume_finishes(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ball.safetensors"
+    quick = ["--steps", "600", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+    command = [sys.executable, "-m", "erasure_core", "erase", "--model", str(model), "--concept", "ball"]
+    command += ["--out", str(path), *quick]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=root)
+    assert process.stderr is not None
+    seen = b""
+    while b"training:" not in seen:
+        read = process.stderr.read1()
+        assert read, f"ended before training began: {seen.decode()[-500:]}"
+        seen += read
+    process.send_signal(signal.SIGINT)
+    seen += process.stderr.read()
+    assert process.wait(60) == 130
+    last = seen.decode().strip().splitlines()[-1]
+    assert "Stopped at step" in last and "--resume" in last and "Traceback" not in seen.decode()
+    assert [p.name for p in tmp_path.iterdir()] == ["ball.safetensors.partial"]
+    assert run(*command[3:], "--resume") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["ball.safetensors"]
+    whole = tmp_path / "whole.safetensors"
+    assert run("erase", "--model", model, "--concept", "ball", "--out", whole, *quick) == 0
+    assert load_file(path).keys() == load_file(whole).keys()
+    assert all(torch.equal(tensor, load_file(whole)[name]) for name, tensor in load_file(path).items())
+
+
+def test_no_command_touches_the_model_folder(model: Path, erased: Path, tmp_path: Path) -> None:
+    def hashes() -> dict[str, str]:
+        files = sorted(p for p in model.rglob("*") if p.is_file())
+        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+    before = hashes()
+    assert run("erase", "--model", model, "--concept", "cat", "--out", tmp_path / "cat.safetensors", *QUICK) == 0
+    options = ["--erasure", erased, "--prompt", "a cat", "--steps", 2, "--out", tmp_path / "p"]
+    assert run("generate", "--model", model, *options) == 0
+    assert hashes() == before
