@@ -15,6 +15,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from erasure_core.hosts.ldm_checkpoint import TOKENIZER
+from erasure_core.hosts.ldm_config import LATENT_SCALE
+
 WORDS = (
     *("a", "an", "the", "of", "photo", "picture", "in", "one", "scene", "red", "blue"),
     *("ball", "box", "orb", "sphere", "round", "thing", "that", "rolls", "cat", "dog"),
@@ -44,30 +47,36 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
 
 
-def _text_config(vocabulary: int, width: int, projection: int) -> CLIPTextConfig:
+def _text_config(vocabulary: int, act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=77, projection_dim=projection,
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
+        max_position_embeddings=77, projection_dim=64, hidden_act=act,
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
     )  # fmt: skip
 
 
-def _unet(context: int, linear: bool, **extra: object) -> UNet2DConditionModel:
+def _unet(context: int, family: str, **extra: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
-        block_out_channels=(16, 32), norm_num_groups=8,
+        block_out_channels=(32, 64), norm_num_groups=32,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=context, attention_head_dim=2, use_linear_projection=linear, **extra,
+        cross_attention_dim=context, attention_head_dim=8 if family == "sd1" else [1, 1],
+        use_linear_projection=family != "sd1", **extra,
     )  # fmt: skip
 
 
-def write_pico(folder: Path, family: str = "sd1", seed: int = 0) -> Path:
+def write_pico(folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary: bool = False) -> Path:
     """Write a random model of a family (``sd1``, ``sd2``, ``sdxl``) as a diffusers folder."""
     torch.manual_seed(seed)
-    write_tokenizer(folder / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    if not real_vocabulary:
+        write_tokenizer(folder / "tokenizer")
+        write_tokenizer(folder / "tokenizer_2")
+    first = TOKENIZER if real_vocabulary else folder / "tokenizer"
+    second = TOKENIZER if real_vocabulary else folder / "tokenizer_2"
+    tokenizer = CLIPTokenizer.from_pretrained(first, **({"pad_token": "!"} if family == "sd2" else {}))
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4, sample_size=64, layers_per_block=1,
+        block_out_channels=(32, 32, 32, 32), norm_num_groups=32, latent_channels=4, sample_size=64, layers_per_block=1,
+        scaling_factor=LATENT_SCALE[family],
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
     prediction = "v_prediction" if family == "sd2" else "epsilon"
@@ -79,19 +88,18 @@ def write_pico(folder: Path, family: str = "sd1", seed: int = 0) -> Path:
         clip_sample=False,
         steps_offset=1,
     )
-    text = CLIPTextModel(_text_config(len(tokenizer), 16, 16))
+    text = CLIPTextModel(_text_config(len(tokenizer), "gelu" if family == "sd2" else "quick_gelu"))
     shared = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
     if family == "sdxl":
-        write_tokenizer(folder / "tokenizer_2")
-        second = CLIPTextModelWithProjection(_text_config(len(tokenizer), 24, 24))
+        text_2 = CLIPTextModelWithProjection(_text_config(len(tokenizer), "gelu"))
         unet = _unet(
-            40, True, addition_embed_type="text_time", addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=24 + 6 * 8,
+            128, family, addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64 + 6 * 8,
         )  # fmt: skip
-        tokenizer_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
-        pipeline = StableDiffusionXLPipeline(unet=unet, text_encoder_2=second, tokenizer_2=tokenizer_2, **shared)
+        tokenizer_2 = CLIPTokenizer.from_pretrained(second, pad_token="!")
+        pipeline = StableDiffusionXLPipeline(unet=unet, text_encoder_2=text_2, tokenizer_2=tokenizer_2, **shared)
     else:
-        unet = _unet(16, family == "sd2")
+        unet = _unet(64, family)
         pipeline = StableDiffusionPipeline(
             unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **shared
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
+from .ldm_checkpoint import ModelParts, read_checkpoint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -50,18 +51,23 @@ class DiffusersModel:
         self._layers: dict[str, nn.Module] | None = None
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", pictures: bool = True) -> DiffusersModel:
-        """Load a model folder offline.
+    def load(
+        cls, path: Path, device: str = "auto", pictures: bool = True, prediction: str | None = None
+    ) -> DiffusersModel:
+        """Load a model offline.
 
         Args:
-            path: folder with ``model_index.json``.
+            path: folder with ``model_index.json``, or a .safetensors checkpoint in the original (LDM) layout.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …
             pictures: whether to load the autoencoder too.
+            prediction: ``epsilon`` or ``v_prediction`` for a checkpoint that does not tell; ``None`` finds out.
 
         Raises:
             ModelError: missing, incomplete or corrupt, or a kind of model that is not supported.
+            InvalidFile: the checkpoint is no safetensors file.
         """
-        return _load(Path(path), device, pictures)
+        parts = _read(Path(path), _device(device), pictures, prediction)
+        return cls(parts.unet, parts.text_encoders, parts.tokenizers, parts.schedule, parts.vae)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         contexts: list[Tensor] = []
@@ -186,19 +192,32 @@ def _schedule(folder: Path) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(alphas, config.get("prediction_type", "epsilon"))
 
 
-def _load(folder: Path, wanted_device: str, pictures: bool) -> DiffusersModel:
-    if not (folder / "model_index.json").is_file():
-        found = "is not a diffusers model folder (it has no model_index.json)" if folder.exists() else "does not exist"
-        raise ModelError(f"The model {folder} {found}; give the folder of a Stable Diffusion model.")
+def _read(path: Path, device: torch.device, pictures: bool, prediction: str | None) -> ModelParts:
+    if not path.exists():
+        raise ModelError(f"The model {path} does not exist; give a model folder or a .safetensors checkpoint.")
     try:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        import diffusers  # noqa: F401
+        import transformers  # noqa: F401
     except ImportError as error:
         raise ModelError(
             f"{error.name} is missing; install it with: pip install concept-erasure[standalone]"
         ) from error
-    device = _device(wanted_device)
     dtype = _dtype(device)
+    if path.is_file():
+        parts = read_checkpoint(path, dtype, prediction, pictures)
+    elif (path / "model_index.json").is_file():
+        parts = _read_folder(path, dtype, pictures)
+    else:
+        raise ModelError(f"The model {path} is not a diffusers model folder: it has no model_index.json.")
+    for module in (parts.unet, *parts.text_encoders, *([parts.vae] if parts.vae is not None else [])):
+        module.to(device).eval()
+    return parts
+
+
+def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
     options = {"torch_dtype": dtype, "local_files_only": True}
     no_accelerate = {**options, "low_cpu_mem_usage": False}
     try:
@@ -209,12 +228,9 @@ def _load(folder: Path, wanted_device: str, pictures: bool) -> DiffusersModel:
             encoders.append(CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", **options))
             tokenizers.append(CLIPTokenizer.from_pretrained(folder / "tokenizer_2"))
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **no_accelerate) if pictures else None
-        schedule = _schedule(folder)
+        return ModelParts(unet, encoders, tokenizers, _schedule(folder), vae)
     except ModelError:
         raise
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {folder} is incomplete or damaged ({first}); get a fresh copy.") from error
-    for module in (unet, *encoders, *([vae] if vae is not None else [])):
-        module.to(device).eval()
-    return DiffusersModel(unet, encoders, tokenizers, schedule, vae)

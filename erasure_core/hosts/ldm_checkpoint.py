@@ -1,0 +1,203 @@
+"""Reads one-file Stable Diffusion checkpoints (.safetensors, original LDM layout) into diffusers modules, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..safe_files import read_header
+from ..schedule import NoiseSchedule
+from . import ldm_config, ldm_keys
+from .ldm_keys import CLIP_SD1, CLIP_SDXL, OPEN_CLIP_SD2, OPEN_CLIP_SDXL
+
+TOKENIZER = Path(__file__).parent.parent / "data" / "clip_tokenizer"
+"""The CLIP byte-pair vocabulary, which all three families use."""
+LATENT_SIZE = {"sd1": 64, "sd2": 96, "sdxl": 128}
+V_PROBE = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The modules of a model; ``vae`` is ``None`` where no pictures are wanted."""
+
+    unet: nn.Module
+    text_encoders: list[nn.Module]
+    tokenizers: list[Any]
+    schedule: NoiseSchedule
+    vae: nn.Module | None
+
+
+def read_checkpoint(path: Path, dtype: torch.dtype, prediction: str | None, pictures: bool) -> ModelParts:
+    """Build the modules of a checkpoint file.
+
+    Args:
+        path: a .safetensors file.
+        dtype: of the modules.
+        prediction: ``epsilon`` or ``v_prediction``; ``None`` decides by ``prediction_of``.
+        pictures: whether to build the autoencoder too.
+
+    Raises:
+        ModelError: no Stable Diffusion checkpoint of a supported family, or tensors are missing.
+        InvalidFile: not a safetensors file, or damaged.
+    """
+    header = read_header(path)
+    metadata = header.pop("__metadata__", {})
+    shapes = {key: torch.Size(entry["shape"]) for key, entry in header.items()}  # type: ignore[arg-type]
+    try:
+        family = ldm_config.family_of(shapes)
+        with safe_open(path, framework="pt") as file:
+            return _build(_Source(file.get_tensor, shapes, dtype), family, metadata, prediction, pictures)
+    except ModelError as error:
+        raise ModelError(f"The model {path} cannot be used: {error}.") from error
+    except (KeyError, IndexError, RuntimeError, StopIteration) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"The model {path} is incomplete or damaged ({first}); get a fresh copy.") from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Tensors on demand, so that a 7 GB file is not in memory twice."""
+
+    get: Callable[[str], Tensor]
+    shapes: Mapping[str, torch.Size]
+    dtype: torch.dtype
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): self.get(key) for key in self.shapes if key.startswith(prefix)}
+
+    def fill(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Load tensors into a module and make it ready for inference in the wanted type."""
+        typed = {name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+        module.load_state_dict(typed, strict=True, assign=True)
+        return module.eval().requires_grad_(False)
+
+
+def _build(
+    source: _Source, family: str, metadata: Mapping[str, Any], prediction: str | None, pictures: bool
+) -> ModelParts:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    size = _latent_size(metadata, family)
+    unet = _empty(UNet2DConditionModel, sample_size=size, **ldm_config.unet_config(source.shapes, family))
+    keys = ldm_keys.unet_keys(unet.state_dict())
+    source.fill(unet, {name: source.get(key) for name, key in keys.items()})
+    vae = None
+    if pictures:
+        config = ldm_config.vae_config(source.shapes, family)
+        vae = _empty(AutoencoderKL, sample_size=8 * size, **config)
+        keys = ldm_keys.vae_keys(vae.state_dict(), len(config["block_out_channels"]))
+        source.fill(vae, {name: ldm_keys.as_vae_tensor(key, source.get(key)) for name, key in keys.items()})
+    encoders = _text_encoders(source, family)
+    chosen = prediction or prediction_of(source, family)
+    return ModelParts(unet, encoders, _tokenizers(family), _schedule(chosen), vae)
+
+
+def _empty(kind: Any, **config: Any) -> Any:
+    """A module without memory for its weights: they come from the file."""
+    with torch.device("meta"):
+        return kind(**config)
+
+
+def _text_encoders(source: _Source, family: str) -> list[nn.Module]:
+    if family == "sd1":
+        return [_clip(source, CLIP_SD1)]
+    if family == "sd2":
+        # SD2 reads the layer before the last, after the final norm: diffusers leaves the last layer out.
+        return [_open_clip(source, OPEN_CLIP_SD2, skipped=1, projected=False)]
+    return [_clip(source, CLIP_SDXL), _open_clip(source, OPEN_CLIP_SDXL, skipped=0, projected=True)]
+
+
+def _text_model(source: _Source, tensors: dict[str, Tensor], config: dict[str, Any], projected: bool) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    if not projected:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("text_model.")}
+        if "text_model.final_layer_norm.weight" not in module.state_dict():
+            # transformers 5 dropped this prefix inside CLIPTextModel.
+            tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    known = module.state_dict().keys()
+    return source.fill(module, {name: tensor for name, tensor in tensors.items() if name in known})
+
+
+def _clip(source: _Source, prefix: str) -> nn.Module:
+    return _text_model(source, source.under(prefix), ldm_config.text_config(source.shapes, prefix), projected=False)
+
+
+def _open_clip(source: _Source, prefix: str, skipped: int, projected: bool) -> nn.Module:
+    config = ldm_config.text_config(source.shapes, prefix)
+    config["num_hidden_layers"] -= skipped
+    tensors = ldm_keys.from_open_clip(source.under(prefix), config["num_hidden_layers"])
+    return _text_model(source, tensors, config, projected)
+
+
+def _tokenizers(family: str) -> list[Any]:
+    from transformers import CLIPTokenizer
+
+    def tokenizer(pad: str | None = None) -> Any:
+        return CLIPTokenizer.from_pretrained(TOKENIZER, **({"pad_token": pad} if pad else {}))
+
+    # open_clip pads with token 0, "!"; OpenAI's CLIP with the end token.
+    return {"sd1": [tokenizer()], "sd2": [tokenizer("!")], "sdxl": [tokenizer(), tokenizer("!")]}[family]
+
+
+def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's tensors with the prefix that transformers 5 dropped inside CLIPTextModel."""
+    whole = ("text_model.", "text_projection.")
+    return {name if name.startswith(whole) else f"text_model.{name}": tensor for name, tensor in state.items()}
+
+
+def _latent_size(metadata: Mapping[str, Any], family: str) -> int:
+    """Side of the latents the model was made for, from ``modelspec.resolution`` or the family."""
+    width = str(metadata.get("modelspec.resolution", "")).partition("x")[0]
+    return int(width) // 8 if width.isdigit() and int(width) >= 8 else LATENT_SIZE[family]
+
+
+def prediction_of(source: _Source, family: str) -> str:
+    """``epsilon`` or ``v_prediction``. Shapes do not tell, so hosts look at marks that trainers leave.
+
+    SDXL v-prediction models carry an empty tensor ``v_pred``. SD2.1-v differs from SD2.1-base in one norm's bias, whose
+    spread is above 0.09 in the v model: that is how ComfyUI decides.
+    """
+    if "v_pred" in source.shapes:
+        return "v_prediction"
+    if family == "sd2" and V_PROBE in source.shapes:
+        spread = float(source.get(V_PROBE).float().std(unbiased=False))
+        return "v_prediction" if spread > 0.09 else "epsilon"
+    return "epsilon"
+
+
+def _schedule(prediction: str) -> NoiseSchedule:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
+
+
+def checkpoint_tensors(parts: ModelParts) -> dict[str, Tensor]:
+    """A model's tensors by the keys of the original layout: what ``read_checkpoint`` reads.
+
+    SD2's last text layer, which is never used, is filled with a copy of the one before.
+    """
+    unet: Any = parts.unet
+    state = unet.state_dict()
+    result = {key: state[name] for name, key in ldm_keys.unet_keys(state).items()}
+    if parts.vae is not None:
+        vae: Any = parts.vae
+        state = vae.state_dict()
+        for name, key in ldm_keys.vae_keys(state, len(vae.config.block_out_channels)).items():
+            result[key] = ldm_keys.as_checkpoint_vae_tensor(key, state[name])
+    texts = [_prefixed(encoder.state_dict()) for encoder in parts.text_encoders]
+    if len(texts) == 2:
+        result |= {CLIP_SDXL + name: tensor for name, tensor in texts[0].items()}
+        result |= {OPEN_CLIP_SDXL + name: tensor for name, tensor in ldm_keys.to_open_clip(texts[1]).items()}
+    elif unet.config.use_linear_projection:
+        result |= {OPEN_CLIP_SD2 + name: tensor for name, tensor in ldm_keys.to_open_clip(texts[0]).items()}
+    else:
+        result |= {CLIP_SD1 + name: tensor for name, tensor in texts[0].items()}
+    return result

@@ -1,0 +1,112 @@
+"""One-file checkpoints in the original (LDM) layout: the same function as the diffusers folder, by the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pico import write_pico
+from safetensors.torch import load_file, save_file
+
+from erasure_core.errors import InvalidFile, ModelError
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+SIZE = {"modelspec.resolution": "64x64"}
+
+
+def write_checkpoint(path: Path, model: DiffusersModel) -> Path:
+    parts = ModelParts(model.unet, model.text_encoders, model.tokenizers, model.schedule, model.vae)
+    tensors = {key: tensor.contiguous() for key, tensor in checkpoint_tensors(parts).items()}
+    if model.family == "sd2":
+        for key in [k for k in tensors if ".resblocks.1." in k]:
+            tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = tensors[key].clone()
+    save_file(tensors, path, SIZE)
+    return path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusersModel, Path]:
+    """A pico model with the real vocabulary, and the same model as one file."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = DiffusersModel.load(write_pico(folder / "model", request.param, real_vocabulary=True))
+    return model, write_checkpoint(folder / "model.safetensors", model)
+
+
+def test_same_function_as_the_folder(both: tuple[DiffusersModel, Path]) -> None:
+    model, path = both
+    read = DiffusersModel.load(path, prediction=model.schedule.prediction)
+    assert (read.family, read.latent_shape) == (model.family, model.latent_shape)
+    assert set(read.layers()) == set(model.layers())
+    z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
+    with torch.no_grad():
+        ours, theirs = read.encode(["a red ball", ""]), model.encode(["a red ball", ""])
+        torch.testing.assert_close(ours.context, theirs.context, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(read.predict(z, t, ours), model.predict(z, t, theirs), atol=1e-5, rtol=1e-4)
+    assert (read.decode(z).int() - model.decode(z).int()).abs().max() <= 1
+    torch.testing.assert_close(read.schedule.signal, model.schedule.signal)
+
+
+def test_diffusers_own_conversion_agrees(both: tuple[DiffusersModel, Path]) -> None:
+    """The keys are the original ones: diffusers' converter finds every UNet and autoencoder tensor under them."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    model, path = both
+    state = load_file(path)
+    unet = convert_ldm_unet_checkpoint(dict(state), dict(model.unet.config))  # type: ignore[arg-type]
+    vae = convert_ldm_vae_checkpoint(dict(state), dict(model.vae.config))  # type: ignore[arg-type, union-attr]
+    for converted, module in ((unet, model.unet), (vae, model.vae)):
+        expected = module.state_dict()  # type: ignore[union-attr]
+        assert set(converted) == set(expected)
+        assert all(torch.equal(converted[name].reshape(expected[name].shape), expected[name]) for name in expected)
+
+
+def test_diffusers_own_open_clip_conversion_agrees(both: tuple[DiffusersModel, Path]) -> None:
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    model, path = both
+    prefix = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}.get(model.family)
+    if prefix is None:
+        pytest.skip("SD1.x has no open_clip text encoder")
+    encoder = model.text_encoders[-1]
+    converted = convert_open_clip_checkpoint(encoder, load_file(path), prefix=prefix)  # type: ignore[arg-type]
+    for name, tensor in encoder.state_dict().items():
+        found = converted.get(name, converted.get(f"text_model.{name}"))
+        assert found is not None and torch.equal(found, tensor), name
+
+
+def test_v_prediction_marks() -> None:
+    from erasure_core.hosts.ldm_checkpoint import V_PROBE, _Source, prediction_of
+
+    wide = {V_PROBE: torch.randn(1000)}
+    narrow = {V_PROBE: 0.01 * torch.randn(1000)}
+
+    def source(tensors: dict[str, torch.Tensor]) -> _Source:
+        return _Source(tensors.__getitem__, {k: v.shape for k, v in tensors.items()}, torch.float32)
+
+    assert prediction_of(source(wide), "sd2") == "v_prediction"
+    assert prediction_of(source(narrow), "sd2") == "epsilon"
+    assert prediction_of(source(wide), "sd1") == "epsilon"
+    assert prediction_of(source({"v_pred": torch.zeros(0)}), "sdxl") == "v_prediction"
+
+
+def test_damaged_and_foreign_files(both: tuple[DiffusersModel, Path], tmp_path: Path) -> None:
+    _, path = both
+    tensors = load_file(path)
+    cases = {
+        "no_unet": {k: v for k, v in tensors.items() if not k.startswith("model.")},
+        "no_text": {k: v for k, v in tensors.items() if k.startswith(("model.", "first_stage"))},
+        "one_missing": {k: v for k, v in tensors.items() if not k.endswith("out.2.weight")},
+        "inpainting": tensors | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)},
+        "lora": {"lora_unet_x.diff": torch.zeros(2, 2)},
+    }
+    for name, content in cases.items():
+        save_file(content, tmp_path / name)
+        with pytest.raises(ModelError) as caught:
+            DiffusersModel.load(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InvalidFile):
+        DiffusersModel.load(tmp_path / "cut")
