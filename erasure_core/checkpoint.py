@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .concept import Concept
 from .errors import InvalidFile
 from .fingerprint import fingerprint
+from .model import LoadedModel
 from .safe_files import read_tensors, write_tensors
 from .trajectory import TrajectoryPool
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 FORMAT = "erasure-checkpoint-1"
+MAX_SIZE = 128 * 2**30
+"""Bytes. Weights and moments of all of SDXL take 31 GiB."""
 
 
 def checkpoint_path(output: Path) -> Path:
@@ -26,17 +31,11 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def _identity(trainer: Trainer) -> str:
-    """What must be the same for a continuation to mean anything."""
-    return json.dumps(
-        {
-            "concept": asdict(trainer.concept),
-            "method": trainer.method.name,
-            "settings": asdict(trainer.settings),
-            "base": fingerprint(trainer.layers),
-        },
-        sort_keys=True,
-    )
+def identity(model: LoadedModel, concept: Concept, method: str, settings: Any, layers: Iterable[str]) -> str:
+    """What must be the same for a continuation to mean anything: all but settings that leave the result alone."""
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata["neutral"]}
+    same = {"concept": asdict(concept), "method": method, "settings": chosen, "base": fingerprint(model, layers)}
+    return json.dumps(same, sort_keys=True)
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -59,9 +58,10 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
     history = {"losses": trainer.history.losses, "residual_guidance": trainer.history.residual_guidance}
     metadata = {
         "format": FORMAT,
-        "identity": _identity(trainer),
+        "identity": trainer.identity,
         "step": str(trainer.step),
         "history": json.dumps(history),
+        "loss_scale": str(trainer.loss_scale),
     }
     write_tensors(path, tensors, metadata)
 
@@ -72,10 +72,10 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
     Raises:
         InvalidFile: damaged, or of a run with another concept, method, settings or model.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, MAX_SIZE)
     if metadata.get("format") != FORMAT:
         raise InvalidFile(f"{path} is not a resumable training state; delete it or choose another output name.")
-    if metadata.get("identity") != _identity(trainer):
+    if metadata.get("identity") != trainer.identity:
         raise InvalidFile(
             f"{path} belongs to a training with another concept, method, settings or model; "
             "repeat that command to continue it, or delete the file to start anew."
@@ -97,11 +97,12 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
             _, index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
     trainer.optimizer.load_state_dict(state)
-    for name, roles in trainer.pool_roles().items():
+    for name, roles in trainer.pool_roles().items() if any(key.startswith("pool.") for key in tensors) else ():
         prefix = f"pool.{name}."
         held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         trainer.pools[name] = TrajectoryPool.from_tensors(held, tuple(roles["prompt"]), trainer.model.device)
     history = json.loads(metadata["history"])
     trainer.history.losses = history["losses"]
     trainer.history.residual_guidance = [(step, value) for step, value in history["residual_guidance"]]
+    trainer.loss_scale = float(metadata["loss_scale"])
     trainer.step = int(metadata["step"])

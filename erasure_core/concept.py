@@ -9,8 +9,11 @@ from .errors import InvalidConcept
 MAX_LENGTH = 300
 """Longest phrase in characters; a text encoder of 77 tokens reads about this much English."""
 
-TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of the {}", "one {} in a scene")
-"""How a concept's words are put into prompts, so that the erasure does not hang on the bare word."""
+TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
+"""How a concept's words are put into prompts, so that the erasure does not hang on the bare word.
+
+All end with the word: the closed form edits the token vectors from the last one of the concept onwards.
+"""
 
 
 def _checked(phrase: str, what: str) -> str:
@@ -51,9 +54,11 @@ class Concept:
         if not words or not all(words):
             raise InvalidConcept("The concept is empty; give at least one word or phrase to erase.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
-        if alternative in words:
+        # Text encoders do not see upper case.
+        if alternative is not None and alternative.casefold() in {word.casefold() for word in words}:
             raise InvalidConcept(f"The alternative {alternative!r} is also the concept to erase; choose another.")
-        clash = [prompt for prompt in keep if prompt in words]
+        erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
+        clash = [prompt for prompt in keep if prompt.casefold() in erased]
         if clash:
             raise InvalidConcept(f"{clash[0]!r} is both erased and kept; remove it from one of the two.")
         object.__setattr__(self, "words", words)

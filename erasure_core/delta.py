@@ -40,6 +40,10 @@ class Delta(nn.Module):
         """Shape of the weight that is changed."""
         raise NotImplementedError
 
+    def norm(self) -> float:
+        """Frobenius norm of the change, without ever building a low-rank change in full size."""
+        raise NotImplementedError
+
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """What the change adds to the layer's output for input ``x``."""
         raise NotImplementedError
@@ -74,6 +78,11 @@ class LowRankDelta(Delta):
     def shape(self) -> torch.Size:
         return torch.Size((len(self.up), *self.down.shape[1:]))
 
+    @torch.no_grad()
+    def norm(self) -> float:
+        up, down = self.up.flatten(1).cpu().double(), self.down.flatten(1).cpu().double()
+        return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
+
     def change(self) -> Tensor:
         return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])
 
@@ -103,6 +112,10 @@ class DenseDelta(Delta):
     def shape(self) -> torch.Size:
         return self.weight.shape
 
+    @torch.no_grad()
+    def norm(self) -> float:
+        return float(self.weight.cpu().double().norm())
+
     def change(self) -> Tensor:
         return self.weight
 
@@ -126,6 +139,7 @@ class DeltaSet:
     def __init__(self, deltas: Mapping[str, Delta], strength: float = 1.0) -> None:
         self.deltas = dict(deltas)
         self.strength = strength
+        self.called: set[str] = set()
 
     def __getitem__(self, name: str) -> Delta:
         return self.deltas[name]
@@ -135,6 +149,14 @@ class DeltaSet:
 
     def __len__(self) -> int:
         return len(self.deltas)
+
+    def changed(self) -> list[str]:
+        """The layers whose change is not zero."""
+        return [name for name, delta in self.deltas.items() if delta.norm() > 0]
+
+    def unused(self) -> list[str]:
+        """Layers that the model never ran since the deltas were attached: their change does nothing."""
+        return [name for name in self.deltas if name not in self.called]
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for delta in self.deltas.values() for p in delta.parameters()]
@@ -152,9 +174,10 @@ class DeltaSet:
             KeyError: a delta for a layer that the model does not have.
         """
         handles = []
+        self.called = set()
         try:
             for name, delta in self.deltas.items():
-                handles.append(layers[name].register_forward_hook(self._hook(delta)))
+                handles.append(layers[name].register_forward_hook(self._hook(name, delta), with_kwargs=True))
             yield self
         finally:
             for handle in handles:
@@ -169,11 +192,13 @@ class DeltaSet:
         finally:
             self.strength = strength
 
-    def _hook(self, delta: Delta):  # type: ignore[no-untyped-def]  # torch's hook type is not exported
-        def add(layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _hook(self, name: str, delta: Delta):  # type: ignore[no-untyped-def]  # torch's hook type is not exported
+        def add(layer: Layer, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor | None:
+            self.called.add(name)
             if self.strength == 0.0:
                 return None
-            return output + self.strength * delta.output(layer, inputs[0]).to(output.dtype)
+            x = inputs[0] if inputs else next(iter(named.values()))
+            return output + self.strength * delta.output(layer, x).to(output.dtype)
 
         return add
 

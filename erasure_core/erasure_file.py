@@ -6,7 +6,8 @@ Low-rank changes are stored as ``<module>.lora_up.weight``, ``.lora_down.weight`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
-from .errors import InvalidFile, WrongBase
-from .fingerprint import fingerprint
+from .errors import InvalidFile, TrainingFailed, WrongBase
+from .fingerprint import distance, fingerprint, sketch, tolerance_of
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
@@ -24,9 +25,10 @@ from .safe_files import read_tensors, write_tensors
 UP, DOWN, ALPHA, DIFF = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-768-v",
-    "sdxl": "stable-diffusion-xl-v1-base",
+    ("sd1", "epsilon"): "stable-diffusion-v1",
+    ("sd2", "epsilon"): "stable-diffusion-v2-512",
+    ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
+    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
 }
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -67,11 +69,10 @@ class StoredErasure:
             raise WrongBase(
                 f"{self.path} is for another kind of model: {self.manifest.family}, but this one is {model.family}."
             )
-        deltas = self._match(model)
+        deltas = DeltaSet(self._match(model))
         if self.manifest is not None and not allow_other_base:
-            layers = model.layers()
-            self._check_base({name: layers[name] for name in deltas})
-        return DeltaSet(deltas).to(model.device)
+            self._check_base(model, deltas.changed())
+        return deltas.to(model.device)
 
     def _match(self, model: LoadedModel) -> dict[str, Delta]:
         """The changes by canonical layer name, each of its layer's shape."""
@@ -95,45 +96,49 @@ class StoredErasure:
                 )
         return deltas
 
-    def _check_base(self, layers: Mapping[str, nn.Module]) -> None:
-        assert self.manifest is not None
-        if fingerprint(layers) != self.manifest.base_fingerprint:
+    def _check_base(self, model: LoadedModel, names: Sequence[str]) -> None:
+        manifest = self.manifest
+        if manifest is None or fingerprint(model, names) == manifest.base_fingerprint:
+            return
+        apart = distance(manifest.base_sketch, sketch(model, names))
+        if apart > tolerance_of(model, names):
             raise WrongBase(
-                f"{self.path} was made on another base model: the weights it changes are not the same. "
+                f"{self.path} was made on another base model: the weights it changes differ by about {apart:.1%}. "
                 "Use it with the model it was made on, or allow another base and judge the pictures yourself."
             )
 
 
-def write_erasure(
-    path: Path, erasure: Erasure, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None
-) -> Manifest:
+def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch.dtype | None = None) -> Manifest:
     """Write an erasure; returns the manifest as stored, with the stated storage error.
 
     Args:
         path: the file, replaced as a whole.
         erasure: what to write.
-        layers: all layers of the model it was made on.
+        model: the model it was made on, for the names and shapes of its layers.
         dtype: of the stored change; by default float16 for low-rank changes, float32 for dense ones (a float16 dense
-            change misses the erased float16 weights by one unit in the last place here and there).
+            change misses the erased float16 weights by one unit in the last place here and there). A change too large
+            for the type is stored in float32.
 
     Raises:
         OutputError: the file cannot be written.
-        ValueError: dense and low-rank changes are mixed.
+        TrainingFailed: the change is not finite.
+        ValueError: dense and low-rank changes are mixed, or there is none.
     """
     dense = {isinstance(delta, DenseDelta) for delta in erasure.deltas.deltas.values()}
     if len(dense) != 1:
         raise ValueError("an erasure file holds either dense or low-rank changes, and at least one")
-    is_dense = dense.pop()
-    dtype = dtype or (torch.float32 if is_dense else torch.float16)
+    is_dense, layers = dense.pop(), model.layers()
     names = file_names(layers, erasure.manifest.family, is_dense)
-    tensors: dict[str, Tensor] = {}
-    for name, delta in _with_whole_text_attention(erasure.deltas, layers, is_dense).items():
-        tensors |= _stored(names[name], delta, dtype)
-    manifest = replace(
-        erasure.manifest, dtype=str(dtype).removeprefix("torch."), storage_error=_storage_error(erasure, dtype)
-    )
-    write_tensors(path, tensors, _metadata(path, manifest))
-    return manifest
+    whole = _with_whole_text_attention(erasure.deltas, layers, is_dense)
+    wanted = dtype or (torch.float32 if is_dense else torch.float16)
+    for stored_as in (wanted, torch.float32):
+        error = _storage_error(erasure, stored_as)
+        if math.isfinite(error):
+            manifest = replace(erasure.manifest, dtype=str(stored_as).removeprefix("torch."), storage_error=error)
+            tensors = {k: t for name, delta in whole.items() for k, t in _stored(names[name], delta, stored_as).items()}
+            write_tensors(path, tensors, _metadata(path, manifest))
+            return manifest
+    raise TrainingFailed("The change is not a finite number, so nothing was written. Lower the learning rate.")
 
 
 def _stored(module: str, delta: Delta, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -159,13 +164,14 @@ def _with_whole_text_attention(deltas: DeltaSet, layers: Mapping[str, nn.Module]
 
 @torch.no_grad()
 def _storage_error(erasure: Erasure, dtype: torch.dtype) -> float:
+    """||stored - exact|| / ||exact|| of the whole change; not finite if the stored change is not."""
     missed, whole = 0.0, 0.0
     for delta in erasure.deltas.deltas.values():
-        exact = delta.change()
-        rounded = type(delta)(*[p.to(dtype) for p in delta.parameters()]).change()
-        missed += float((rounded - exact).double().pow(2).sum())
-        whole += float(exact.double().pow(2).sum())
-    return (missed / whole) ** 0.5 if whole else 0.0
+        exact = delta.change().cpu().double()
+        rounded = type(delta)(*[p.to(dtype) for p in delta.parameters()]).change().cpu().double()
+        missed += float((rounded - exact).pow(2).sum())
+        whole += float(exact.pow(2).sum())
+    return math.sqrt(missed / whole) if whole else 0.0
 
 
 def _metadata(path: Path, manifest: Manifest) -> dict[str, str]:
@@ -173,7 +179,7 @@ def _metadata(path: Path, manifest: Manifest) -> dict[str, str]:
         "erasure": manifest.to_json(),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"Erasure of {manifest.words[0]}",
-        "modelspec.architecture": f"{ARCHITECTURES.get(manifest.family, manifest.family)}/lora",
+        "modelspec.architecture": f"{ARCHITECTURES.get((manifest.family, manifest.prediction), manifest.family)}/lora",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(manifest.prediction, manifest.prediction),
         "ss_base_model_version": BASE_VERSIONS.get(manifest.family, manifest.family),
         "ss_output_name": path.stem,
@@ -201,12 +207,18 @@ def read_erasure(path: Path) -> StoredErasure:
 
 
 def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
+    delta: Delta | None = None
     if set(parts) == {DIFF} and parts[DIFF].dim() in (2, 4):
-        return DenseDelta(parts[DIFF])
-    if {UP, DOWN} <= set(parts) <= {UP, DOWN, ALPHA}:
+        delta = DenseDelta(parts[DIFF])
+    elif {UP, DOWN} <= set(parts) <= {UP, DOWN, ALPHA}:
         up, down = parts[UP].float(), parts[DOWN].float()
         alpha = parts.get(ALPHA, torch.tensor(float(len(down))))
         same_rank = up.dim() == down.dim() and up.dim() in (2, 4) and up.shape[1] == len(down)
         if same_rank and up[:1, :1].numel() == 1 and down.numel() and alpha.numel() == 1:
-            return LowRankDelta(down, up * (alpha.float().item() / len(down)))
-    raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")
+            delta = LowRankDelta(down, up * (alpha.float().item() / len(down)))
+    if delta is None:
+        raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")
+    # The stored numbers were finite, their product or their float32 form may not be.
+    if not math.isfinite(delta.norm()):
+        raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be used.")
+    return delta

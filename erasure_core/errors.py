@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
+DeviceOutOfMemory: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""What torch raises; it got a name of its own in torch 2.5."""
+
 
 class ErasureError(Exception):
     """Base of all errors with a message for the user. ``exit_code`` is what the command line returns."""
@@ -37,6 +42,12 @@ class TrainingFailed(ErasureError):
     """Training produced numbers that are not finite."""
 
     exit_code = 4
+
+
+class OutOfMemory(ErasureError):
+    """The device has too little memory; what is done so far can be resumed."""
+
+    exit_code = 6
 
 
 class OutputError(ErasureError):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .concept import Concept
-from .errors import InvalidFile
+from .errors import InvalidConcept, InvalidFile
 
 FORMAT_VERSION = 1
 MAX_LENGTH = 2**20
@@ -27,7 +27,8 @@ class Manifest:
         settings: the method's settings, seed and steps among them.
         steps_done: optimiser steps that were run; less than asked for after an early stop.
         family: ``sd1``, ``sd2``, ``sdxl``, …
-        base_fingerprint: of the touched base tensors, see ``fingerprint``.
+        base_fingerprint: hash of the touched base weights, see ``fingerprint.fingerprint``.
+        base_sketch: what recognises the base in another number format, see ``fingerprint.sketch``.
         prediction: ``epsilon``, ``v_prediction`` or ``flow``.
         dtype: in which the change is stored.
         storage_error: ||stored - trained|| / ||trained|| of the whole change.
@@ -45,6 +46,7 @@ class Manifest:
     steps_done: int
     family: str
     base_fingerprint: str
+    base_sketch: list[float]
     prediction: str
     dtype: str = "float32"
     storage_error: float = 0.0
@@ -57,7 +59,7 @@ class Manifest:
         return Concept(self.words, self.alternative, self.keep)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -69,25 +71,46 @@ class Manifest:
         if len(text) > MAX_LENGTH:
             raise InvalidFile(f"The manifest is {len(text)} characters long; more than {MAX_LENGTH} are not accepted.")
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, parse_constant=_refuse_constant)
             if raw["format_version"] > FORMAT_VERSION:
                 raise InvalidFile(
                     f"The file was written by a newer version (format {raw['format_version']}); update this software."
                 )
             known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+            _check_types(known)
             manifest = cls(**{**known, "words": tuple(known["words"]), "keep": tuple(known["keep"])})
             manifest.concept  # noqa: B018  # checks the words as if they had been typed
-            return manifest._typed()
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return manifest
+        except (ValueError, TypeError, KeyError, RecursionError, InvalidConcept) as error:
             raise InvalidFile(
                 f"The manifest cannot be read ({error!r}); the file is damaged or not an erasure."
             ) from error
 
-    def _typed(self) -> Manifest:
-        for name in ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "product_version"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} is not a text")
-        for name in ("settings", "measured"):
-            if not isinstance(getattr(self, name), dict):
-                raise TypeError(f"{name} is not an object")
-        return self
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "product_version")
+
+
+def _check_types(raw: dict[str, Any]) -> None:
+    """Whether every entry has the type that ``Manifest`` says.
+
+    Raises:
+        TypeError: one has not.
+    """
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    checks = {name: isinstance(raw.get(name, ""), str) for name in TEXTS}
+    checks |= {name: isinstance(raw.get(name, {}), dict) for name in ("settings", "measured")}
+    checks |= {name: is_number(raw.get(name, 0)) for name in ("steps_done", "storage_error", "format_version")}
+    for name, is_item in (("words", str), ("keep", str)):
+        checks[name] = isinstance(raw[name], list) and all(isinstance(item, is_item) for item in raw[name])
+    checks["alternative"] = raw["alternative"] is None or isinstance(raw["alternative"], str)
+    checks["base_sketch"] = isinstance(raw["base_sketch"], list) and all(map(is_number, raw["base_sketch"]))
+    wrong = [name for name, right in checks.items() if not right]
+    if wrong:
+        raise TypeError(f"{wrong[0]} has the wrong type")

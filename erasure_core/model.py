@@ -61,7 +61,7 @@ class LoadedModel(Protocol):
     """Channels, height and width of the latents the model was made for."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts; gradients flow into deltas on the text encoder where they are wanted.
+        """Encode prompts; inside ``trainable``, gradients flow into deltas on the text encoder.
 
         Raises:
             PromptTooLong: a prompt has more tokens than the text encoder reads.
@@ -69,17 +69,28 @@ class LoadedModel(Protocol):
         ...
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The model's raw prediction (eps, v or flow) for latents [B, C, H, W] and timesteps [B]."""
+        """The model's raw prediction (eps, v or flow), float32, for latents [B, C, H, W].
+
+        ``t`` [B] counts places in ``schedule``; an adapter turns them into what its host wants (timesteps, sigmas).
+        """
         ...
 
     def layers(self) -> dict[str, nn.Module]:
         """Every linear and convolution layer by canonical name: ``unet.`` or ``text_encoder.`` (SDXL's second one
-        ``text_encoder_2.``) and the diffusers path, text encoders with their ``text_model.`` prefix."""
+        ``text_encoder_2.``) and the diffusers path, text encoders with their ``text_model.`` prefix.
+
+        Only layers whose forward the host really calls: what hangs on another would silently do nothing.
+        """
+        ...
+
+    def base_weight(self, name: str) -> Tensor:
+        """A layer's weight without anything that the host has merged into it, in the type it is stored in."""
         ...
 
     def trainable(self, checkpointing: bool = False) -> AbstractContextManager[None]:
         """While inside, the weights are frozen and gradients can flow through the model, with ``checkpointing``
-        recomputing activations to save memory; on leaving, the host's model is as it was."""
+        recomputing activations to save memory; on leaving, the host's model is as it was. New tensors are normal ones
+        inside, also where the host works in inference mode."""
         ...
 
 

@@ -43,15 +43,17 @@ def _count(names: Iterable[str], pattern: str) -> int:
 def ldm_paths(unet_layers: Iterable[str]) -> dict[str, str]:
     """Map UNet paths in diffusers' naming (without ``unet.``) to LDM's, for any number of levels and blocks.
 
-    The counts are read off the names themselves, so that the map needs no configuration.
+    The counts are read off the names themselves, so that the map needs no configuration. Layers that the original
+    implementation does not have are left out.
     """
     names = list(unet_layers)
     per_level = max(1, _count(names, r"down_blocks\.0\.resnets\.\d+"))
     with_attention = {m[1] for name in names if (m := re.match(r"(up_blocks\.\d+)\.attentions", name))}
-    return {name: _ldm_path(name, per_level, with_attention) for name in names}
+    paths = {name: _ldm_path(name, per_level, with_attention) for name in names}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
-def _ldm_path(name: str, per_level: int, with_attention: set[str]) -> str:
+def _ldm_path(name: str, per_level: int, with_attention: set[str]) -> str | None:
     if name in _TOP:
         return _TOP[name]
     if m := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name):
@@ -68,11 +70,11 @@ def _ldm_path(name: str, per_level: int, with_attention: set[str]) -> str:
     if m := re.match(r"(up_blocks\.(\d+))\.upsamplers\.0\.conv", name):
         block = int(m[2]) * (per_level + 1) + per_level
         return f"output_blocks.{block}.{2 if m[1] in with_attention else 1}.conv"
-    raise KeyError(f"no original (LDM) name is known for UNet layer {name!r}")
+    return None
 
 
 def file_names(layers: Iterable[str], family: str, dense: bool = False) -> dict[str, str]:
-    """Map canonical layer names to the module names used in files of a family.
+    """Map canonical layer names to the module names used in files of a family; layers without one are left out.
 
     Args:
         layers: *all* canonical names of a model: block counts are read off them.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors import safe_open
 from torch import Tensor
 
 from .errors import InvalidFile, OutputError
@@ -17,11 +18,22 @@ from .errors import InvalidFile, OutputError
 MAX_HEADER = 16 * 2**20
 """Bytes. A full dense SDXL erasure needs less than 1 MiB."""
 MAX_TENSORS = 20_000
-MAX_SIZE = 32 * 2**30
-DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
+MAX_SIZE = 16 * 2**30
+"""Bytes. A dense SDXL erasure in float32 has 10 GiB."""
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+DTYPES = frozenset(NAMES.values())
 
 
-def read_header(path: Path) -> dict[str, dict[str, object]]:
+def read_header(path: Path, max_size: int = MAX_SIZE) -> dict[str, dict[str, object]]:
     """The header of a safetensors file: tensor name to dtype, shape and offsets, and ``__metadata__``.
 
     Raises:
@@ -33,7 +45,7 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise InvalidFile(f"{path} is not a safetensors file, or it is cut short; get a fresh copy.")
-            if length > MAX_HEADER or size > MAX_SIZE:
+            if length > MAX_HEADER or size > max_size:
                 raise InvalidFile(f"{path} has a header of {length} bytes or is {size} bytes long: too large to trust.")
             header = json.loads(file.read(length))
     except OSError as error:
@@ -47,19 +59,21 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     return header
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors, on the CPU, and the metadata.
 
     Raises:
         InvalidFile: missing, damaged, hostile, or holding values that are not finite.
     """
-    header = read_header(path)
+    header = read_header(path, max_size)
     metadata = header.pop("__metadata__", {})
-    strange = [str(entry.get("dtype")) for entry in header.values() if entry.get("dtype") not in DTYPES]
+    kinds = [entry.get("dtype") for entry in header.values()]
+    strange = [kind for kind in kinds if not isinstance(kind, str) or kind not in DTYPES]
     if strange:
         raise InvalidFile(f"{path} holds tensors of type {strange[0]!r}, which no erasure uses.")
     try:
-        tensors = load(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in header}
     except Exception as error:  # the parser raises its own type for every kind of damage
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
     for name, tensor in tensors.items():
@@ -69,39 +83,55 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically, tensor by tensor: no second copy of them is made in memory.
+
+    Names and metadata are sorted, so that equal content makes equal files (the library's own order of metadata changes
+    from call to call).
+
+    Raises:
+        OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    names, offset = sorted(tensors), 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    content = (tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data for name in names)
+    write_chunks(path, (len(text).to_bytes(8, "little"), text), content)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; raises as ``write_chunks``."""
+    write_chunks(path, (content,))
+
+
+def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
     """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the whole new one.
 
     Raises:
         OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
     """
-    stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, _with_metadata(save(stored), metadata))
-
-
-def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Put metadata into a safetensors file in sorted order; the library's own order changes from call to call, and
-    equal erasures must be equal files."""
-    length = int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8 : 8 + length])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; raises as ``write_tensors``."""
-    part: str | None = None
+    part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        # Not tempfile: its files are private to the user, and a web UI may run as somebody else.
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with part.open("xb") as file:
+            for chunks in parts:
+                for chunk in chunks:
+                    file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if part is not None and os.path.exists(part):
-            os.unlink(part)
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); choose another folder or free some space."
         ) from error
+    finally:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import Concept
 from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
-from .errors import Cancelled, TrainingFailed
+from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
 from .layers import is_text, reads_context, select
 from .methods.registry import Method, TrainingSettings
 from .model import Conditioning, LoadedModel
@@ -26,6 +26,7 @@ CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
 SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
+MIN_LOSS_SCALE = 1.0
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Step:
 
 @dataclass
 class History:
-    """What happened in training: loss terms per step and the residual guidance where it was measured."""
+    """What happened in training: loss terms per step, and the residual guidance where it was measured."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     residual_guidance: list[tuple[int, float]] = field(default_factory=list)
@@ -76,8 +77,16 @@ def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> It
             yield parameter, relative
 
 
-class Trainer:
-    """One training run. Create it, then call ``run``.
+def train(
+    model: LoadedModel,
+    concept: Concept,
+    method: Method,
+    settings: TrainingSettings,
+    progress: Progress,
+    checkpoint: Path | None = None,
+    save_every: float = SAVE_EVERY,
+) -> tuple[DeltaSet, History]:
+    """Train to the end, or to the early stop, on from ``checkpoint`` if that exists.
 
     Args:
         model: the loaded model; never changed.
@@ -87,7 +96,23 @@ class Trainer:
         progress: reports and cancellation.
         checkpoint: where the resumable state goes; ``None`` keeps none.
         save_every: seconds between two saves of that state.
+
+    Raises:
+        Cancelled: the user stopped; the state is saved.
+        OutOfMemory: the device has too little memory; the state is saved.
+        TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
+    with model.trainable(settings.checkpointing):
+        trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every)
+        with trainer.deltas.attached(trainer.layers):
+            if checkpoint is not None and checkpoint.exists():
+                load_checkpoint(checkpoint, trainer)
+            trainer.run()
+    return trainer.deltas, trainer.history
+
+
+class Trainer:
+    """One training run; arguments as of ``train``. Made and run inside ``model.trainable()``, deltas attached."""
 
     def __init__(
         self,
@@ -102,6 +127,7 @@ class Trainer:
         self.model, self.concept, self.method, self.settings = model, concept, method, settings
         self.progress, self.checkpoint, self.save_every = progress, checkpoint, save_every
         self.layers = select(model.layers(), settings.layers)
+        self.identity = identity(model, concept, method.name, settings, self.layers) if checkpoint else ""
         self.deltas = new_deltas(self.layers, settings.rank, settings.seed).to(model.device)
         self.trains_text = any(is_text(name) for name in self.layers)
         rates = [
@@ -112,50 +138,53 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(rates, weight_decay=0.0, betas=(0.9, 0.99))
         self.step, self.history = 0, History()
         self.pools: dict[str, TrajectoryPool] = {}
-        self._updating = False
         # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
-        self.loss_scale = 4096.0 if model.dtype == torch.float16 else 1.0
+        self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
+        self._updating = False
         self._encoded: dict[str, Conditioning] = {}
 
-    def run(self) -> tuple[DeltaSet, History]:
-        """Train to the end, or to the early stop.
-
-        Raises:
-            Cancelled: the user stopped; the state is saved.
-            TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
-        """
-        with self.model.trainable(self.settings.checkpointing), self.deltas.attached(self.layers):
-            if self.checkpoint is not None and self.checkpoint.exists():
-                load_checkpoint(self.checkpoint, self)
-            self._loop()
-        return self.deltas, self.history
-
-    def _loop(self) -> None:
-        saved = time.monotonic()
+    def run(self) -> None:
+        """Train on from the present state; raises as ``train``."""
         try:
-            while self.step < self.settings.steps:
-                if self.progress.cancelled():
-                    raise Cancelled(f"Stopped at step {self.step} of {self.settings.steps}.")
-                self._refresh_pools()
-                if self._reached_goal():
-                    break
-                self._optimise()
-                if time.monotonic() - saved >= self.save_every:
-                    self._save()
-                    saved = time.monotonic()
+            self._encode_prompts()
+            self._loop()
         except TrainingFailed:
             raise
+        except DeviceOutOfMemory as error:
+            self._save()
+            raise OutOfMemory(
+                "The device has too little memory for this training. Repeat with --resume and --checkpointing, "
+                "or start anew with a smaller --batch and a larger --accumulate."
+            ) from error
         except BaseException:
             # Hosts interrupt with exceptions of their own, from any operation. Weights and moments change together
             # inside the optimiser only, so everywhere else the state is that of a finished step.
             if not self._updating:
                 self._save()
             raise
+        self._save()
+
+    def _loop(self) -> None:
+        saved = time.monotonic()
+        while self.step < self.settings.steps:
+            if self.progress.cancelled():
+                raise Cancelled(f"Stopped at step {self.step} of {self.settings.steps}.")
+            self._refresh_pools()
+            if self._reached_goal():
+                break
+            self._optimise()
+            if time.monotonic() - saved >= self.save_every:
+                self._save()
+                saved = time.monotonic()
 
     def _save(self) -> None:
-        # Before the first pool is complete there is nothing worth keeping.
-        if self.checkpoint is not None and self.pools:
+        """Save the resumable state. That must not stop a training that could go on, nor hide why it stops."""
+        if self.checkpoint is None or not (self.step or self.pools):
+            return
+        try:
             save_checkpoint(self.checkpoint, self)
+        except OutputError as error:
+            self.progress.update(Report(f"not saved: {error}", self.step, self.settings.steps))
 
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""
@@ -172,7 +201,8 @@ class Trainer:
         s = self.settings
         if self.step % s.refresh and self.pools:
             return
-        size = PoolSettings(s.trajectories, s.trajectory_steps, s.guidance)
+        self.pools = {}  # before the new ones come, so that both need not fit
+        size = PoolSettings(s.trajectories, s.trajectory_steps, s.guidance, s.max_batch)
         fresh = {}
         for place, (name, roles) in enumerate(self.pool_roles().items()):
             generator = self._chance(2 * self.step + place)
@@ -184,6 +214,25 @@ class Trainer:
         return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
 
     def _optimise(self) -> None:
+        losses = self._backward()
+        while not self._gradients_are_usable():
+            losses = self._backward()
+        self._updating = True
+        self.optimizer.step()
+        self.step += 1
+        self.history.losses.append(losses)
+        self._updating = False
+        self.optimizer.zero_grad()
+        if self.step == 1:
+            self._check_all_layers_ran()
+        self.progress.update(Report("training", self.step, self.settings.steps, losses))
+
+    def _backward(self) -> dict[str, float]:
+        """Gradients of one step, summed over ``accumulate`` batches; returns the named loss terms.
+
+        Raises:
+            TrainingFailed: a term is not finite.
+        """
         s = self.settings
         losses: dict[str, float] = {}
         for part in range(s.accumulate):
@@ -195,50 +244,46 @@ class Trainer:
             (total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0.0) + term.item() / s.accumulate
-        self._guard(losses)
-        if not self._gradients_are_usable():
-            return
-        self._updating = True
-        self.optimizer.step()
-        self.step += 1
-        self.history.losses.append(losses)
-        self._updating = False
-        self.optimizer.zero_grad()
-        self.progress.update(Report("training", self.step, s.steps, losses))
-
-    def _guard(self, losses: dict[str, float]) -> None:
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise TrainingFailed(
-                f"The loss became {max(losses.values(), key=lambda v: not math.isfinite(v))} at step {self.step + 1}; "
-                f"nothing was written. Lower the learning rate (now {self.settings.learning_rate:g})."
-            )
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise self._failure(f"The loss ({name}) became {value}")
+        return losses
 
     def _gradients_are_usable(self) -> bool:
-        """Undo the loss scaling. After an overflow in float16 the scale is halved and the step repeated.
+        """Undo the loss scaling. After an overflow in float16 the scale is halved, to try the step again.
 
         Raises:
             TrainingFailed: gradients are not finite for another reason.
         """
         gradients = [p.grad for p in self.deltas.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, self.loss_scale)
-        finite = bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
-        if not finite:
-            self.optimizer.zero_grad()
-            if self.loss_scale <= 1.0:
-                raise TrainingFailed(
-                    f"The gradient is not a finite number at step {self.step + 1}; nothing was written. "
-                    f"Lower the learning rate (now {self.settings.learning_rate:g})."
-                )
-            self.loss_scale /= 2
-        return finite
+        if torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
+            return True
+        self.optimizer.zero_grad()
+        if self.loss_scale <= MIN_LOSS_SCALE:
+            raise self._failure("The gradient is not a finite number")
+        self.loss_scale /= 2
+        return False
+
+    def _failure(self, what: str) -> TrainingFailed:
+        rate = self.settings.learning_rate
+        return TrainingFailed(
+            f"{what} at step {self.step + 1}; nothing was written. Lower the learning rate (now {rate:g})."
+        )
+
+    def _check_all_layers_ran(self) -> None:
+        if self.deltas.unused():
+            name = self.deltas.unused()[0]
+            raise ModelError(f"This host never runs {name} by itself, so it cannot be changed; choose other layers.")
 
     def _reached_goal(self) -> bool:
-        if self.settings.stop_below is None or self.step % CHECK_EVERY:
+        goal, measured = self.settings.stop_below, self.history.residual_guidance
+        if goal is None or self.step % CHECK_EVERY:
             return False
-        probe = self.pools["concept"].draw(4 * self.settings.batch, self._chance(500_000_003 + self.step))
-        residual = self.residual_guidance(probe)
-        self.history.residual_guidance.append((self.step, residual))
-        return residual < self.settings.stop_below
+        if not measured or measured[-1][0] != self.step:
+            probe = self.pools["concept"].draw(4 * self.settings.batch, self._chance(500_000_003 + self.step))
+            measured.append((self.step, self.residual_guidance(probe)))
+        return measured[-1][1] < goal
 
     @torch.no_grad()
     def residual_guidance(self, draw: Draw) -> float:
@@ -255,13 +300,19 @@ class Trainer:
         predicted = self.model.predict(latents, t, conditioning)
         return list(torch.split(predicted, [len(draw.t) for draw, _ in wanted]))
 
+    @torch.no_grad()
+    def _encode_prompts(self) -> None:
+        """Encode every prompt once, in a fixed order: the bits of an encoding depend on the batch it is made in, and a
+        resumed run must have the same."""
+        if not self.trains_text:
+            prompts = [p for roles in self.pool_roles().values() for written in roles.values() for p in written]
+            distinct = list(dict.fromkeys(["", *prompts]))
+            encoded = self.model.encode(distinct)
+            self._encoded = {prompt: encoded[[i]] for i, prompt in enumerate(distinct)}
+
     def _conditioning(self, prompts: list[str]) -> Conditioning:
-        """Encoded prompts: fresh where the text encoder learns, else encoded once."""
-        distinct = list(dict.fromkeys(prompts))
+        """Encoded prompts: fresh where the text encoder learns, else those encoded at the start."""
         if self.trains_text:
+            distinct = list(dict.fromkeys(prompts))
             return self.model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
-        missing = [prompt for prompt in distinct if prompt not in self._encoded]
-        if missing:
-            encoded = self.model.encode(missing).detach()
-            self._encoded.update({prompt: encoded[[i]] for i, prompt in enumerate(missing)})
         return Conditioning.cat([self._encoded[prompt] for prompt in prompts])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .delta import DeltaSet
-from .errors import Cancelled
+from .errors import Cancelled, DeviceOutOfMemory
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report
 
@@ -37,6 +37,10 @@ class Draw:
     t: Tensor
     prompts: list[str]
     teacher: Mapping[str, Tensor]
+
+    def to(self, device: torch.device) -> Draw:
+        teacher = {role: prediction.to(device) for role, prediction in self.teacher.items()}
+        return Draw(self.latents.to(device), self.t.to(device), self.prompts, teacher)
 
     @property
     def guidance(self) -> Tensor:
@@ -70,12 +74,20 @@ class TrajectoryPool:
         texts: the distinct driving prompts.
         prompts: for each trajectory the index of its prompt in ``texts``.
         teacher: role to predictions [N, K, C, H, W].
+        device: where draws go; the pool itself stays in main memory.
     """
 
     def __init__(
-        self, states: Tensor, timesteps: Tensor, texts: Sequence[str], prompts: list[int], teacher: dict[str, Tensor]
+        self,
+        states: Tensor,
+        timesteps: Tensor,
+        texts: Sequence[str],
+        prompts: list[int],
+        teacher: dict[str, Tensor],
+        device: torch.device,
     ) -> None:
-        self.states, self.timesteps, self.texts, self.prompts, self.teacher = states, timesteps, texts, prompts, teacher
+        self.states, self.timesteps, self.texts, self.prompts = states, timesteps, texts, prompts
+        self.teacher, self.device = teacher, device
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """``count`` states, uniform over trajectories and timesteps."""
@@ -86,8 +98,8 @@ class TrajectoryPool:
     def at(self, which: Tensor, when: Tensor) -> Draw:
         """The states of trajectories ``which`` [B] at their ``when``-th timesteps [B]."""
         teacher = {role: prediction[which, when] for role, prediction in self.teacher.items()}
-        t = self.timesteps[when].to(self.states.device)
-        return Draw(self.states[which, when], t, [self.texts[self.prompts[i]] for i in which.tolist()], teacher)
+        prompts = [self.texts[self.prompts[i]] for i in which.tolist()]
+        return Draw(self.states[which, when], self.timesteps[when], prompts, teacher).to(self.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """The pool as named tensors, for a checkpoint."""
@@ -98,16 +110,32 @@ class TrajectoryPool:
     def from_tensors(cls, tensors: Mapping[str, Tensor], texts: Sequence[str], device: torch.device) -> TrajectoryPool:
         """Inverse of ``tensors``; ``texts`` are the same prompts as before."""
         prefix = "teacher."
-        teacher = {key.removeprefix(prefix): t.to(device) for key, t in tensors.items() if key.startswith(prefix)}
-        return cls(tensors["states"].to(device), tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher)
+        teacher = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        return cls(tensors["states"], tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher, device)
 
 
 def predict_in_batches(
-    model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, max_batch: int
+    model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, max_batch: int, progress: Progress
 ) -> Tensor:
-    """``model.predict`` in pieces of at most ``max_batch``."""
-    pieces = [range(i, min(i + max_batch, len(latents))) for i in range(0, len(latents), max_batch)]
-    done = [model.predict(latents[p.start : p.stop], t[p.start : p.stop], conditioning[p]) for p in pieces]
+    """``model.predict`` without gradients, in pieces of at most ``max_batch``; smaller ones if memory runs out.
+
+    Raises:
+        Cancelled: the user stopped; asked before each piece.
+    """
+    done: list[Tensor] = []
+    start = 0
+    while start < len(latents):
+        if progress.cancelled():
+            raise Cancelled("Stopped while drawing trajectories.")
+        stop = min(start + max_batch, len(latents))
+        try:
+            done.append(model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
+        except DeviceOutOfMemory:
+            if max_batch == 1:
+                raise
+            max_batch = max_batch // 2
+            continue
+        start = stop
     return torch.cat(done)
 
 
@@ -128,7 +156,7 @@ def draw_pool(
         roles: role to one prompt per driving prompt; needs ``EMPTY`` and ``PROMPT``, and the teacher predicts all.
         settings: size and guidance.
         generator: on the CPU, so that every device starts from the same noise.
-        progress: asked for cancellation before each timestep.
+        progress: asked for cancellation before each network call.
         deltas: switched off for the teacher.
         driver: ``original``: the frozen model draws the trajectories; ``training``: the model in training (ESD's way).
 
@@ -138,36 +166,41 @@ def draw_pool(
     texts = tuple(roles[PROMPT])
     prompts = [i % len(texts) for i in range(max(settings.trajectories, len(texts)))]
     with deltas.off():
-        frozen = {role: model.encode(written)[prompts] for role, written in roles.items()}
-    learning = {role: model.encode(roles[role])[prompts] for role in (EMPTY, PROMPT)} if driver == "training" else None
-    z = torch.randn(len(prompts), *model.latent_shape, generator=generator).to(model.device)
+        frozen = {role: encode_each(model, written)[prompts] for role, written in roles.items()}
+    driven_by_student = driver == "training"
+    learning = {role: encode_each(model, roles[role])[prompts] for role in (EMPTY, PROMPT) if driven_by_student}
     timesteps = model.schedule.timesteps(settings.steps)
-    states: list[Tensor] = []
-    teacher: dict[str, list[Tensor]] = {role: [] for role in roles}
+    shape = (len(prompts), *model.latent_shape)
+    z = torch.randn(shape, generator=generator).to(model.device)
+    states = torch.empty(len(prompts), len(timesteps), *model.latent_shape)
+    teacher = {role: torch.empty_like(states) for role in roles}
     for i, now in enumerate(timesteps):
-        if progress.cancelled():
-            raise Cancelled("Stopped while drawing trajectories.")
         progress.update(Report("trajectories", i, len(timesteps)))
         t = torch.full((len(prompts),), now, device=model.device)
+        states[:, i] = z.cpu()
         with deltas.off():
-            predicted = _all_roles(model, frozen, z, t, settings.max_batch)
-        states.append(z)
+            predicted = _all_roles(model, frozen, z, t, settings.max_batch, progress)
         for role, prediction in predicted.items():
-            teacher[role].append(prediction)
-        if learning is not None:
-            predicted = _all_roles(model, learning, z, t, settings.max_batch)
+            teacher[role][:, i] = prediction.cpu()
+        if driven_by_student:
+            predicted = _all_roles(model, learning, z, t, settings.max_batch, progress)
         guided = predicted[EMPTY] + settings.guidance * (predicted[PROMPT] - predicted[EMPTY])
         following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
-    stacked = {role: torch.stack(predictions, dim=1) for role, predictions in teacher.items()}
-    return TrajectoryPool(torch.stack(states, dim=1), torch.tensor(timesteps), texts, prompts, stacked)
+    return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, teacher, model.device)
+
+
+def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
+    """Encode prompts, each distinct one once."""
+    distinct = list(dict.fromkeys(prompts))
+    return model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
 
 
 def _all_roles(
-    model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int
+    model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int, progress: Progress
 ) -> dict[str, Tensor]:
     """Predictions for every role, all in one call where they fit."""
     count = len(rows)
     together = Conditioning.cat(list(rows.values()))
-    predicted = predict_in_batches(model, z.repeat(count, 1, 1, 1), t.repeat(count), together, max_batch)
+    predicted = predict_in_batches(model, z.repeat(count, 1, 1, 1), t.repeat(count), together, max_batch, progress)
     return dict(zip(rows, predicted.chunk(count), strict=True))

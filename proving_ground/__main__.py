@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--count", type=int, default=1000, help="pictures to sample")
     quality.add_argument("--seed", type=int, default=0)
     quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
+    words = commands.add_parser("words", help="how near the words of a concept are in what the UNet reads")
+    words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
     demo = commands.add_parser("demo", help="erase one object from the bundled model and show the result")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
     bench = commands.add_parser("bench", help="measure erasing methods; every result is a file in results/")
@@ -107,6 +109,14 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     if options.command == "bench":
         _bench(options)
+        return 0
+    if options.command == "words":
+        from .evaluation import KINDS
+        from .painting import load_model
+        from .words import nearness
+
+        model = load_model(options.model)
+        print(*(nearness(model, kind).line() for kind in KINDS), sep="\n")
         return 0
     if options.command == "demo":
         from .demo import run_demo

@@ -80,7 +80,7 @@ def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) 
         result["seconds"] = round(time.monotonic() - started, 2)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "erasure.safetensors"
-            write_erasure(path, erasure, model.layers())
+            write_erasure(path, erasure, model)
             result["file_bytes"] = path.stat().st_size
             erasures = [(read_erasure(path).bind(model), 1.0)]
         result["unconditional_drift"] = unconditional_drift(model, erasures)

@@ -77,7 +77,7 @@ def run_demo(out: Path) -> None:
     print(f"Erasing {', '.join(lexicon.named)} with {METHOD} …")
     with terminal_progress() as progress:
         erasure, _ = erase(model, Concept(lexicon.named, None, KEEP), METHOD, progress=progress)
-    manifest = write_erasure(path, erasure, model.layers())
+    manifest = write_erasure(path, erasure, model)
     trained = time.monotonic() - started
     erasures = [(read_erasure(path).bind(model), 1.0)]
     prompts = [prompt for _, prompt in ROWS for _ in SEEDS]

@@ -47,9 +47,10 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
 
 
-def _text_config(vocabulary: int, act: str) -> CLIPTextConfig:
+def _text_config(vocabulary: int, act: str, width: int = 64) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=width // 64,
         max_position_embeddings=77, projection_dim=64, hidden_act=act,
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
     )  # fmt: skip
@@ -65,7 +66,9 @@ def _unet(context: int, family: str, **extra: object) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def write_pico(folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary: bool = False) -> Path:
+def write_pico(
+    folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary: bool = False, text_width: int = 64
+) -> Path:
     """Write a random model of a family (``sd1``, ``sd2``, ``sdxl``) as a diffusers folder."""
     torch.manual_seed(seed)
     if not real_vocabulary:
@@ -88,7 +91,7 @@ def write_pico(folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary
         clip_sample=False,
         steps_offset=1,
     )
-    text = CLIPTextModel(_text_config(len(tokenizer), "gelu" if family == "sd2" else "quick_gelu"))
+    text = CLIPTextModel(_text_config(len(tokenizer), "gelu" if family == "sd2" else "quick_gelu", text_width))
     shared = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
     if family == "sdxl":
         text_2 = CLIPTextModelWithProjection(_text_config(len(tokenizer), "gelu"))
@@ -99,7 +102,7 @@ def write_pico(folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary
         tokenizer_2 = CLIPTokenizer.from_pretrained(second, pad_token="!")
         pipeline = StableDiffusionXLPipeline(unet=unet, text_encoder_2=text_2, tokenizer_2=tokenizer_2, **shared)
     else:
-        unet = _unet(64, family)
+        unet = _unet(text_width, family)
         pipeline = StableDiffusionPipeline(
             unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **shared
         )

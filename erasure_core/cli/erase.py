@@ -12,12 +12,12 @@ from typing import Any, get_args, get_type_hints
 
 from ..checkpoint import checkpoint_path
 from ..concept import Concept
-from ..erase import erase
+from ..erasing import erase
 from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..methods import METHODS, Method, SolverSettings, find_method
 from ..trainer import SAVE_EVERY
-from .terminal import load_model, read_lines, terminal_progress
+from .terminal import check_folder, load_model, read_lines, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,21 +83,12 @@ def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
         raise OutputError(f"{path} must end in .safetensors.")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another folder.") from error
+    check_folder(path.parent)
     checkpoint = checkpoint_path(path)
-    if checkpoint.exists() and not resume:
-        if not overwrite:
-            raise OutputError(
-                f"{checkpoint} holds an unfinished training; go on with --resume or start anew with --overwrite."
-            )
-        checkpoint.unlink()
+    if checkpoint.exists() and not resume and not overwrite:
+        raise OutputError(
+            f"{checkpoint} holds an unfinished training; go on with --resume or start anew with --overwrite."
+        )
     return checkpoint
 
 
@@ -106,16 +97,22 @@ def run(options: argparse.Namespace) -> None:
     concept = Concept((options.concept, *options.word), options.instead, tuple(keep))
     method = find_method(options.method)
     settings = _settings(options, method)
+    if not options.save_every >= 0:
+        raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
     checkpoint = _check_output(options.out, options.overwrite, options.resume)
     started = time.monotonic()
+    if options.resume and not checkpoint.exists():
+        print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
     model = load_model(options.model, options.device, pictures=False)
+    if not options.resume:
+        checkpoint.unlink(missing_ok=True)
     try:
         with terminal_progress() as progress:
             erasure, _ = erase(model, concept, method.name, settings, progress, checkpoint, options.save_every)
     except Cancelled as stopped:
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
-    manifest = write_erasure(options.out, erasure, model.layers())
+    manifest = write_erasure(options.out, erasure, model)
     checkpoint.unlink(missing_ok=True)
     result = {
         "path": str(options.out),

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..delta import DeltaSet
-from ..erase import applied
+from ..erasing import applied
 from ..erasure_file import read_erasure
 from ..errors import InvalidConcept, InvalidFile, InvalidSettings
 from ..hosts.diffusers import DiffusersModel
 from ..safe_files import write_bytes
 from ..sampling import sample
-from .terminal import load_model, read_lines, terminal_progress
+from .terminal import check_folder, load_model, read_lines, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +93,9 @@ def run(options: argparse.Namespace) -> None:
     model = load_model(options.model, options.device)
     _check_numbers(options, len(model.schedule))
     erasures = _bind(options, model)
+    for prompt in prompts:
+        model.encode([prompt])  # refuses what is too long before anything is painted
+    check_folder(options.out)
     jobs = [(place, prompt, options.seed + i) for place, prompt in enumerate(prompts) for i in range(options.count)]
     with terminal_progress() as progress, applied(model, erasures):
         for start in range(0, len(jobs), options.batch):

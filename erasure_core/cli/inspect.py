@@ -10,7 +10,7 @@ from typing import Any
 from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
 from ..methods import METHODS
-from .terminal import load_model
+from .terminal import load_model, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def describe(stored: StoredErasure) -> dict[str, Any]:
     """Everything worth knowing about a file, ready for JSON."""
     ranks = sorted({delta.rank for delta in stored.changes.values() if isinstance(delta, LowRankDelta)})
-    norm = sum(float(delta.change().detach().double().pow(2).sum()) for delta in stored.changes.values()) ** 0.5
+    norm = sum(delta.norm() ** 2 for delta in stored.changes.values()) ** 0.5
     described: dict[str, Any] = {
         "path": str(stored.path),
         "bytes": stored.path.stat().st_size,
@@ -42,11 +42,6 @@ def run(options: argparse.Namespace) -> None:
         stored.bind(load_model(options.model, "cpu", pictures=False))
         described["fits"] = str(options.model)
     print(json.dumps(described) if options.json else _as_text(described))
-
-
-def printable(value: object) -> str:
-    """A stranger's text without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _as_text(described: dict[str, Any]) -> str:

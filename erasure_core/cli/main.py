@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ..errors import ErasureError
 from ..version import __version__
 from . import erase, generate, inspect
+from .terminal import printable
 
 EXIT_CODES = """exit codes:
   0    done
@@ -16,6 +18,7 @@ EXIT_CODES = """exit codes:
   3    bad input: concept, settings, prompt, model or file
   4    training failed: the loss is no longer a finite number
   5    a result cannot be written
+  6    the device has too little memory
   130  stopped by the user (Ctrl-C); repeat the command with --resume to go on
 """
 
@@ -50,10 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except ErasureError as error:
-        print(f"concept-erasure: {error}", file=sys.stderr)
+        print(f"concept-erasure: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("concept-erasure: stopped at once; the last saved state can be resumed with --resume.", file=sys.stderr)
+        print("concept-erasure: stopped at once; a state saved before can be resumed with --resume.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). Python would complain about it again on leaving.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import warnings
@@ -14,7 +15,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from ..errors import InvalidFile
+from ..errors import InvalidFile, OutputError
 from ..hosts.diffusers import DiffusersModel
 from ..progress import Report
 
@@ -71,9 +72,29 @@ def load_model(path: Path, device: str, pictures: bool = True) -> DiffusersModel
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for library in ("diffusers", "transformers"):
+    for library in ("diffusers", "transformers", "transformers.tokenization_utils_base"):
         logging.getLogger(library).setLevel(logging.ERROR)
     return DiffusersModel.load(path, device, pictures)
+
+
+def printable(value: object) -> str:
+    """A stranger's text without control characters, which could rewrite the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse before the work what would fail after it.
+
+    Raises:
+        OutputError: files cannot be written there.
+    """
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def read_lines(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..delta import weight_of
 from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
 from .ldm_checkpoint import ModelParts, read_checkpoint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+DECODED_AT_ONCE = 64 * 64
+"""Latent pixels decoded in one call: one picture of 512 x 512, or many small ones."""
 
 
 class DiffusersModel:
@@ -103,27 +107,36 @@ class DiffusersModel:
                 self._layers |= dict(_linear_layers(prefix, encoder))
         return self._layers
 
+    def base_weight(self, name: str) -> Tensor:
+        return weight_of(self.layers()[name])
+
     @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:
-        modules = [self.unet, *self.text_encoders]
-        flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-        modes = [module.training for module in modules]
+        everything = [module for part in (self.unet, *self.text_encoders) for module in part.modules()]
+        parameters = [(p, p.requires_grad) for part in (self.unet, *self.text_encoders) for p in part.parameters()]
+        modes = [(module, module.training) for module in everything]
+        recomputing: list[tuple[Any, bool]] = [
+            (module, bool(module.gradient_checkpointing))
+            for module in everything
+            if hasattr(module, "gradient_checkpointing")
+        ]
         unet: Any = self.unet
         try:
-            for parameter, _ in flags:
+            for parameter, _ in parameters:
                 parameter.requires_grad_(False)
-            for module in modules:
-                module.eval()
+            for module, _ in modes:
+                module.training = False
             if checkpointing:
                 unet.enable_gradient_checkpointing()
-            yield
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
         finally:
-            if checkpointing:
-                unet.disable_gradient_checkpointing()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
+            for network, was_recomputing in recomputing:
+                network.gradient_checkpointing = was_recomputing
+            for parameter, needed_gradient in parameters:
+                parameter.requires_grad_(needed_gradient)
+            for module, mode in modes:
+                module.training = mode
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -131,9 +144,10 @@ class DiffusersModel:
         if vae is None:
             raise ModelError("This model was loaded without its autoencoder, so it cannot show pictures.")
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        pictures = vae.decode(scaled.to(next(vae.parameters()).dtype)).sample
-        levels: Tensor = ((pictures.float() + 1) * 127.5).round().clamp(0, 255)
-        return levels.to(torch.uint8).cpu()
+        # A few at a time: decoding needs far more memory than denoising.
+        pieces = scaled.to(next(vae.parameters()).dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
+        pictures = torch.cat([vae.decode(piece).sample.float().cpu() for piece in pieces])
+        return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
@@ -174,22 +188,23 @@ def _device(wanted: str) -> torch.device:
 
 
 def _dtype(device: torch.device) -> torch.dtype:
+    """What the device computes fast in. Older cards only emulate bfloat16, slowly."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.float32
 
 
 def _schedule(folder: Path) -> NoiseSchedule:
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     start, end, steps = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
-    if config.get("beta_schedule", "linear") == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    elif config.get("beta_schedule", "linear") == "linear":
-        betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    else:
-        raise ModelError(f"{folder}: the noise schedule {config['beta_schedule']!r} is not supported.")
-    alphas = torch.cumprod(1 - betas, dim=0)
-    return NoiseSchedule.from_alphas_cumprod(alphas, config.get("prediction_type", "epsilon"))
+    kind, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+    if kind not in ("linear", "scaled_linear") or config.get("trained_betas") or config.get("rescale_betas_zero_snr"):
+        raise ModelError(f"The model {folder} has a noise schedule that is not supported ({kind}, or a changed one).")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ModelError(f"The model {folder} predicts {prediction!r}; only epsilon and v_prediction are supported.")
+    power = 2 if kind == "scaled_linear" else 1
+    betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
+    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
 
 
 def _read(path: Path, device: torch.device, pictures: bool, prediction: str | None) -> ModelParts:
@@ -216,21 +231,61 @@ def _read(path: Path, device: torch.device, pictures: bool, prediction: str | No
 
 def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    options = {"torch_dtype": dtype, "local_files_only": True}
-    no_accelerate = {**options, "low_cpu_mem_usage": False}
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **no_accelerate)
-        encoders = [CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options)]
-        tokenizers = [CLIPTokenizer.from_pretrained(folder / "tokenizer")]
+        schedule = _schedule(folder)
+        unet = _whole(UNet2DConditionModel, folder / "unet", dtype)
+        encoders, tokenizers = (
+            [_whole(CLIPTextModel, folder / "text_encoder", dtype)],
+            [_tokenizer(folder / "tokenizer")],
+        )
         if (folder / "text_encoder_2").is_dir():
-            encoders.append(CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", **options))
-            tokenizers.append(CLIPTokenizer.from_pretrained(folder / "tokenizer_2"))
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **no_accelerate) if pictures else None
-        return ModelParts(unet, encoders, tokenizers, _schedule(folder), vae)
+            encoders.append(_whole(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype))
+            tokenizers.append(_tokenizer(folder / "tokenizer_2"))
+        vae = None
+        if pictures:
+            # The autoencoders of some families overflow in float16 and say so in their configuration.
+            upcast = _config(folder / "vae").get("force_upcast", True)
+            vae = _whole(AutoencoderKL, folder / "vae", torch.float32 if upcast else dtype)
     except ModelError:
         raise
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {folder} is incomplete or damaged ({first}); get a fresh copy.") from error
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise ModelError(f"The model {folder} has a tokenizer with more words than its text encoder knows.")
+    return ModelParts(unet, encoders, tokenizers, schedule, vae)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Load one part; the libraries fill missing tensors with random numbers and only warn.
+
+    Raises:
+        ModelError: tensors are missing or misshapen.
+    """
+    options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")):
+        options["variant"] = "fp16"
+    if kind.__module__.startswith("diffusers") and importlib.util.find_spec("accelerate") is None:
+        options["low_cpu_mem_usage"] = False
+    module, report = kind.from_pretrained(folder, **options)
+    missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
+    wrong = [*missing, *(entry[0] for entry in report["mismatched_keys"])]
+    if wrong:
+        raise ModelError(f"The model part {folder} lacks {len(wrong)} tensors (first: {wrong[0]}); get a fresh copy.")
+    return module
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise ModelError(f"The model lacks its vocabulary ({folder / 'vocab.json'}); get a fresh copy.")
+    return CLIPTokenizer.from_pretrained(folder)

@@ -72,9 +72,9 @@ class _Source:
     def under(self, prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): self.get(key) for key in self.shapes if key.startswith(prefix)}
 
-    def fill(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> nn.Module:
         """Load tensors into a module and make it ready for inference in the wanted type."""
-        typed = {name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+        typed = {name: tensor.to(dtype or self.dtype) for name, tensor in tensors.items()}
         module.load_state_dict(typed, strict=True, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -93,7 +93,8 @@ def _build(
         config = ldm_config.vae_config(source.shapes, family)
         vae = _empty(AutoencoderKL, sample_size=8 * size, **config)
         keys = ldm_keys.vae_keys(vae.state_dict(), len(config["block_out_channels"]))
-        source.fill(vae, {name: ldm_keys.as_vae_tensor(key, source.get(key)) for name, key in keys.items()})
+        tensors = {name: ldm_keys.as_vae_tensor(key, source.get(key)) for name, key in keys.items()}
+        source.fill(vae, tensors, torch.float32)  # SDXL's autoencoder overflows in float16
     encoders = _text_encoders(source, family)
     chosen = prediction or prediction_of(source, family)
     return ModelParts(unet, encoders, _tokenizers(family), _schedule(chosen), vae)

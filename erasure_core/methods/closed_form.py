@@ -7,29 +7,24 @@ vectors of the concept, a_i those that take their place and r those to keep. Its
 
 because C^T (lambda I + V V^T)^-1 equals the rows of (lambda I + V^T V)^-1 V^T that belong to C (push-through identity,
 the Woodbury form). F is the same for all layers, so one small system serves the whole network, and the rank of the
-change is at most the number of distinct concept tokens.
+change is at most the number of distinct concept token vectors: the last word's, and those of the end and padding tokens
+behind it, which differ with their position. Most of these are nearly alike, so ``tolerance`` cuts the rank far below.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..concept import Concept
-from ..delta import DeltaSet, LowRankDelta, weight_of
-from ..errors import InvalidSettings
+from ..delta import DeltaSet, LowRankDelta
+from ..errors import Cancelled, InvalidSettings
 from ..layers import reads_context, select
 from ..model import Conditioning, LoadedModel
+from ..progress import Progress, Report
 from .registry import SolverSettings, option, solver
-
-if TYPE_CHECKING:
-    from ..progress import Progress
-
-DROP = 1e-7
-"""Singular values below this share of the largest are rounding noise."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class ClosedFormSettings(SolverSettings):
 
     damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
     keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4)
-    rank: int = option(0, "largest rank of the change; 0 keeps the exact solution", low=0, high=1024)
+    tolerance: float = option(1e-4, "singular values below this share of the largest are dropped", low=0.0, high=0.5)
+    rank: int = option(0, "largest rank of the change; 0 sets no limit", low=0, high=1024)
 
 
 def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Tensor, Tensor]:
@@ -54,12 +50,12 @@ def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Ten
         shared = min(len(c), len(a))
         concept.append(c[:shared])
         instead.append(a[:shared])
-    return torch.cat(concept).double().cpu(), torch.cat(instead).double().cpu()
+    return torch.cat(concept).cpu().double(), torch.cat(instead).cpu().double()
 
 
 def kept_rows(prompts: Conditioning) -> Tensor:
     """All token vectors of the kept prompts, each distinct one once, float64 [K, D]."""
-    rows: Tensor = torch.unique(prompts.context.flatten(0, 1).double().cpu(), dim=0)
+    rows: Tensor = torch.unique(prompts.context.flatten(0, 1).cpu().double(), dim=0)
     return rows
 
 
@@ -76,8 +72,16 @@ def shared_factor(concept: Tensor, kept: Tensor, damping: float) -> Tensor:
     return transposed.T
 
 
-def low_rank_product(difference: Tensor, factor: Tensor, rank: int = 0) -> tuple[Tensor, Tensor]:
+def low_rank_product(
+    difference: Tensor, factor: Tensor, rank: int = 0, tolerance: float = 1e-12
+) -> tuple[Tensor, Tensor]:
     """D F as ``up @ down`` of least rank: D^T is ``difference`` [P, D], F is ``factor`` [P, D].
+
+    Args:
+        difference: what each concept vector moves by.
+        factor: how much of each concept vector is in a token vector.
+        rank: largest rank; 0 sets no limit.
+        tolerance: singular values below this share of the largest are dropped.
 
     Returns:
         up [D, r] and down [r, D].
@@ -85,7 +89,7 @@ def low_rank_product(difference: Tensor, factor: Tensor, rank: int = 0) -> tuple
     q_up, r_up = torch.linalg.qr(difference.T)
     q_down, r_down = torch.linalg.qr(factor.T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    keep = max(1, int((s > DROP * s[0]).sum())) if s[0] > 0 else 1
+    keep = max(1, int((s > tolerance * s[0]).sum())) if s[0] > 0 else 1
     keep = min(keep, rank) if rank else keep
     root = s[:keep].sqrt()
     return q_up @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_down.T
@@ -108,9 +112,12 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
     subject, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
     kept = kept_rows(model.encode(list(concept.kept_prompts))) * settings.keep_weight**0.5
     factor = shared_factor(subject, kept, settings.damping)
-    up, down = low_rank_product(instead - subject, factor, settings.rank)
+    up, down = low_rank_product(instead - subject, factor, settings.rank, settings.tolerance)
     deltas = {}
-    for name, layer in layers.items():
-        weight = weight_of(layer).double().cpu()
+    for step, name in enumerate(layers):
+        if progress.cancelled():
+            raise Cancelled("Stopped while solving.")
+        weight = model.base_weight(name).cpu().double()
         deltas[name] = LowRankDelta(down.float(), (weight @ up).float())
+        progress.update(Report("solving", step + 1, len(layers)))
     return DeltaSet(deltas)

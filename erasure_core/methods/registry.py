@@ -32,12 +32,13 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     combine: bool = False,
+    neutral: bool = False,
 ) -> Any:
     """One setting: its default, what it does, and its range (both ends allowed).
 
-    ``combine`` lets several choices be joined by "+".
+    ``combine`` lets several choices be joined by "+"; ``neutral`` marks what changes memory or time but not the result.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "combine": combine}
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "combine": combine, "neutral": neutral}
     return field(default=default, metadata=metadata)
 
 
@@ -87,7 +88,8 @@ class TrainingSettings(SolverSettings):
     trajectory_steps: int = option(20, "sampling steps of a trajectory", low=1, high=1000)
     refresh: int = option(150, "optimiser steps after which the pool is drawn anew", low=1, high=100_000)
     driver: str = option("original", "who draws the trajectories", choices=("original", "training"))
-    checkpointing: bool = option(False, "recompute activations to save memory")
+    max_batch: int = option(16, "most latents in one call without gradients", low=1, high=1024, neutral=True)
+    checkpointing: bool = option(False, "recompute activations to save memory", neutral=True)
     stop_below: float | None = option(None, "stop when the residual guidance falls below this", low=-100.0, high=1.0)
 
 

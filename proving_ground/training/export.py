@@ -99,9 +99,9 @@ def export(folder: Path = MODEL_DIR, partial: bool = False) -> None:
     """
     if not partial:
         _check_complete()
-    text_and_vision, pictures, denoiser = clip.new_clip(), autoencoder.new_autoencoder(), unet.new_unet()
-    for name, model in (("clip", text_and_vision), ("autoencoder", pictures), ("unet", denoiser)):
-        load_average(name, model)
+    text_and_vision, pictures, denoiser = clip.load_clip(), autoencoder.new_autoencoder(), unet.new_unet()
+    load_average("autoencoder", pictures)
+    load_average("unet", denoiser)
     pictures.register_to_config(scaling_factor=latent_scale())
     if folder.resolve() != MODEL_DIR.resolve():
         shutil.copytree(MODEL_DIR / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from .autoencoder import new_autoencoder
-from .clip import new_clip
+from .clip import load_clip
 from .data import captions_for, pick
 from .latents import SCENES, encoded_scenes, training_scenes
 from .loop import train
@@ -52,9 +52,7 @@ def min_snr_weight(alpha: Tensor, gamma: float = MIN_SNR_GAMMA) -> Tensor:
 
 
 def _frozen_text_encoder() -> nn.Module:
-    clip = new_clip()
-    load_average("clip", clip)
-    return clip.text_model
+    return load_clip().text_model
 
 
 def train_unet(

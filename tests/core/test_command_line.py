@@ -16,8 +16,9 @@ import pytest
 import torch
 from pico import write_pico
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from erasure_core import read_erasure
 from erasure_core.cli.generate import split_strength
 from erasure_core.cli.main import main
 
@@ -105,8 +106,9 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["  "], "concept is empty"),
         (["x" * 5000], "5000 characters long; at most 300"),
         (["a\x00b"], "control characters"),
-        (["ball", "--instead", "ball"], "also the concept to erase"),
-        (["ball", "--keep", "ball"], "both erased and kept"),
+        (["ball", "--instead", "Ball"], "also the concept to erase"),
+        (["ball", "--keep", "a ball"], "both erased and kept"),
+        (["ball", "--save-every", "nan"], "--save-every is nan"),
         (["one two " * 35], "tokens, but only"),
         (["ball", "--method", "magic"], "no method 'magic'; choose from closed_form, esd"),
         (["ball", "--layers", "nose"], "layers is 'nose'; choose from"),
@@ -141,6 +143,30 @@ def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert expected in sentence(capsys), folder
     assert run("generate", "--model", model, "--prompt", "a", "--out", tmp_path, "--device", "cuda:99") == 3
     assert "'cuda:99' cannot be used" in sentence(capsys)
+
+
+def without_one_tensor(folder: Path, part: str) -> None:
+    """Remove one weight: the libraries would fill it with random numbers and only warn."""
+    path = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    del tensors[sorted(name for name in tensors if name.endswith("weight"))[0]]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "tokenizer"])
+def test_models_with_a_missing_piece(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    if part == "tokenizer":
+        for file in (folder / part).glob("*"):
+            if file.name != "tokenizer_config.json":
+                file.unlink()
+    else:
+        without_one_tensor(folder, part)
+    assert run("generate", "--model", folder, "--prompt", "a ball", "--out", tmp_path / "p") == 3
+    assert "get a fresh copy" in sentence(capsys)
 
 
 def test_bad_generate(model: Path, erased: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +225,8 @@ def test_an_unfinished_training_is_not_thrown_away(
     assert "go on with --resume or start anew with --overwrite" in sentence(capsys)
     assert run(*base, "--resume") == 3
     assert "ball.safetensors.partial" in sentence(capsys)
+    assert run(*base, "--overwrite", "--model", tmp_path / "nowhere") == 3
+    assert (tmp_path / "ball.safetensors.partial").exists(), "a failed start must not cost the old work"
     assert run(*base, "--overwrite") == 0
     assert [p.name for p in tmp_path.iterdir()] == ["ball.safetensors"]
 
@@ -255,3 +283,30 @@ def test_no_command_touches_the_model_folder(model: Path, erased: Path, tmp_path
     options = ["--erasure", erased, "--prompt", "a cat", "--steps", 2, "--out", tmp_path / "p"]
     assert run("generate", "--model", model, *options) == 0
     assert hashes() == before
+
+
+def test_files_can_be_read_by_others(erased: Path) -> None:
+    """A web UI may run as another user, so files are made with the usual permissions."""
+    mask = os.umask(0)
+    os.umask(mask)
+    assert erased.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_foreign_text_cannot_rewrite_the_terminal(
+    erased: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(erased)
+    manifest = json.loads(read_erasure(erased).manifest.to_json()) | {"family": "\x1b[31mevil\n"}  # type: ignore[union-attr]
+    save_file(tensors, tmp_path / "evil.safetensors", {"erasure": json.dumps(manifest)})
+    assert run("inspect", tmp_path / "evil.safetensors", "--model", model) == 3
+    assert run("inspect", tmp_path / "evil.safetensors") == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.err + shown.out and "evil" in shown.err and "evil" in shown.out
+
+
+def test_without_torch_the_command_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['torch'] = None; from erasure_core.__main__ import main; sys.exit(main())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert "torch is missing; install it with: pip install concept-erasure[standalone]" in done.stderr

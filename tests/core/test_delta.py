@@ -42,13 +42,13 @@ def test_off_and_detached_are_bit_identical(pico: DiffusersModel) -> None:
         with torch.no_grad():
             return pico.predict(z, t, pico.encode(["a red ball", "cat"]))
 
-    base, weights = predict(), fingerprint(layers)
+    base, weights = predict(), fingerprint(pico, layers)
     with deltas.attached(pico.layers()):
         assert not torch.allclose(predict(), base, atol=1e-3)
         with deltas.off():
             assert torch.equal(predict(), base)
     assert torch.equal(predict(), base)
-    assert fingerprint(layers) == weights
+    assert fingerprint(pico, layers) == weights
 
 
 def test_hooks_are_removed_when_attaching_fails(pico: DiffusersModel) -> None:
@@ -90,3 +90,20 @@ def test_rank_is_cut_to_the_layer_and_starts_at_zero() -> None:
     delta = deltas["layer"]
     assert isinstance(delta, LowRankDelta) and delta.rank == 4
     assert torch.equal(delta.change(), torch.zeros(9, 4))
+
+
+def test_layers_that_never_run_are_known() -> None:
+    """A host may use a module's weight without calling it (packed attention): its delta would silently do nothing."""
+    attention = nn.MultiheadAttention(8, 2)
+    deltas = DeltaSet({"out": random_low_rank(attention.out_proj.weight.shape)})
+    with deltas.attached({"out": attention.out_proj}):
+        attention(torch.randn(3, 1, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8))
+        assert deltas.unused() == ["out"]
+
+
+def test_layers_called_by_keyword_are_changed_too() -> None:
+    layer = nn.Linear(4, 4)
+    x, delta = torch.randn(2, 4), random_low_rank(torch.Size((4, 4)))
+    with DeltaSet({"layer": delta}).attached({"layer": layer}) as deltas:
+        torch.testing.assert_close(layer(input=x), layer(x))
+        assert not deltas.unused()

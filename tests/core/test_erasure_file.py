@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasure, write_erasure
 from erasure_core.delta import DenseDelta, LowRankDelta
-from erasure_core.errors import InvalidFile, OutputError, WrongBase
+from erasure_core.errors import InvalidFile, OutputError, TrainingFailed, WrongBase
+from erasure_core.fingerprint import TOLERANCE, distance, fingerprint, sketch
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.manifest import Manifest
@@ -33,11 +35,8 @@ def random_erasure(model: DiffusersModel, groups: str, dense: bool = False) -> E
         delta = LowRankDelta.zero(shape, 3, generator)
         delta.up.data.normal_(0, 0.3, generator=generator)
         deltas[name] = DenseDelta(full) if dense else delta
-    from dataclasses import replace
-
-    from erasure_core.fingerprint import fingerprint
-
-    return Erasure(DeltaSet(deltas), replace(known.manifest, base_fingerprint=fingerprint(layers)))
+    manifest = replace(known.manifest, base_fingerprint=fingerprint(model, layers), base_sketch=sketch(model, layers))
+    return Erasure(DeltaSet(deltas), manifest)
 
 
 def prediction(model: DiffusersModel) -> torch.Tensor:
@@ -52,7 +51,7 @@ def prediction(model: DiffusersModel) -> torch.Tensor:
 def test_round_trip(pico_models: dict[str, DiffusersModel], family: str, dense: bool, tmp_path: Path) -> None:
     model, path = pico_models[family], tmp_path / "erasure.safetensors"
     erasure = random_erasure(model, "full+text-encoder", dense)
-    written = write_erasure(path, erasure, model.layers())
+    written = write_erasure(path, erasure, model)
     stored = read_erasure(path)
     assert stored.manifest == written
     assert written.storage_error < (1e-9 if dense else 1e-3)
@@ -70,7 +69,7 @@ def test_diffusers_loads_a_low_rank_file_as_a_plain_lora(
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     model, path = DiffusersModel.load(pico_folders[family]), tmp_path / "erasure.safetensors"
-    write_erasure(path, random_erasure(model, "cross-attention+text-encoder"), model.layers())
+    write_erasure(path, random_erasure(model, "cross-attention+text-encoder"), model)
     with applied(model, [(read_erasure(path).bind(model), 1.0)]):
         expected = prediction(model)
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
@@ -86,17 +85,21 @@ def test_diffusers_loads_a_low_rank_file_as_a_plain_lora(
 def test_untrained_text_attention_is_filled_with_zeros(pico: DiffusersModel, tmp_path: Path) -> None:
     erasure = random_erasure(pico, "text-encoder")
     only_v = {name: delta for name, delta in erasure.deltas.deltas.items() if name.endswith("v_proj")}
-    write_erasure(tmp_path / "v.safetensors", Erasure(DeltaSet(only_v), erasure.manifest), pico.layers())
+    write_erasure(tmp_path / "v.safetensors", Erasure(DeltaSet(only_v), erasure.manifest), pico)
     keys = set(load_file(tmp_path / "v.safetensors"))
     for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
         assert f"lora_te_text_model_encoder_layers_0_self_attn_{part}.lora_up.weight" in keys
+    own = fingerprint(pico, only_v), sketch(pico, only_v)
+    manifest = replace(erasure.manifest, base_fingerprint=own[0], base_sketch=own[1])
+    write_erasure(tmp_path / "v.safetensors", Erasure(DeltaSet(only_v), manifest), pico)
+    assert read_erasure(tmp_path / "v.safetensors").bind(pico).changed() == sorted(only_v)
 
 
 def test_metadata_names_what_hosts_look_for(pico: DiffusersModel, tmp_path: Path) -> None:
     from safetensors import safe_open
 
     path = tmp_path / "ball.safetensors"
-    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_output_name"] == "ball"
@@ -121,7 +124,7 @@ def test_other_base_and_other_kind_are_refused(
     from pico import write_pico
 
     path = tmp_path / "erasure.safetensors"
-    write_erasure(path, erase(pico_models["sd1"], CONCEPT, "closed_form")[0], pico_models["sd1"].layers())
+    write_erasure(path, erase(pico_models["sd1"], CONCEPT, "closed_form")[0], pico_models["sd1"])
     stored = read_erasure(path)
     with pytest.raises(WrongBase, match="another kind of model"):
         stored.bind(pico_models["sdxl"])
@@ -151,6 +154,7 @@ def hostile_files(folder: Path) -> list[Path]:
     header_file(folder / "wrong_size", json.dumps({"lora_x.diff": {**entry, "shape": [9, 9]}}).encode(), b"\0" * 16)
     header_file(folder / "negative", json.dumps({"lora_x.diff": {**entry, "shape": [-2, -2]}}).encode(), b"\0" * 16)
     header_file(folder / "type", json.dumps({"lora_x.diff": {**entry, "dtype": "F4"}}).encode(), b"\0" * 16)
+    header_file(folder / "type_list", json.dumps({"lora_x.diff": {**entry, "dtype": ["F32"]}}).encode(), b"\0" * 16)
     header_file(folder / "many", json.dumps({f"a{i}": entry for i in range(20_001)}).encode(), b"\0" * 16)
     header_file(folder / "no_tensors", b"{}")
     (folder / "nothing").write_bytes(b"")
@@ -164,6 +168,12 @@ def hostile_files(folder: Path) -> list[Path]:
         "mixed": {"lora_unet_x.diff": torch.zeros(2, 2), "lora_unet_x.alpha": torch.tensor(1.0)},
         "ranks": {"lora_unet_x.lora_up.weight": torch.zeros(4, 2), "lora_unet_x.lora_down.weight": torch.zeros(3, 4)},
         "three_dimensions": {"lora_unet_x.diff": torch.zeros(2, 2, 2)},
+        "huge_alpha": {
+            "lora_unet_x.lora_up.weight": torch.full((4, 1), 1e30),
+            "lora_unet_x.lora_down.weight": torch.full((1, 4), 1e30),
+            "lora_unet_x.alpha": torch.tensor(1e30),
+        },
+        "beyond_float32": {"lora_unet_x.diff": torch.full((2, 2), 1e300, dtype=torch.float64)},
         "zero_rank": {
             "lora_unet_x.lora_up.weight": torch.zeros(4, 0),
             "lora_unet_x.lora_down.weight": torch.zeros(0, 4),
@@ -179,12 +189,21 @@ def hostile_files(folder: Path) -> list[Path]:
     }
     for name, text in manifests.items():
         save_file({"lora_unet_x.diff": torch.zeros(2, 2)}, folder / name, {"erasure": text})
+    good = Manifest(("a",), None, (), "esd", "", {}, 1, "sd1", "00", [0.5], "epsilon")
+    wrong: dict[str, object] = {"words": [1], "keep": "abc", "alternative": 3, "storage_error": "x", "settings": []}
+    wrong |= {"base_sketch": ["x"], "family": 5, "steps_done": None}
+    for field, value in [*wrong.items(), ("words", "abc"), ("words", [])]:
+        raw = json.dumps(json.loads(good.to_json()) | {field: value})
+        name = f"field_{field}_{type(value).__name__}_{len(str(value))}"
+        save_file({"lora_unet_x.diff": torch.zeros(2, 2)}, folder / name, {"erasure": raw})
+    nan = good.to_json().replace('"storage_error": 0.0', '"storage_error": NaN')
+    save_file({"lora_unet_x.diff": torch.zeros(2, 2)}, folder / "manifest_nan", {"erasure": nan})
     return sorted(path for path in folder.iterdir())
 
 
 def test_hostile_files_are_refused_with_one_sentence(tmp_path: Path) -> None:
     paths = hostile_files(tmp_path)
-    assert len(paths) >= 28
+    assert len(paths) >= 42
     for path in paths:
         with pytest.raises(InvalidFile) as caught:
             read_erasure(path)
@@ -195,7 +214,7 @@ def test_hostile_files_are_refused_with_one_sentence(tmp_path: Path) -> None:
 
 def test_truncation_at_any_point_is_noticed(pico: DiffusersModel, tmp_path: Path) -> None:
     path = tmp_path / "whole.safetensors"
-    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
     content = path.read_bytes()
     for length in range(0, len(content), max(1, len(content) // 40)):
         (tmp_path / "cut").write_bytes(content[:length])
@@ -206,7 +225,7 @@ def test_truncation_at_any_point_is_noticed(pico: DiffusersModel, tmp_path: Path
 def test_a_failed_write_leaves_nothing(pico: DiffusersModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_erasure(tmp_path / "file" / "x.safetensors", erase(pico, CONCEPT, "closed_form")[0], pico.layers())
+        write_erasure(tmp_path / "file" / "x.safetensors", erase(pico, CONCEPT, "closed_form")[0], pico)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -240,5 +259,52 @@ def test_ldm_names_of_the_original_layout() -> None:
 
 
 def test_manifest_survives_json() -> None:
-    manifest = Manifest(("a", "b"), None, ("c",), "esd", "status", {"steps": 3}, 3, "sd1", "00", "epsilon")
+    manifest = Manifest(("a", "b"), None, ("c",), "esd", "status", {"steps": 3}, 3, "sd1", "00", [0.5], "epsilon")
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_giant_product_is_described_without_being_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 MB of factors stand for a weight of 4 TB."""
+    from erasure_core.cli.main import main
+
+    factors = {"lora_unet_x.lora_up.weight": torch.ones(10**6, 1), "lora_unet_x.lora_down.weight": torch.ones(1, 10**6)}
+    save_file(factors, tmp_path / "giant.safetensors")
+    assert main(["inspect", str(tmp_path / "giant.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["norm"] == pytest.approx(1e6)
+
+
+def test_a_change_too_large_for_float16_is_stored_in_float32(pico: DiffusersModel, tmp_path: Path) -> None:
+    erasure = random_erasure(pico, "cross-attention-kv")
+    for delta in erasure.deltas.deltas.values():
+        delta.up.data *= 1e6  # type: ignore[union-attr, operator]
+    manifest = write_erasure(tmp_path / "x.safetensors", erasure, pico)
+    assert manifest.dtype == "float32" and manifest.storage_error < 1e-6
+    assert read_erasure(tmp_path / "x.safetensors").manifest == manifest
+
+
+def test_a_change_that_is_not_finite_is_not_written(pico: DiffusersModel, tmp_path: Path) -> None:
+    erasure = random_erasure(pico, "cross-attention-kv", dense=True)
+    next(iter(erasure.deltas.parameters())).data[0, 0] = float("nan")
+    with pytest.raises(TrainingFailed, match="not a finite number"):
+        write_erasure(tmp_path / "x.safetensors", erasure, pico)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_is_recognised_in_other_number_formats(pico_folders: dict[str, Path], dtype: torch.dtype) -> None:
+    model, other = DiffusersModel.load(pico_folders["sd1"]), DiffusersModel.load(pico_folders["sd1"])
+    other.unet.to(dtype)
+    names = sorted(select(model.layers(), "full"))
+    assert 0 < distance(sketch(model, names), sketch(other, names)) <= TOLERANCE
+
+
+def test_the_distance_of_sketches_is_that_of_the_weights(pico_folders: dict[str, Path]) -> None:
+    model, other = DiffusersModel.load(pico_folders["sd1"]), DiffusersModel.load(pico_folders["sd1"])
+    names = sorted(select(model.layers(), "full"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in names:
+            weight = other.base_weight(name)
+            noise = torch.randn(weight.shape, generator=generator)
+            weight += 0.03 * noise * weight.norm() / noise.norm()
+    assert distance(sketch(model, names), sketch(other, names)) == pytest.approx(0.03, rel=0.4)

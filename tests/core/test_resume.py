@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pico import write_pico
 
 from erasure_core import Concept, Report, Silent, erase, write_erasure
 from erasure_core.checkpoint import checkpoint_path
@@ -58,7 +60,7 @@ def all_bits(model: DiffusersModel) -> str:
 
 def finished(model: DiffusersModel, path: Path, checkpoint: Path | None = None) -> bytes:
     erasure, _ = erase(model, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
-    write_erasure(path, erasure, model.layers())
+    write_erasure(path, erasure, model)
     return path.read_bytes()
 
 
@@ -86,16 +88,16 @@ def test_a_hosts_own_interrupt_keeps_the_work(pico: DiffusersModel, tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:4]
 import test_resume as t
 from erasure_core.hosts.diffusers import DiffusersModel
 
 class KillAt(t.Silent):
     def update(self, report):
-        if report.stage == "training" and report.step == int(sys.argv[4]):
+        if report.stage == "training" and report.step == int(sys.argv[5]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-t.erase(DiffusersModel.load(Path(sys.argv[3])), t.CONCEPT, "esd", t.SETTINGS, KillAt(), Path(sys.argv[5]), save_every=0)
+t.erase(DiffusersModel.load(Path(sys.argv[4])), t.CONCEPT, "esd", t.SETTINGS, KillAt(), Path(sys.argv[6]), save_every=0)
 """
 
 
@@ -106,7 +108,7 @@ def test_kill_9_and_resume_ends_with_the_same_bytes(
     path, here = tmp_path / "ball.safetensors", Path(__file__)
     undisturbed = finished(pico, path)
     checkpoint = checkpoint_path(path)
-    arguments = [here.parent, here.parents[2], pico_folders["sd1"], step, checkpoint]
+    arguments = [*here.parents[:3], pico_folders["sd1"], step, checkpoint]
     process = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False)
     assert process.returncode == -9, process.stderr.decode()[-2000:]
     assert finished(pico, path, checkpoint) == undisturbed
@@ -143,8 +145,64 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_state(
         return original(self, *args) * (float("nan") if len(calls) > 25 else 1.0)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DiffusersModel, "predict", broken)
-    with pytest.raises(TrainingFailed, match=r"loss became nan at step \d+.*Lower the learning rate"):
+    with pytest.raises(TrainingFailed, match=r"The loss \(erase\) became nan at step \d+.*Lower the learning rate"):
         erase(pico, CONCEPT, "esd", SETTINGS, None, checkpoint, save_every=0)
     monkeypatch.undo()
     assert checkpoint.exists()
     assert finished(pico, path, checkpoint) == undisturbed
+
+
+def test_a_state_that_cannot_be_saved_stops_nothing_and_hides_nothing(pico: DiffusersModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    nowhere = tmp_path / "file" / "x.partial"
+    notes: list[str] = []
+
+    class Listening(RaiseAt):
+        def update(self, report: Report) -> None:
+            notes.append(report.stage)
+            super().update(report)
+
+    erase(pico, CONCEPT, "esd", SETTINGS, Listening(99), nowhere, save_every=0)
+    assert any(note.startswith("not saved: ") and "cannot be written" in note for note in notes)
+    with pytest.raises(HostInterrupt):
+        erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(3), nowhere)
+
+
+def test_a_finished_training_can_be_written_again_without_training(pico: DiffusersModel, tmp_path: Path) -> None:
+    """If only the result cannot be written (disk full), the work is not lost."""
+    path = tmp_path / "ball.safetensors"
+    undisturbed = finished(pico, path, checkpoint_path(path))
+
+    class NoTraining(Silent):
+        def update(self, report: Report) -> None:
+            assert report.stage not in ("training", "trajectories")
+
+    erasure, history = erase(pico, CONCEPT, "esd", SETTINGS, NoTraining(), checkpoint_path(path))
+    write_erasure(path, erasure, pico)
+    assert path.read_bytes() == undisturbed and len(history.losses) == SETTINGS.steps
+
+
+def test_settings_that_only_cost_memory_may_change_on_resume(pico: DiffusersModel, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.partial"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", SETTINGS, StopAt(2), checkpoint)
+    frugal = replace(SETTINGS, checkpointing=True, max_batch=2)
+    _, history = erase(pico, CONCEPT, "esd", frugal, checkpoint=checkpoint)
+    assert len(history.losses) == SETTINGS.steps
+
+
+def test_resume_is_exact_with_a_text_encoder_of_real_width(tmp_path: Path) -> None:
+    """The bits of a wide encoding depend on the batch it is made in, with several threads."""
+    folder = write_pico(tmp_path / "model", "sd1", text_width=768)
+    model, path = DiffusersModel.load(folder), tmp_path / "ball.safetensors"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        undisturbed = finished(model, path)
+        for step in (1, 3):
+            with pytest.raises(Cancelled):
+                erase(model, CONCEPT, "esd", SETTINGS, StopAt(step), checkpoint_path(path))
+            assert finished(model, path, checkpoint_path(path)) == undisturbed
+            checkpoint_path(path).unlink()
+    finally:
+        torch.set_num_threads(threads)

@@ -10,12 +10,15 @@ from pathlib import Path
 from .concept import Concept
 from .delta import DeltaSet
 from .erasure_file import Erasure
-from .fingerprint import fingerprint
+from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
+from .fingerprint import fingerprint, sketch
+from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel
+from .naming import file_names
 from .progress import Progress, Silent
-from .trainer import SAVE_EVERY, History, Trainer
+from .trainer import SAVE_EVERY, History, train
 from .version import __version__
 
 
@@ -47,19 +50,42 @@ def erase(
     """
     chosen, progress = find_method(method), progress or Silent()
     settings = settings or chosen.settings()
-    if chosen.solve is not None:
-        with model.trainable():
-            deltas, history = chosen.solve(model, concept, settings, progress), History()
-    else:
-        assert isinstance(settings, TrainingSettings)
-        deltas, history = Trainer(model, concept, chosen, settings, progress, checkpoint, save_every).run()
+    if not isinstance(settings, chosen.settings):
+        wrong = type(settings).__name__
+        raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
+    _check_names(model, settings)
+    try:
+        if chosen.solve is not None:
+            with model.trainable():
+                deltas, history = chosen.solve(model, concept, settings, progress), History()
+        else:
+            assert isinstance(settings, TrainingSettings)
+            deltas, history = train(model, concept, chosen, settings, progress, checkpoint, save_every)
+    except DeviceOutOfMemory as error:
+        raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
+    if not deltas.changed():
+        raise InvalidConcept(
+            "This changes nothing: the model reads concept and alternative as the same. Choose others."
+        )
     return Erasure(deltas, _describe(model, concept, chosen, settings, deltas, history)), history
+
+
+def _check_names(model: LoadedModel, settings: SolverSettings) -> None:
+    """Refuse before the work what could not be written after it."""
+    layers = model.layers()
+    is_dense = isinstance(settings, TrainingSettings) and settings.rank == 0
+    known = file_names(layers, model.family, is_dense)
+    nameless = [name for name in select(layers, settings.layers) if name not in known]
+    if nameless:
+        raise InvalidSettings(
+            f"The layer {nameless[0]} of this model has no name in files that hosts load; choose other layers."
+        )
 
 
 def _describe(
     model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings, deltas: DeltaSet, history: History
 ) -> Manifest:
-    layers = model.layers()
+    changed = deltas.changed()
     return Manifest(
         words=concept.words,
         alternative=concept.alternative,
@@ -69,7 +95,8 @@ def _describe(
         settings=asdict(settings),
         steps_done=len(history.losses),
         family=model.family,
-        base_fingerprint=fingerprint({name: layers[name] for name in deltas}),
+        base_fingerprint=fingerprint(model, changed),
+        base_sketch=sketch(model, changed),
         prediction=model.schedule.prediction,
         product_version=__version__,
     )
