@@ -13,9 +13,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from erasure_core.hosts.ldm_checkpoint import TOKENIZER
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.ldm_checkpoint import TOKENIZER, ModelParts, checkpoint_tensors
 from erasure_core.hosts.ldm_config import LATENT_SCALE
 
 WORDS = (
@@ -108,3 +110,14 @@ def write_pico(
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_checkpoint(path: Path, model: DiffusersModel) -> Path:
+    """Write a model as one file in the original (LDM) layout."""
+    parts = ModelParts(model.unet, model.text_encoders, model.tokenizers, model.schedule, model.vae)
+    tensors = {key: tensor.contiguous() for key, tensor in checkpoint_tensors(parts).items()}
+    if model.family == "sd2":
+        for key in [k for k in tensors if ".resblocks.1." in k]:
+            tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = tensors[key].clone()
+    save_file(tensors, path, {"modelspec.resolution": "64x64"})
+    return path

@@ -17,7 +17,7 @@ from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..methods import METHODS, Method, SolverSettings, find_method
 from ..trainer import SAVE_EVERY
-from .terminal import check_folder, load_model, read_lines, terminal_progress
+from .terminal import check_new_file, load_model, read_lines, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,11 +79,7 @@ def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
 
 def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
     """Refuse before the work what would fail after it. Returns the checkpoint's path."""
-    if path.suffix != ".safetensors":
-        raise OutputError(f"{path} must end in .safetensors.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
-    check_folder(path.parent)
+    check_new_file(path, overwrite)
     checkpoint = checkpoint_path(path)
     if checkpoint.exists() and not resume and not overwrite:
         raise OutputError(

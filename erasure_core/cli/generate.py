@@ -10,13 +10,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..delta import DeltaSet
 from ..erasing import applied
-from ..erasure_file import read_erasure
-from ..errors import InvalidConcept, InvalidFile, InvalidSettings
-from ..hosts.diffusers import DiffusersModel
+from ..errors import InvalidConcept, InvalidSettings
 from ..safe_files import write_bytes
 from ..sampling import sample
+from .erasure_arguments import bind_all
 from .terminal import check_folder, load_model, read_lines, terminal_progress
 
 
@@ -44,36 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line for each picture")
 
 
-def split_strength(text: str) -> tuple[Path, float]:
-    """``file.safetensors:0.8`` to path and strength; without a number the strength is 1.
-
-    Raises:
-        InvalidSettings: the strength is not a number between -10 and 10.
-    """
-    path, colon, number = text.rpartition(":")
-    if not colon or number.endswith(".safetensors") or "/" in number or "\\" in number:
-        return Path(text), 1.0
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = float("nan")
-    if not -10 <= strength <= 10:
-        raise InvalidSettings(
-            f"{number!r} in {text!r} is not a strength; write FILE:0.8, with a number from -10 to 10."
-        )
-    return Path(path), strength
-
-
-def _bind(options: argparse.Namespace, model: DiffusersModel) -> list[tuple[DeltaSet, float]]:
-    bound = []
-    for text in options.erasure:
-        path, strength = split_strength(text)
-        if not path.is_file():
-            raise InvalidFile(f"The erasure {path} does not exist; check the path.")
-        bound.append((read_erasure(path).bind(model, options.allow_other_base), strength))
-    return bound
-
-
 def _check_numbers(options: argparse.Namespace, longest: int) -> None:
     for name, value, low, high in (
         ("steps", options.steps, 1, longest),
@@ -92,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidConcept("There is nothing to paint; give --prompt or --prompts-file.")
     model = load_model(options.model, options.device)
     _check_numbers(options, len(model.schedule))
-    erasures = _bind(options, model)
+    erasures = bind_all(options.erasure, model, options.allow_other_base)
     for prompt in prompts:
         model.encode([prompt])  # refuses what is too long before anything is painted
     check_folder(options.out)

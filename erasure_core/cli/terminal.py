@@ -97,6 +97,19 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another folder.") from error
 
 
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Refuse a result's name before the work.
+
+    Raises:
+        OutputError: not a .safetensors file, existing and not to be replaced, or in a folder that cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise OutputError(f"{path} must end in .safetensors.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
+    check_folder(path.parent)
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are neither empty nor comments (#).
 

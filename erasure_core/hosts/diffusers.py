@@ -110,6 +110,11 @@ class DiffusersModel:
     def base_weight(self, name: str) -> Tensor:
         return weight_of(self.layers()[name])
 
+    def other_parameters(self) -> dict[str, Tensor]:
+        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
+        weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers() if name.startswith("unet.")}
+        return {name: parameter for name, parameter in self.unet.named_parameters() if name not in weights}
+
     @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:
         everything = [module for part in (self.unet, *self.text_encoders) for module in part.modules()]

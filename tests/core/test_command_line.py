@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erasure_core import read_erasure
-from erasure_core.cli.generate import split_strength
+from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 
 QUICK = ["--steps", "3", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]

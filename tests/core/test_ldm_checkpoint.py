@@ -6,25 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import write_pico
+from pico import write_checkpoint, write_pico
 from safetensors.torch import load_file, save_file
 
 from erasure_core.errors import InvalidFile, ModelError
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
 
 FAMILIES = ("sd1", "sd2", "sdxl")
-SIZE = {"modelspec.resolution": "64x64"}
-
-
-def write_checkpoint(path: Path, model: DiffusersModel) -> Path:
-    parts = ModelParts(model.unet, model.text_encoders, model.tokenizers, model.schedule, model.vae)
-    tensors = {key: tensor.contiguous() for key, tensor in checkpoint_tensors(parts).items()}
-    if model.family == "sd2":
-        for key in [k for k in tensors if ".resblocks.1." in k]:
-            tensors[key.replace(".resblocks.1.", ".resblocks.2.")] = tensors[key].clone()
-    save_file(tensors, path, SIZE)
-    return path
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

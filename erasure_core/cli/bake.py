@@ -1,0 +1,55 @@
+"""write a whole checkpoint with erasures built in, for software that loads no LoRA"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..delta import weight_of
+from ..errors import ModelError
+from ..hosts.diffusers import DiffusersModel
+from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
+from ..safe_files import read_header, write_tensors
+from .erasure_arguments import bind_all
+from .terminal import check_new_file, load_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a .safetensors checkpoint in the original layout")
+    parser.add_argument("--erasure", action="append", required=True, metavar="FILE[:STRENGTH]", help="may be repeated")
+    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint (.safetensors)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _tensors(model: DiffusersModel) -> dict[str, Tensor]:
+    return checkpoint_tensors(ModelParts(model.unet, model.text_encoders, model.tokenizers, model.schedule, None))
+
+
+@torch.no_grad()
+def baked_tensors(model: DiffusersModel, texts: list[str]) -> dict[str, Tensor]:
+    """The checkpoint tensors that erasures change, changed; float32, by their keys."""
+    before = {key: tensor.clone() for key, tensor in _tensors(model).items()}
+    for deltas, strength in bind_all(texts, model, allow_other_base=False):
+        for name, delta in deltas.deltas.items():
+            weight_of(model.layers()[name]).add_(strength * delta.change())
+    return {key: tensor for key, tensor in _tensors(model).items() if not torch.equal(tensor, before[key])}
+
+
+def run(options: argparse.Namespace) -> None:
+    if not options.model.is_file():
+        raise ModelError(f"{options.model} is no checkpoint file; only .safetensors checkpoints can be baked.")
+    check_new_file(options.out, options.overwrite)
+    changed = baked_tensors(load_model(options.model, "cpu", pictures=False), options.erasure)
+    metadata = read_header(options.model).get("__metadata__", {})
+    with safe_open(options.model, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # a file, not a dictionary
+    tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
+    write_tensors(options.out, tensors, {str(key): str(value) for key, value in metadata.items()})
+    result = {"path": str(options.out), "changed": len(changed), "bytes": options.out.stat().st_size}
+    print(json.dumps(result) if options.json else f"{options.out}: {len(changed)} of {len(tensors)} tensors changed")

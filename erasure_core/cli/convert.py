@@ -1,0 +1,102 @@
+"""change an erasure between low rank and dense, or turn weights that others publish into an erasure"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..algebra import dense, low_rank
+from ..concept import Concept
+from ..delta import DeltaSet, LowRankDelta
+from ..erasure_file import Erasure, read_erasure, write_erasure
+from ..errors import InvalidConcept
+from ..fingerprint import fingerprint, sketch
+from ..foreign import looks_foreign, read_foreign
+from ..hosts.diffusers import DiffusersModel
+from ..manifest import Manifest
+from ..version import __version__
+from .terminal import check_new_file, load_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="an erasure, or ESD, UCE or similar weights (.safetensors, .pt, .bin)")
+    parser.add_argument("--model", type=Path, required=True, help="the base model it was made on")
+    parser.add_argument("--out", type=Path, required=True, help="the new erasure file (.safetensors)")
+    parser.add_argument("--to", choices=("low-rank", "dense"), default="low-rank", help="form (default low-rank)")
+    parser.add_argument(
+        "--rank", type=int, default=0, help="largest rank; 0, the default, takes the least that is exact"
+    )
+    parser.add_argument("--concept", action="append", default=[], help="what foreign weights erase; may be repeated")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _foreign_manifest(model: DiffusersModel, deltas: DeltaSet, concept: Concept, source: dict[str, Any]) -> Manifest:
+    changed = deltas.changed()
+    return Manifest(
+        words=concept.words,
+        alternative=None,
+        keep=(),
+        method="converted",
+        method_status="made by other software; converted to this format",
+        settings=source,
+        steps_done=0,
+        family=model.family,
+        base_fingerprint=fingerprint(model, changed),
+        base_sketch=sketch(model, changed),
+        prediction=model.schedule.prediction,
+        product_version=__version__,
+    )
+
+
+def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest]:
+    if looks_foreign(options.file):
+        if not options.concept:
+            raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
+        found = read_foreign(options.file, model, model.other_parameters())
+        source = {"file": options.file.name, "left_out": found.left_out, "left_out_share": found.left_out_share}
+        return found.deltas, _foreign_manifest(model, found.deltas, Concept(tuple(options.concept)), source)
+    stored = read_erasure(options.file)
+    deltas = stored.bind(model)
+    if stored.manifest is not None:
+        return deltas, stored.manifest
+    if not options.concept:
+        raise InvalidConcept(f"{options.file} is a LoRA that does not say what it erases; give --concept.")
+    return deltas, _foreign_manifest(model, deltas, Concept(tuple(options.concept)), {"file": options.file.name})
+
+
+def run(options: argparse.Namespace) -> None:
+    check_new_file(options.out, options.overwrite)
+    model = load_model(options.model, "cpu", pictures=False)
+    deltas, manifest = _read(options, model)
+    error = 0.0
+    if options.to == "dense":
+        deltas = dense(deltas)
+    elif options.rank or not all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
+        deltas, error = low_rank(deltas, options.rank)
+    manifest = replace(manifest, settings=manifest.settings | {"conversion_error": error})
+    stored = write_erasure(options.out, Erasure(deltas, manifest), model)
+    result = {
+        "path": str(options.out),
+        "layers": len(deltas),
+        "conversion_error": error,
+        "storage_error": stored.storage_error,
+        "left_out": manifest.settings.get("left_out", []),
+        "left_out_share": manifest.settings.get("left_out_share", 0.0),
+        "bytes": options.out.stat().st_size,
+    }
+    print(json.dumps(result) if options.json else _as_text(result))
+
+
+def _as_text(result: dict[str, Any]) -> str:
+    text = (
+        f"{result['path']}: {result['layers']} layers, {result['bytes']} bytes; relative error of the conversion "
+        f"{result['conversion_error']:.1e}, of the storage {result['storage_error']:.1e}"
+    )
+    if result["left_out"]:
+        count, share = len(result["left_out"]), result["left_out_share"]
+        text += f"\nNot kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change."
+    return text

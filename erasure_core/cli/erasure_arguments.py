@@ -1,0 +1,51 @@
+"""Erasures on the command line: ``FILE`` or ``FILE:STRENGTH``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..delta import DeltaSet
+from ..erasure_file import StoredErasure, read_erasure
+from ..errors import InvalidFile, InvalidSettings
+from ..model import LoadedModel
+
+
+def split_strength(text: str) -> tuple[Path, float]:
+    """``file.safetensors:0.8`` to path and strength; without a number the strength is 1.
+
+    Raises:
+        InvalidSettings: the strength is not a number between -10 and 10.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or number.endswith(".safetensors") or "/" in number or "\\" in number:
+        return Path(text), 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = float("nan")
+    if not -10 <= strength <= 10:
+        raise InvalidSettings(
+            f"{number!r} in {text!r} is not a strength; write FILE:0.8, with a number from -10 to 10."
+        )
+    return Path(path), strength
+
+
+def read_all(texts: Sequence[str]) -> list[tuple[StoredErasure, float]]:
+    """Read erasure files with their strengths.
+
+    Raises:
+        InvalidFile: a file is missing or no erasure.
+    """
+    read = []
+    for text in texts:
+        path, strength = split_strength(text)
+        if not path.is_file():
+            raise InvalidFile(f"The erasure {path} does not exist; check the path.")
+        read.append((read_erasure(path), strength))
+    return read
+
+
+def bind_all(texts: Sequence[str], model: LoadedModel, allow_other_base: bool) -> list[tuple[DeltaSet, float]]:
+    """Read erasure files and match them to a model; raises also as ``StoredErasure.bind``."""
+    return [(stored.bind(model, allow_other_base), strength) for stored, strength in read_all(texts)]

@@ -1,0 +1,241 @@
+"""Merging, scaling, converting and baking: what the new file does equals what the old ones did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pico import write_checkpoint, write_pico
+from safetensors.torch import load_file, save_file
+
+from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasure, write_erasure
+from erasure_core.algebra import dense, low_rank, merged, scaled
+from erasure_core.cli.main import main
+from erasure_core.delta import Delta, DenseDelta, LowRankDelta
+from erasure_core.fingerprint import fingerprint, sketch
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
+
+
+def random_deltas(model: DiffusersModel, groups: str, seed: int, is_dense: bool = False) -> DeltaSet:
+    generator = torch.Generator().manual_seed(seed)
+    deltas: dict[str, Delta] = {}
+    for name, layer in select(model.layers(), groups).items():
+        delta = LowRankDelta.zero(layer.weight.shape, 3, generator)
+        delta.up.data.normal_(0, 0.2, generator=generator)
+        deltas[name] = DenseDelta(delta.change().detach()) if is_dense else delta
+    return DeltaSet(deltas)
+
+
+def predict(model: DiffusersModel, *parts: tuple[DeltaSet, float]) -> torch.Tensor:
+    z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([30, 700])
+    with applied(model, parts), torch.no_grad():
+        return model.predict(z, t, model.encode(["a red ball", "cat"]))
+
+
+@pytest.mark.parametrize("forms", [(False, False), (True, True), (False, True)])
+def test_merged_equals_both_applied(pico: DiffusersModel, forms: tuple[bool, bool]) -> None:
+    a = random_deltas(pico, "cross-attention", 0, forms[0])
+    b = random_deltas(pico, "full+text-encoder", 1, forms[1])
+    one = merged([(a, 0.7), (b, -0.4)])
+    torch.testing.assert_close(predict(pico, (one, 1.0)), predict(pico, (a, 0.7), (b, -0.4)), atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.floats(-2, 2), second=st.floats(-2, 2), seed=st.integers(0, 1000))
+def test_merging_is_linear_and_has_an_inverse(first: float, second: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    delta = LowRankDelta(torch.randn(2, 5, generator=generator), torch.randn(4, 2, generator=generator))
+    deltas = DeltaSet({"layer": delta})
+    both = merged([(deltas, first), (deltas, second)])["layer"].change()
+    torch.testing.assert_close(both, (first + second) * delta.change(), atol=1e-4, rtol=1e-4)
+    nothing = merged([(deltas, first), (scaled(deltas, -first), 1.0)])["layer"].change()
+    torch.testing.assert_close(nothing, torch.zeros(4, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (8, 6, 3, 3)])
+def test_dense_and_low_rank_are_inverse_where_the_rank_suffices(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = LowRankDelta.zero(torch.Size(shape), 3, generator)
+    delta.up.data.normal_(generator=generator)
+    back, error = low_rank(dense(DeltaSet({"layer": delta})))
+    assert error < 1e-5 and back["layer"].rank == 3  # type: ignore[attr-defined]
+    torch.testing.assert_close(back["layer"].change(), delta.change(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_stated_error_is_the_error() -> None:
+    change = DenseDelta(torch.randn(20, 30, generator=torch.Generator().manual_seed(0)))
+    found, error = low_rank(DeltaSet({"layer": change}), rank=4)
+    missed = (found["layer"].change() - change.change()).norm() / change.change().norm()
+    assert error == pytest.approx(float(missed), rel=1e-4) and 0.3 < error < 1
+
+
+def test_peft_reads_the_same_algebra() -> None:
+    """peft as the oracle: a LoRA layer with our factors computes what our hook computes."""
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear as PeftLinear
+
+    base, delta = torch.nn.Linear(7, 5), LowRankDelta(torch.randn(3, 7), torch.randn(5, 3))
+    config = LoraConfig(r=3, lora_alpha=3)
+    theirs = PeftLinear(base, "default", config=config, r=3, lora_alpha=3)
+    theirs.lora_A["default"].weight.data = delta.down.data
+    theirs.lora_B["default"].weight.data = delta.up.data
+    x = torch.randn(4, 7)
+    with DeltaSet({"layer": delta}).attached({"layer": base}):
+        ours = base(x)
+    torch.testing.assert_close(theirs(x), ours - (ours - base(x)) + delta.output(base, x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def files(pico: DiffusersModel, tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "ball.safetensors", tmp_path / "cat.safetensors"
+    for path, word in zip(paths, ("ball", "cat"), strict=True):
+        write_erasure(path, erase(pico, Concept((word,), "box"), "closed_form")[0], pico)
+    return paths
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    result: dict[str, object] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_merge_command(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "both.safetensors"
+    run_json(capsys, "merge", files[0], f"{files[1]}:0.5", "--model", pico_folders["sd1"], "--out", out)
+    stored = read_erasure(out)
+    assert stored.manifest is not None and stored.manifest.words == ("ball", "cat")
+    a, b = (read_erasure(path).bind(pico) for path in files)
+    expected = predict(pico, (a, 1.0), (b, 0.5))
+    torch.testing.assert_close(predict(pico, (stored.bind(pico), 1.0)), expected, atol=2e-3, rtol=1e-2)
+
+
+def test_convert_command_states_its_errors(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full, small = tmp_path / "full.safetensors", tmp_path / "small.safetensors"
+    model = ["--model", pico_folders["sd1"]]
+    assert run_json(capsys, "convert", files[0], *model, "--to", "dense", "--out", full)["conversion_error"] == 0
+    assert all(key.endswith(".diff") for key in load_file(full))
+    result = run_json(capsys, "convert", full, *model, "--rank", 2, "--out", small)
+    original, cut = (read_erasure(path).bind(pico) for path in (full, small))
+    whole = sum(d.norm() ** 2 for d in original.deltas.values()) ** 0.5
+    missed = sum(float((cut[n].change() - original[n].change()).norm() ** 2) for n in original) ** 0.5
+    assert result["conversion_error"] == pytest.approx(missed / whole, rel=0.02)
+
+
+def published(folder: Path, model: DiffusersModel, deltas: DeltaSet) -> dict[str, Path]:
+    """The forms in which ESD, UCE and concept ablation publish their weights."""
+    weights = {
+        name: model.base_weight(name).detach() + delta.change().detach() for name, delta in deltas.deltas.items()
+    }
+    short = {f"{name.removeprefix('unet.')}.weight": weight for name, weight in weights.items()}
+    whole = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()} | short
+    made = {name: folder / name for name in ("esd.safetensors", "uce.safetensors", "full.pt", "nested.bin")}
+    save_file(short, made["esd.safetensors"])
+    save_file({f"unet.{name}": weight for name, weight in short.items()}, made["uce.safetensors"])
+    torch.save(whole, made["full.pt"])
+    torch.save({"unet": short, "modifier_token": {}}, made["nested.bin"])
+    return made
+
+
+@pytest.mark.parametrize("form", ["esd.safetensors", "uce.safetensors", "full.pt", "nested.bin"])
+def test_published_weights_become_an_erasure(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+) -> None:
+    deltas = scaled(random_deltas(pico, "cross-attention", 3), 0.3)
+    path, out = published(tmp_path, pico, deltas)[form], tmp_path / "out.safetensors"
+    arguments = ["convert", path, "--model", pico_folders["sd1"], "--concept", "ball", "--out", out]
+    result = run_json(capsys, *arguments)
+    assert result["layers"] == len(deltas) and result["left_out"] == []
+    stored = read_erasure(out)
+    assert stored.manifest is not None and stored.manifest.words == ("ball",)
+    torch.testing.assert_close(
+        predict(pico, (stored.bind(pico), 1.0)), predict(pico, (deltas, 1.0)), atol=2e-3, rtol=1e-2
+    )
+
+
+def test_what_no_lora_can_hold_is_named(
+    pico: DiffusersModel, pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {name: tensor.clone() for name, tensor in pico.unet.state_dict().items()}
+    state["conv_norm_out.weight"] += 0.5
+    state["conv_out.weight"] += 0.01
+    torch.save(state, tmp_path / "norms.pt")
+    arguments = ["--model", pico_folders["sd1"], "--concept", "x", "--out", tmp_path / "o.safetensors"]
+    result = run_json(capsys, "convert", tmp_path / "norms.pt", *arguments)
+    assert result["left_out"] == ["conv_norm_out.weight"] and 0.9 < float(str(result["left_out_share"])) < 1
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return (Path.touch, (Path("evil-ran"),))  # type: ignore[return-value]
+
+
+def test_unsafe_or_foreign_weights_are_refused(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "noise.pt").write_bytes(b"\x80\x04nonsense")
+    torch.save({"other.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    torch.save({"conv_out.weight": torch.randn(4, 32, 3, 3) * 9}, tmp_path / "far.pt")
+    torch.save({"conv_out.weight": torch.zeros(2, 2)}, tmp_path / "shape.pt")
+    torch.save({"conv_out.weight": pico.unet.get_parameter("conv_out.weight").detach()}, tmp_path / "same.pt")
+    for name, expected in (
+        ("evil.pt", "only plain weights are read"),
+        ("noise.pt", "only plain weights are read"),
+        ("missing.pt", "cannot be read"),
+        ("other.pt", "no weight of this model's UNet"),
+        ("far.pt", "another base"),
+        ("shape.pt", "but this model's is"),
+        ("same.pt", "nothing to convert"),
+    ):
+        arguments = ["--model", str(pico_folders["sd1"]), "--concept", "x", "--out", str(tmp_path / "o.safetensors")]
+        assert main(["convert", str(tmp_path / name), *arguments]) == 3
+        assert expected in capsys.readouterr().err, name
+    assert not (tmp_path / "evil-ran").exists() and not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_baked_checkpoint_paints_as_with_the_erasure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    folder = DiffusersModel.load(write_pico(tmp_path / "model", family, real_vocabulary=True))
+    path = write_checkpoint(tmp_path / "model.safetensors", folder)
+    model = DiffusersModel.load(path)
+    deltas = random_deltas(model, "full+text-encoder", 4)
+    names = deltas.changed()
+    known, _ = erase(model, Concept(("ball",), "box"), "closed_form")
+    manifest = replace(known.manifest, base_fingerprint=fingerprint(model, names), base_sketch=sketch(model, names))
+    write_erasure(tmp_path / "e.safetensors", Erasure(deltas, manifest), model, torch.float32)
+    out = tmp_path / "baked.safetensors"
+    run_json(capsys, "bake", "--model", path, "--erasure", f"{tmp_path / 'e.safetensors'}:0.5", "--out", out)
+    expected = predict(model, (deltas, 0.5))
+    torch.testing.assert_close(predict(DiffusersModel.load(out)), expected, atol=1e-4, rtol=1e-3)
+    before, after = load_file(path), load_file(out)
+    assert before.keys() == after.keys()
+    assert any(torch.equal(before[key], after[key]) for key in before), "norms and the autoencoder stay as they are"
