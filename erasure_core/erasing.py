@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .concept import Concept
 from .delta import DeltaSet
@@ -14,7 +15,7 @@ from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMem
 from .fingerprint import fingerprint, sketch
 from .layers import select
 from .manifest import Manifest
-from .methods import Method, SolverSettings, TrainingSettings, find_method
+from .methods import SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel
 from .naming import file_names
 from .progress import Progress, Silent
@@ -67,7 +68,9 @@ def erase(
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
-    return Erasure(deltas, _describe(model, concept, chosen, settings, deltas, history)), history
+    steps_done = len(history.losses)
+    manifest = describe(model, deltas, concept, chosen.name, chosen.status, asdict(settings), steps_done)
+    return Erasure(deltas, manifest), history
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:
@@ -82,18 +85,25 @@ def _check_names(model: LoadedModel, settings: SolverSettings) -> None:
         )
 
 
-def _describe(
-    model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings, deltas: DeltaSet, history: History
+def describe(
+    model: LoadedModel,
+    deltas: DeltaSet,
+    concept: Concept,
+    method: str,
+    status: str,
+    settings: dict[str, Any],
+    steps_done: int = 0,
 ) -> Manifest:
+    """The manifest of a change of a loaded model; arguments as in ``Manifest``."""
     changed = deltas.changed()
     return Manifest(
         words=concept.words,
         alternative=concept.alternative,
         keep=concept.keep,
-        method=method.name,
-        method_status=method.status,
-        settings=asdict(settings),
-        steps_done=len(history.losses),
+        method=method,
+        method_status=status,
+        settings=settings,
+        steps_done=steps_done,
         family=model.family,
         base_fingerprint=fingerprint(model, changed),
         base_sketch=sketch(model, changed),

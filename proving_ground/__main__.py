@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
     words = commands.add_parser("words", help="how near the words of a concept are in what the UNet reads")
     words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
+    widen = commands.add_parser("widen", help="write the bundled model as a checkpoint that hosts load")
+    widen.add_argument("out", type=Path, help="the checkpoint (.safetensors, about 1.3 GB)")
+    widen.add_argument("--to", choices=("sd15",), default="sd15", help="whose layer shapes")
+    widen.add_argument("--erasure", type=Path, help="widen this erasure too, to <name>_sd15.safetensors beside out")
+    widen.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
     demo = commands.add_parser("demo", help="erase one object from the bundled model and show the result")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
     bench = commands.add_parser("bench", help="measure erasing methods; every result is a file in results/")
@@ -91,6 +96,25 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, quality, demo, bench):
         command.add_argument("--threads", type=int, help="CPU threads, by default torch's choice")
     return parser
+
+
+def _widen(options: argparse.Namespace) -> None:
+    from erasure_core import Erasure, read_erasure, write_erasure
+
+    from .painting import load_model
+    from .widen import widen_erasure, widen_model, write_twin
+
+    narrow = load_model(options.model)
+    wide = widen_model(narrow)
+    write_twin(options.out, wide)
+    print(options.out)
+    if options.erasure:
+        stored = read_erasure(options.erasure)
+        if stored.manifest is None:
+            raise SystemExit(f"{options.erasure} has no manifest: it was not made by this software")
+        path = options.out.with_name(f"{options.erasure.stem}_sd15.safetensors")
+        write_erasure(path, widen_erasure(Erasure(stored.bind(narrow), stored.manifest), wide), wide)
+        print(path)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -109,6 +133,9 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     if options.command == "bench":
         _bench(options)
+        return 0
+    if options.command == "widen":
+        _widen(options)
         return 0
     if options.command == "words":
         from .evaluation import KINDS

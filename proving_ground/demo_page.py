@@ -15,6 +15,8 @@ MEANING = {
     "descriptions": "descriptions without any of those words",
     "look-alikes": "the object that is drawn most alike",
     "kept": "all other objects",
+    "attributes": "another attribute that a prompt for the concept asks for",
+    "two objects": "the other object in a prompt for two",
     "intact": "share of these pictures that still show something sound",
 }
 

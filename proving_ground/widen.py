@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from erasure_core import DeltaSet, DenseDelta, Erasure, LowRankDelta
 from erasure_core.delta import Delta, weight_of
+from erasure_core.fingerprint import fingerprint, sketch
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
 from erasure_core.layers import is_text, reads_context
+from erasure_core.safe_files import write_bytes, write_tensors
 
 UNET_WIDTH, TEXT_WIDTH, TEXT_LAYERS = 320, 768, 12
 AUTOENCODER_WIDTHS = (128, 256, 512, 512)
@@ -181,22 +183,81 @@ def _widen_delta(name: str, delta: Delta, shape: torch.Size) -> Delta:
 
 def widen_erasure(erasure: Erasure, wide: DiffusersModel) -> Erasure:
     """The same change of the wide twin; its manifest names the twin as the base."""
-    from dataclasses import replace
-
-    from erasure_core.fingerprint import fingerprint
-
     layers = wide.layers()
     deltas = {
         name: _widen_delta(name, delta, weight_of(layers[name]).shape) for name, delta in erasure.deltas.deltas.items()
     }
-    base = fingerprint({name: layers[name] for name in deltas})
-    return Erasure(DeltaSet(deltas), replace(erasure.manifest, base_fingerprint=base))
+    widened = DeltaSet(deltas)
+    changed = widened.changed()
+    base = {"base_fingerprint": fingerprint(wide, changed), "base_sketch": sketch(wide, changed)}
+    return Erasure(widened, replace(erasure.manifest, **base))
+
+
+A1111_CONFIG = """\
+# AUTOMATIC1111 reads the architecture from a .yaml beside the checkpoint.
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.0120
+    num_timesteps_cond: 1
+    timesteps: 1000
+    first_stage_key: jpg
+    cond_stage_key: txt
+    image_size: {latents}
+    channels: 4
+    cond_stage_trainable: false
+    conditioning_key: crossattn
+    scale_factor: 0.18215
+    use_ema: false
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        image_size: {latents}
+        in_channels: 4
+        out_channels: 4
+        model_channels: 320
+        attention_resolutions: [1]
+        num_res_blocks: 2
+        channel_mult: {levels}
+        num_heads: 8
+        use_spatial_transformer: true
+        transformer_depth: 1
+        context_dim: 768
+        use_checkpoint: false
+        legacy: false
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+        ddconfig:
+          double_z: true
+          z_channels: 4
+          resolution: 256
+          in_channels: 3
+          out_ch: 3
+          ch: 128
+          ch_mult: [1, 2, 4, 4]
+          num_res_blocks: 2
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
+"""
 
 
 def write_twin(path: Path, wide: DiffusersModel) -> None:
-    """Write the twin as a checkpoint in the original layout, and the .yaml that A1111 needs to load it."""
+    """Write the twin as a checkpoint in the original layout (float32), and the .yaml that A1111 needs to load it.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     parts = ModelParts(wide.unet, wide.text_encoders, wide.tokenizers, wide.schedule, wide.vae)
-    tensors = {key: tensor.contiguous() for key, tensor in checkpoint_tensors(parts).items()}
-    pixels = 8 * wide.latent_shape[-1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, {"modelspec.resolution": f"{pixels}x{pixels}"})
+    config: Any = wide.unet.config
+    levels = [channels // UNET_WIDTH for channels in config.block_out_channels]
+    latents = wide.latent_shape[-1]
+    write_tensors(path, checkpoint_tensors(parts), {"modelspec.resolution": f"{8 * latents}x{8 * latents}"})
+    text = A1111_CONFIG.format(latents=latents, levels=levels)
+    write_bytes(path.with_suffix(".yaml"), text.encode())

@@ -11,13 +11,12 @@ from typing import Any
 from ..algebra import dense, low_rank
 from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
+from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
 from ..errors import InvalidConcept
-from ..fingerprint import fingerprint, sketch
 from ..foreign import looks_foreign, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
-from ..version import __version__
 from .terminal import check_new_file, load_model
 
 
@@ -34,22 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def _foreign_manifest(model: DiffusersModel, deltas: DeltaSet, concept: Concept, source: dict[str, Any]) -> Manifest:
-    changed = deltas.changed()
-    return Manifest(
-        words=concept.words,
-        alternative=None,
-        keep=(),
-        method="converted",
-        method_status="made by other software; converted to this format",
-        settings=source,
-        steps_done=0,
-        family=model.family,
-        base_fingerprint=fingerprint(model, changed),
-        base_sketch=sketch(model, changed),
-        prediction=model.schedule.prediction,
-        product_version=__version__,
-    )
+def _describe(model: DiffusersModel, deltas: DeltaSet, words: list[str], source: dict[str, Any]) -> Manifest:
+    status = "made by other software; converted to this format"
+    return describe(model, deltas, Concept(tuple(words)), "converted", status, source)
 
 
 def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest]:
@@ -58,14 +44,14 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
             raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
         found = read_foreign(options.file, model, model.other_parameters())
         source = {"file": options.file.name, "left_out": found.left_out, "left_out_share": found.left_out_share}
-        return found.deltas, _foreign_manifest(model, found.deltas, Concept(tuple(options.concept)), source)
+        return found.deltas, _describe(model, found.deltas, options.concept, source)
     stored = read_erasure(options.file)
     deltas = stored.bind(model)
     if stored.manifest is not None:
         return deltas, stored.manifest
     if not options.concept:
         raise InvalidConcept(f"{options.file} is a LoRA that does not say what it erases; give --concept.")
-    return deltas, _foreign_manifest(model, deltas, Concept(tuple(options.concept)), {"file": options.file.name})
+    return deltas, _describe(model, deltas, options.concept, {"file": options.file.name})
 
 
 def run(options: argparse.Namespace) -> None:
