@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import safe_open
@@ -135,3 +139,36 @@ def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
         if part is not None:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """While inside, no other process that asks the same may work on ``path``. A killed process frees it.
+
+    Raises:
+        OutputError: another process works on it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("a") as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            raise OutputError(f"{path} is being made by another process; wait or choose another name.") from error
+        for stale in path.parent.glob(f".{glob.escape(path.name)}*.part"):
+            stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file at once or fail; the system frees the lock when the process ends, however it ends."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

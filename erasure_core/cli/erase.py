@@ -15,7 +15,9 @@ from ..concept import Concept
 from ..erasing import erase
 from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
+from ..manifest import Manifest
 from ..methods import METHODS, Method, SolverSettings, find_method
+from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
 from .terminal import check_new_file, load_model, read_lines, terminal_progress
 
@@ -88,15 +90,10 @@ def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
     return checkpoint
 
 
-def run(options: argparse.Namespace) -> None:
-    keep = [*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])]
-    concept = Concept((options.concept, *options.word), options.instead, tuple(keep))
-    method = find_method(options.method)
-    settings = _settings(options, method)
-    if not options.save_every >= 0:
-        raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
-    checkpoint = _check_output(options.out, options.overwrite, options.resume)
-    started = time.monotonic()
+def _erase(
+    options: argparse.Namespace, concept: Concept, method: Method, settings: SolverSettings, checkpoint: Path
+) -> tuple[Manifest, int]:
+    """Do the work and write the file; returns its manifest and the number of changed layers."""
     if options.resume and not checkpoint.exists():
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
     model = load_model(options.model, options.device, pictures=False)
@@ -110,11 +107,25 @@ def run(options: argparse.Namespace) -> None:
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)
     checkpoint.unlink(missing_ok=True)
+    return manifest, len(erasure.deltas)
+
+
+def run(options: argparse.Namespace) -> None:
+    keep = [*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])]
+    concept = Concept((options.concept, *options.word), options.instead, tuple(keep))
+    method = find_method(options.method)
+    settings = _settings(options, method)
+    if not options.save_every >= 0:
+        raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
+    checkpoint = _check_output(options.out, options.overwrite, options.resume)
+    started = time.monotonic()
+    with exclusive(options.out):
+        manifest, layers = _erase(options, concept, method, settings, checkpoint)
     result = {
         "path": str(options.out),
         "method": method.name,
         "words": list(concept.words),
-        "layers": len(erasure.deltas),
+        "layers": layers,
         "steps": manifest.steps_done,
         "bytes": options.out.stat().st_size,
         "seconds": round(time.monotonic() - started, 2),
