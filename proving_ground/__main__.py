@@ -1,4 +1,4 @@
-"""``python -m proving_ground``: train the small world's model from nothing, export it, measure it."""
+"""``python -m proving_ground``: train the small world's model from nothing, measure it, erase from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .bench import BENCH_CONCEPTS, METHODS, cells, missing, read_results, run_bench, table
+from .bench import BENCH_CONCEPTS, METHODS
 from .lexicon import CONCEPTS
 from .tokens import MODEL_DIR
 
@@ -63,39 +63,52 @@ def run_training(only: str | None, budget: float | None) -> bool:
     return True
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m proving_ground", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train what is not trained yet; an interrupted training continues")
-    train.add_argument("--only", choices=("clip", "autoencoder", "judge", "unet"), help="one part, without export")
-    train.add_argument("--budget", type=seconds, help="stop after so long, for example 90m")
-    export = commands.add_parser("export", help="write the trained parts as a diffusers folder")
-    export.add_argument("--partial", action="store_true", help="also when training has not ended")
-    export.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
-    quality = commands.add_parser("quality", help="measure the bundled model and its judge")
-    quality.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder with judge.safetensors")
-    quality.add_argument("--count", type=int, default=1000, help="pictures to sample")
-    quality.add_argument("--seed", type=int, default=0)
-    quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
-    words = commands.add_parser("words", help="how near the words of a concept are in what the UNet reads")
-    words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
-    widen = commands.add_parser("widen", help="write the bundled model as a checkpoint that hosts load")
-    widen.add_argument("out", type=Path, help="the checkpoint (.safetensors, about 1.3 GB)")
-    widen.add_argument("--to", choices=("sd15",), default="sd15", help="whose layer shapes")
-    widen.add_argument("--erasure", type=Path, help="widen this erasure too, to <name>_sd15.safetensors beside out")
-    widen.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
-    demo = commands.add_parser("demo", help="erase one object from the bundled model and show the result")
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
-    bench = commands.add_parser("bench", help="measure erasing methods; every result is a file in results/")
-    bench.add_argument("--method", nargs="+", default=list(METHODS), help=f"default: {', '.join(METHODS)}")
-    bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
-    bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
-    bench.add_argument("--missing", action="store_true", help="only what has no result file yet")
-    bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
-    bench.add_argument("--table", action="store_true", help="only print the table of what there is")
-    for command in (train, quality, demo, bench):
-        command.add_argument("--threads", type=int, help="CPU threads, by default torch's choice")
-    return parser
+def _train(options: argparse.Namespace) -> int:
+    return 0 if run_training(options.only, options.budget) else 1
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .training.export import export
+
+    export(options.out, options.partial)
+
+
+def _quality(options: argparse.Namespace) -> int:
+    from .quality import report_quality
+
+    return 0 if report_quality(options.model, options.count, options.seed, options.out) else 1
+
+
+def _words(options: argparse.Namespace) -> None:
+    from .evaluation import KINDS
+    from .painting import load_model
+    from .words import nearness
+
+    model = load_model(options.model)
+    print(*(nearness(model, kind).line() for kind in KINDS), sep="\n")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench import cells, missing, read_results, run_bench, table
+
+    wanted = cells(options.method, options.concept, options.seeds)
+    if not options.table:
+        for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
+            shares = ", ".join(f"{name} {figure['share']:.0%}" for name, figure in result["shares"].items())
+            print(f"{result['method']} {result['concept']} {result['seed']}: {shares}", flush=True)
+    print(table(read_results()))
+
+
+def _pool(options: argparse.Namespace) -> None:
+    from .judge import load_judge
+    from .painting import load_model
+    from .pool_bench import compare, report
+
+    rows = []
+    for row in compare(load_model(), load_judge(), CONCEPTS[options.concept], options.steps, options.count):
+        rows.append(row)
+        print(row.line(rows[0].steps_per_second), flush=True)
+    print(report(rows))
 
 
 def _widen(options: argparse.Namespace) -> None:
@@ -117,50 +130,62 @@ def _widen(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    wanted = cells(options.method, options.concept, options.seeds)
-    if not options.table:
-        for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
-            shares = ", ".join(f"{name} {figure['share']:.0%}" for name, figure in result["shares"].items())
-            print(f"{result['method']} {result['concept']} {result['seed']}: {shares}", flush=True)
-    print(table(read_results()))
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m proving_ground", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=run)
+        command.add_argument("--threads", type=int, help="CPU threads, by default torch's choice")
+        return command
+
+    train = add("train", _train, "train what is not trained yet; an interrupted training continues")
+    train.add_argument("--only", choices=("clip", "autoencoder", "judge", "unet"), help="one part, without export")
+    train.add_argument("--budget", type=seconds, help="stop after so long, for example 90m")
+    export = add("export", _export, "write the trained parts as a diffusers folder")
+    export.add_argument("--partial", action="store_true", help="also when training has not ended")
+    export.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
+    quality = add("quality", _quality, "measure the bundled model and its judge; exit code 1 if a target is missed")
+    quality.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder with judge.safetensors")
+    quality.add_argument("--count", type=int, default=1000, help="pictures to sample")
+    quality.add_argument("--seed", type=int, default=0)
+    quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
+    words = add("words", _words, "how near the words of a concept are in what the UNet reads")
+    words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
+    bench = add("bench", _bench, "measure erasing methods; every result is a file in results/")
+    bench.add_argument("--method", nargs="+", default=list(METHODS), help=f"default: {', '.join(METHODS)}")
+    bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
+    bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
+    bench.add_argument("--missing", action="store_true", help="only what has no result file yet")
+    bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
+    bench.add_argument("--table", action="store_true", help="only print the table of what there is")
+    pool = add("pool", _pool, "the trajectory pool against ESD's published loop, in one run")
+    pool.add_argument("--concept", default="ball", choices=list(CONCEPTS), metavar="CONCEPT")
+    pool.add_argument("--steps", type=int, default=300, help="optimiser steps of each way")
+    pool.add_argument("--count", type=int, default=96, help="pictures in each group")
+    widen = add("widen", _widen, "write the bundled model as a checkpoint that hosts load")
+    widen.add_argument("out", type=Path, help="the checkpoint (.safetensors, about 1.3 GB)")
+    widen.add_argument("--to", choices=("sd15",), default="sd15", help="whose layer shapes")
+    widen.add_argument("--erasure", type=Path, help="widen this erasure too, to <name>_sd15.safetensors beside out")
+    widen.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
+    demo = add("demo", _demo, "erase one object from the bundled model and show the result")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
+    return parser
 
 
 def main() -> int:
-    """Entry point. Returns 1 when a training ran out of time."""
+    """Entry point; returns the exit code."""
     options = _parser().parse_args()
-    if getattr(options, "threads", None):
+    if options.threads:
         torch.set_num_threads(options.threads)
-    if options.command == "bench":
-        _bench(options)
-        return 0
-    if options.command == "widen":
-        _widen(options)
-        return 0
-    if options.command == "words":
-        from .evaluation import KINDS
-        from .painting import load_model
-        from .words import nearness
-
-        model = load_model(options.model)
-        print(*(nearness(model, kind).line() for kind in KINDS), sep="\n")
-        return 0
-    if options.command == "demo":
-        from .demo import run_demo
-
-        run_demo(options.out)
-        return 0
-    if options.command == "train":
-        return 0 if run_training(options.only, options.budget) else 1
-    if options.command == "export":
-        from .training.export import export
-
-        export(options.out, options.partial)
-    else:
-        from .quality import report_quality
-
-        report_quality(options.model, options.count, options.seed, options.out)
-    return 0
+    return options.run(options) or 0
 
 
 if __name__ == "__main__":
