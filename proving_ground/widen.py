@@ -170,15 +170,16 @@ def widen_model(narrow: DiffusersModel) -> DiffusersModel:
 
 def _widen_delta(name: str, delta: Delta, shape: torch.Size) -> Delta:
     tile = is_text(name)
-    tile_inputs = tile or reads_context(name)
     factor = 1.0 if tile else _query_factor(name, delta.shape[0], shape[0])
+
+    def inputs(tensor: Tensor) -> Tensor:
+        if name == "unet.time_embedding.linear_1":
+            return _time_columns(tensor, shape[1])
+        return widen_inputs(tensor, shape[1], tile=tile or reads_context(name))
+
     if isinstance(delta, LowRankDelta):
-        up = widen_outputs(delta.up.detach(), shape[0], tile) * factor
-        return LowRankDelta(widen_inputs(delta.down.detach(), shape[1], tile_inputs), up)
-    wide = widen_outputs(delta.change().detach(), shape[0], tile) * factor
-    if name == "unet.time_embedding.linear_1":
-        return DenseDelta(_time_columns(wide, shape[1]))
-    return DenseDelta(widen_inputs(wide, shape[1], tile_inputs))
+        return LowRankDelta(inputs(delta.down.detach()), widen_outputs(delta.up.detach(), shape[0], tile) * factor)
+    return DenseDelta(inputs(widen_outputs(delta.change().detach(), shape[0], tile)) * factor)
 
 
 def widen_erasure(erasure: Erasure, wide: DiffusersModel) -> Erasure:
