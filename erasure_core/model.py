@@ -87,6 +87,11 @@ class LoadedModel(Protocol):
         """A layer's weight without anything that the host has merged into it, in the type it is stored in."""
         ...
 
+    def weight(self, name: str) -> Tensor:
+        """A layer's weight as the model computes with it now: the base weight and what the host merges into it, such
+        as a LoRA that the user has loaded."""
+        ...
+
     def trainable(self, checkpointing: bool = False) -> AbstractContextManager[None]:
         """While inside, the weights are frozen and gradients can flow through the model, with ``checkpointing``
         recomputing activations to save memory; on leaving, the host's model is as it was. New tensors are normal ones

@@ -110,6 +110,9 @@ class DiffusersModel:
     def base_weight(self, name: str) -> Tensor:
         return weight_of(self.layers()[name])
 
+    def weight(self, name: str) -> Tensor:
+        return self.base_weight(name)
+
     def other_parameters(self) -> dict[str, Tensor]:
         """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
         weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers() if name.startswith("unet.")}

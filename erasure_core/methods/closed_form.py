@@ -117,7 +117,7 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
     for step, name in enumerate(layers):
         if progress.cancelled():
             raise Cancelled("Stopped while solving.")
-        weight = model.base_weight(name).cpu().double()
+        weight = model.weight(name).cpu().double()
         deltas[name] = LowRankDelta(down.float(), (weight @ up).float())
         progress.update(Report("solving", step + 1, len(layers)))
     return DeltaSet(deltas)
