@@ -43,7 +43,8 @@ def _stages() -> dict[str, Callable[..., tuple[object, bool]]]:
 
 def run_training(only: str | None, budget: float | None) -> bool:
     """Run the stages that are not complete, in order, then export. Returns whether everything is complete."""
-    from .training.export import PART_STEPS, export
+    from .training.export import export
+    from .training.resume import PART_STEPS
     from .training.state import steps_done
 
     deadline = None if budget is None else time.monotonic() + budget
@@ -64,6 +65,11 @@ def run_training(only: str | None, budget: float | None) -> bool:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.resume_from:
+        from .training.resume import resume_from
+
+        for part, step in resume_from(options.resume_from).items():
+            print(f"{part}: taken from {options.resume_from} after {step} steps")
     return 0 if run_training(options.only, options.budget) else 1
 
 
@@ -149,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", _train, "train what is not trained yet; an interrupted training continues")
     train.add_argument("--only", choices=("clip", "autoencoder", "judge", "unet"), help="one part, without export")
     train.add_argument("--budget", type=seconds, help="stop after so long, for example 90m")
+    train.add_argument("--resume-from", type=Path, help="an exported model whose training goes on, where no state is")
     export = add("export", _export, "write the trained parts as a diffusers folder")
     export.add_argument("--partial", action="store_true", help="also when training has not ended")
     export.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")

@@ -16,12 +16,12 @@ from transformers import CLIPModel, PretrainedConfig
 
 from ..judge import JudgeNet
 from ..tokens import MODEL_DIR
-from . import autoencoder, clip, judge, loop, unet
+from . import autoencoder, clip, loop, unet
 from .latents import latent_scale
+from .resume import PART_STEPS, STEPS_FILE
 from .state import load_average, steps_done
 
 SUMS = "SHA256SUMS"
-PART_STEPS = {"clip": clip.STEPS, "autoencoder": autoencoder.STEPS, "judge": judge.STEPS, "unet": unet.STEPS}
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": diffusers.__version__,
@@ -115,4 +115,5 @@ def export(folder: Path = MODEL_DIR, partial: bool = False) -> None:
         net = JudgeNet()
         load_average("judge", net)
         save_file(_half(net.state_dict()), folder / "judge.safetensors")
+    _write_json(folder / STEPS_FILE, {part: steps_done(part) for part in PART_STEPS})
     write_sums(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,11 @@ def cosine_rate(step: int, steps: int, peak: float, warm_up: int = 200) -> float
 def _update_average(average: list[Tensor], weights: list[Tensor], step: int, decay: float) -> None:
     """Exponential running average; short at first so that the start is forgotten."""
     torch._foreach_lerp_(average, weights, 1 - min(decay, (step + 1) / (step + 10)))
+
+
+def new_optimizer(weights: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, whose rate the loop sets anew at each step."""
+    return torch.optim.AdamW(weights, weight_decay=weight_decay, betas=(0.9, 0.98), foreach=True)
 
 
 def train(
@@ -56,7 +61,7 @@ def train(
         Whether the training is complete.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=peak_rate, weight_decay=weight_decay, betas=(0.9, 0.98), foreach=True)
+    optimizer = new_optimizer(weights, weight_decay)
     average = [w.detach().clone() for w in weights]
     path, first = STATE_DIR / f"{name}.pt", 0
     if path.exists():
@@ -85,7 +90,7 @@ def train(
         now = time.monotonic()
         out_of_time = deadline is not None and now > deadline
         if out_of_time or step + 1 == steps or now - saved > SAVE_EVERY:
-            _save(path, step + 1, weights, average, optimizer)
+            save_state(path, step + 1, weights, average, optimizer)
             saved = now
         if out_of_time:
             return False
@@ -94,9 +99,10 @@ def train(
     return True
 
 
-def _save(
-    path: Path, step: int, weights: list[Tensor], average: list[Tensor], optimizer: torch.optim.Optimizer
+def save_state(
+    path: Path, step: int, weights: Sequence[Tensor], average: list[Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
+    """Write the resumable state, through a temporary name."""
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     state = {
