@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .erasure_file import Erasure, StoredErasure, read_erasure, write_erasure
     from .errors import ErasureError
     from .methods import METHODS
-    from .model import Conditioning, LoadedModel, PictureModel
+    from .model import Conditioning, LoadedModel, PictureModel, PromptModel
     from .progress import Progress, Report, Silent
     from .sampling import sample
     from .schedule import NoiseSchedule
@@ -28,7 +28,7 @@ _HOMES = {
     "erasure_file": ("Erasure", "StoredErasure", "read_erasure", "write_erasure"),
     "errors": ("ErasureError",),
     "methods": ("METHODS",),
-    "model": ("Conditioning", "LoadedModel", "PictureModel"),
+    "model": ("Conditioning", "LoadedModel", "PictureModel", "PromptModel"),
     "progress": ("Progress", "Report", "Silent"),
     "sampling": ("sample",),
     "schedule": ("NoiseSchedule",),
@@ -48,6 +48,7 @@ __all__ = [
     "NoiseSchedule",
     "PictureModel",
     "Progress",
+    "PromptModel",
     "Report",
     "Silent",
     "StoredErasure",

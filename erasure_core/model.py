@@ -105,3 +105,35 @@ class PictureModel(LoadedModel, Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w]."""
         ...
+
+
+class PromptModel(LoadedModel, Protocol):
+    """A loaded model whose prompts can be taken apart into tokens and their embeddings: for searching and learning
+    prompts that nobody wrote."""
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The token ids of prompts, without begin, end and padding."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for."""
+        ...
+
+    def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Whole id rows, int64 [B, L] for each text encoder, with begin, end and that encoder's padding; and the place
+        of each row's end token.
+
+        Raises:
+            PromptTooLong: a row has more tokens than the text encoder reads.
+        """
+        ...
+
+    def token_tables(self) -> list[Tensor]:
+        """The input embeddings [V, D] of each text encoder, not to be written to."""
+        ...
+
+    def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
+        """As ``encode``, from token embeddings [B, L, D], one tensor for each text encoder, and the place of each
+        prompt's end token. ``table[rows]`` of ``token_tables`` and ``token_rows`` gives what ``encode`` gives, bit for
+        bit; inside ``trainable``, gradients flow into the embeddings."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,40 @@ class DiffusersModel:
         return cls(parts.unet, parts.text_encoders, parts.tokenizers, parts.schedule, parts.vae)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        read = [_token_ids(tokenizer, prompts) for tokenizer in self.tokenizers]
+        return self._encode([ids for ids, _ in read], read[-1][1])
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizers[0](list(prompts), add_special_tokens=False).input_ids
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizers[0].decode(list(ids))).strip()
+
+    def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
+        return [_framed(tokenizer, rows).to(self.device) for tokenizer in self.tokenizers], tuple(
+            len(row) + 1 for row in rows
+        )
+
+    def token_tables(self) -> list[Tensor]:
+        return [_token_layer(encoder).weight.detach() for encoder in self.text_encoders]
+
+    def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
+        # The encoder itself looks for the end token, by its id, only to place the pooled output.
+        ids = [torch.zeros(given.shape[:2], dtype=torch.long) for given in embeddings]
+        for row, tokenizer in zip(ids, self.tokenizers, strict=True):
+            row[torch.arange(len(row)), list(ends)] = tokenizer.eos_token_id
+        with ExitStack() as stack:
+            for encoder, given in zip(self.text_encoders, embeddings, strict=True):
+                layer = _token_layer(encoder)
+                stack.callback(layer.register_forward_hook(_returning(given.to(layer.weight.dtype))).remove)
+            return self._encode(ids, tuple(ends))
+
+    def _encode(self, ids: Sequence[Tensor], ends: tuple[int, ...]) -> Conditioning:
         contexts: list[Tensor] = []
         pooled: Tensor | None = None
-        ends: tuple[int, ...] = ()
-        for encoder, tokenizer in zip(self.text_encoders, self.tokenizers, strict=True):
-            ids, ends = _token_ids(tokenizer, prompts)
-            out = encoder(ids.to(self.device), output_hidden_states=self.is_sdxl)
+        for encoder, row in zip(self.text_encoders, ids, strict=True):
+            out = encoder(row.to(self.device), output_hidden_states=self.is_sdxl)
             if self.is_sdxl:
                 # SDXL reads the layer before the last of both encoders, without the final norm.
                 contexts.append(out.hidden_states[-2])
@@ -173,6 +201,34 @@ def _token_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[in
             )
     padded = tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
     return padded, tuple(len(row) - 1 for row in rows)
+
+
+def _framed(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Ids [B, L] with begin, end and padding around each row.
+
+    Raises:
+        PromptTooLong: a row would be cut.
+    """
+    limit = tokenizer.model_max_length
+    framed = torch.full((len(rows), limit), tokenizer.pad_token_id, dtype=torch.long)
+    for place, row in enumerate(rows):
+        if len(row) + 2 > limit:
+            raise PromptTooLong(f"A prompt has {len(row)} tokens, but only {limit - 2} are read. Shorten it.")
+        framed[place, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *row, tokenizer.eos_token_id])
+    return framed
+
+
+def _token_layer(encoder: nn.Module) -> nn.Embedding:
+    table = encoder.get_input_embeddings()  # type: ignore[operator]  # transformers is not typed
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
+def _returning(output: Tensor):  # type: ignore[no-untyped-def]  # torch's hook type is not exported
+    def replace(layer: nn.Module, inputs: Any, looked_up: Tensor) -> Tensor:
+        return output
+
+    return replace
 
 
 def _linear_layers(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
