@@ -1,0 +1,116 @@
+"""The library of erasure files: names from strangers, and making a file once for each set of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure_core import Concept
+from erasure_core.delta import weight_of
+from erasure_core.errors import Cancelled, InvalidFile
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.library import Library, confined, make_erasure, safe_stem
+from erasure_core.methods import find_method
+from erasure_core.progress import Silent
+
+BALL = Concept(("ball",), keep=("a red box",))
+CLOSED_FORM, ESD = find_method("closed_form"), find_method("esd")
+SHORT = ESD.settings(steps=3, trajectories=2, trajectory_steps=3, batch=1)
+
+
+class StopAt(Silent):
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def update(self, report) -> None:
+        self.seen = report.step if report.stage == "training" else self.seen
+
+    def cancelled(self) -> bool:
+        return self.seen >= self.step
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/a.safetensors", "a/../b.safetensors", "C:a.safetensors",
+                                  "a\\b.safetensors", ".hidden.safetensors", "a/.b/c.safetensors", "a.ckpt", "",
+                                  "a\0.safetensors", "a.safetensors\n"])  # fmt: skip
+def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(InvalidFile):
+        confined(name)
+
+
+@pytest.mark.parametrize(("text", "stem"), [("a b/c", "a_b_c"), ("../..", "erasure"), ("con", "_con"), ("梵高", "梵高"),
+                                            ("x" * 300, "x" * 150)])  # fmt: skip
+def test_any_text_makes_a_file_name(text: str, stem: str) -> None:
+    assert safe_stem(text) == stem
+
+
+def test_lists_files_of_all_folders_once(tmp_path: Path) -> None:
+    for file in ("one/a.safetensors", "one/sub/b.safetensors", "two/a.safetensors", "one/.x.safetensors", "one/n.txt"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    library = Library([tmp_path / "one", tmp_path / "two", tmp_path / "missing"])
+    assert library.names() == ["a.safetensors", "sub/b.safetensors"]
+    assert library.find("a.safetensors") == tmp_path / "one" / "a.safetensors"
+    assert "not a safetensors file" in library.entry("a.safetensors").problem
+    with pytest.raises(InvalidFile, match="There is no erasure"):
+        library.find("c.safetensors")
+
+
+def test_the_same_request_finds_its_file(pico: DiffusersModel, tmp_path: Path) -> None:
+    library = Library([tmp_path / "new"])
+    first = make_erasure(library, pico, BALL, ESD, SHORT, Silent())
+    written = first.path.read_bytes()
+    again = make_erasure(library, pico, BALL, ESD, SHORT, Silent())
+    assert (first.reused, again.reused) == (False, True)
+    assert again.path == first.path and first.path.read_bytes() == written
+    assert again.history == first.history and len(again.history.losses) == 3
+    assert all(
+        torch.equal(first.erasure.deltas[n].change(), again.erasure.deltas[n].change()) for n in first.erasure.deltas
+    )
+    assert library.entry(first.path.name).manifest == first.erasure.manifest
+    assert [p.name for p in tmp_path.joinpath("new").iterdir() if "partial" in p.name or "lock" in p.name] == []
+
+
+def test_other_inputs_make_other_files(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    first = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    other = make_erasure(library, pico, replace(BALL, alternative="box", keep=()), CLOSED_FORM, settings, Silent())
+    stronger = make_erasure(library, pico, BALL, CLOSED_FORM, replace(settings, damping=0.2), Silent())
+    assert len({first.path, other.path, stronger.path}) == 3
+
+
+def test_weights_that_the_host_has_changed_make_another_file(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA in front of the erasure changes the effective weights, not the base."""
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    plain = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    monkeypatch.setattr(pico, "weight", lambda name: 1.01 * weight_of(pico.layers()[name]))
+    assert make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent()).path != plain.path
+
+
+def test_a_damaged_file_is_made_again(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    made = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    whole = made.path.read_bytes()
+    made.path.write_bytes(whole[:100])
+    again = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    assert not again.reused and again.path.read_bytes() == whole
+
+
+def test_a_stopped_training_goes_on_to_the_same_file(pico: DiffusersModel, tmp_path: Path) -> None:
+    whole = make_erasure(Library([tmp_path / "whole"]), pico, BALL, ESD, SHORT, Silent())
+    library = Library([tmp_path / "stopped"])
+    with pytest.raises(Cancelled):
+        make_erasure(library, pico, BALL, ESD, SHORT, StopAt(2))
+    assert library.names() == []
+    resumed = make_erasure(library, pico, BALL, ESD, SHORT, Silent())
+    assert resumed.path.name == whole.path.name and resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_new_names_never_take_a_file_that_is_there(tmp_path: Path) -> None:
+    library = Library([tmp_path])
+    library.free_path("x").write_bytes(b"1")
+    assert library.free_path("x").name == "x-2.safetensors"

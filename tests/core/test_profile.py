@@ -1,0 +1,119 @@
+"""Safety profiles: read back as written, and refused as a whole when any part does not hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from erasure_core import Concept
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.library import Library, make_erasure
+from erasure_core.methods import find_method
+from erasure_core.profile import (
+    ProfileEntry,
+    ProfileFailed,
+    SafetyProfile,
+    bind_profile,
+    make_profile,
+    profile_names,
+    profile_path,
+    read_profile,
+    write_profile,
+)
+from erasure_core.progress import Silent
+
+METHOD = find_method("closed_form")
+
+
+@pytest.fixture
+def library(pico: DiffusersModel, tmp_path: Path) -> Library:
+    library = Library([tmp_path / "erasures"])
+    for word in ("ball", "cat"):
+        made = make_erasure(library, pico, Concept((word,)), METHOD, METHOD.settings(), Silent())
+        made.path.rename(made.path.with_name(f"{word}.safetensors"))
+    return library
+
+
+@pytest.fixture
+def profile(library: Library) -> SafetyProfile:
+    return make_profile("studio", library, [("ball.safetensors", 1.0, 1.0), ("cat.safetensors", 0.5, 0.0)])
+
+
+def test_reads_what_was_written(profile: SafetyProfile, tmp_path: Path) -> None:
+    path = write_profile(tmp_path, profile)
+    assert read_profile(path) == profile and profile_names(tmp_path) == ["studio"]
+    assert read_profile(path).digest() == profile.digest() != replace(profile, name="other").digest()
+
+
+def test_binds_every_entry_at_its_strengths(profile: SafetyProfile, library: Library, pico: DiffusersModel) -> None:
+    bound = bind_profile(profile, library, pico)
+    assert [len(b.deltas) for b in bound] == [len(bound[0].deltas)] * 2
+    name = next(iter(bound[1].deltas))
+    assert (bound[1].strength(name), bound[1].strength("text_encoder.text_model.x")) == (0.5, 0.0)
+
+
+def test_another_profile_of_that_name_is_not_overwritten(profile: SafetyProfile, tmp_path: Path) -> None:
+    write_profile(tmp_path, profile)
+    write_profile(tmp_path, profile)
+    weaker = replace(profile, entries=profile.entries[:1])
+    with pytest.raises(ProfileFailed, match="another profile"):
+        write_profile(tmp_path, weaker)
+    write_profile(tmp_path, weaker, overwrite=True)
+    assert read_profile(profile_path(tmp_path, "studio")) == weaker
+
+
+def test_a_missing_file_fails_the_whole_profile(profile: SafetyProfile, library: Library, pico: DiffusersModel) -> None:
+    library.find("cat.safetensors").unlink()
+    with pytest.raises(ProfileFailed, match="no erasure 'cat"):
+        bind_profile(profile, library, pico)
+
+
+def test_an_exchanged_file_fails_the_whole_profile(
+    profile: SafetyProfile, library: Library, pico: DiffusersModel
+) -> None:
+    library.find("ball.safetensors").replace(library.find("cat.safetensors"))
+    library.new_path("ball").write_bytes(library.find("cat.safetensors").read_bytes())
+    with pytest.raises(ProfileFailed, match="not the file"):
+        bind_profile(profile, library, pico)
+
+
+def test_another_base_fails(profile: SafetyProfile, library: Library, pico_models: dict[str, DiffusersModel]) -> None:
+    with pytest.raises(ProfileFailed, match="another kind of model"):
+        bind_profile(profile, library, pico_models["sdxl"])
+
+
+def test_what_would_change_nothing_fails(library: Library, pico: DiffusersModel) -> None:
+    """The closed form leaves the text encoder alone: a strength for that alone switches it off."""
+    profile = make_profile("off", library, [("ball.safetensors", 0.0, 1.0)])
+    with pytest.raises(ProfileFailed, match="change nothing"):
+        bind_profile(profile, library, pico)
+
+
+@pytest.mark.parametrize("entry", [("../x.safetensors", 1.0, 1.0), ("x.safetensors", 0.0, 0.0),
+                                   ("x.safetensors", -1.0, 1.0), ("x.safetensors", float("nan"), 1.0)])  # fmt: skip
+def test_entries_that_cannot_protect_are_refused(entry: tuple[str, float, float]) -> None:
+    with pytest.raises(ProfileFailed):
+        ProfileEntry(*entry)
+
+
+@pytest.mark.parametrize("change", [{"entries": []}, {"entries": {}}, {"entries": ["x"]}, {"name": 3}, {"name": " "},
+                                    {"format_version": 99}, {"entries": [{"file": 3}]},
+                                    {"entries": [{"file": "a.safetensors", "strength_text": ""}]}])  # fmt: skip
+def test_damaged_profiles_are_refused(change: dict[str, object], profile: SafetyProfile, tmp_path: Path) -> None:
+    path = write_profile(tmp_path, profile)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ProfileFailed):
+        read_profile(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_files_that_are_no_profiles_are_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.profile.json"
+    path.write_text(text)
+    with pytest.raises(ProfileFailed):
+        read_profile(path)
+    with pytest.raises(ProfileFailed, match="cannot be read"):
+        read_profile(tmp_path / "missing.profile.json")
