@@ -1,0 +1,363 @@
+"""A model as ComfyUI has loaded it: MODEL, CLIP and VAE of a graph, with the LoRAs that the graph has put on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, PromptTooLong
+from ..model import Conditioning
+from ..schedule import NoiseSchedule
+from .comfyui_weights import HostWeights, lent, out_of_place, recomputing, refuse_quantised
+
+TEXT_PARTS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
+"""ComfyUI's names of a family's text encoders, in the order in which their outputs are joined."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+LENGTH = 77
+RESOLUTIONS = {"sd1": 512, "sd2": 512, "sdxl": 1024}
+CONTEXT_FAMILIES = {768: "sd1", 1024: "sd2"}
+UNET = "diffusion_model."
+LOAD_STATE = ("current_weight_patches_uuid", "device", "model_loaded_weight_memory")
+"""Attributes of a network that change when the host loads, moves or patches it."""
+
+
+class ComfyModel:
+    """A ``PromptModel`` and ``PictureModel`` over objects of a ComfyUI graph. Never changes them.
+
+    Args:
+        patcher: MODEL; ``None`` where only text encoders are looked at.
+        clip: CLIP; ``None`` where only the diffusion network is looked at.
+        vae: VAE; ``None`` where no pictures are wanted.
+        resolution: width and height of training pictures in pixels; 0 takes what the family was made for.
+
+    Raises:
+        ModelError: a kind of model that is not supported.
+    """
+
+    def __init__(self, patcher: Any, clip: Any = None, vae: Any = None, resolution: int = 0) -> None:
+        self.patcher, self.clip, self.vae = patcher, clip, vae
+        self.family = _family(patcher.model) if patcher is not None else _text_family(clip)
+        side = (resolution or RESOLUTIONS[self.family]) // 8
+        self.latent_shape = (4, side, side)
+        self.device: torch.device = (patcher or clip.patcher).load_device
+        self.dtype: torch.dtype = _compute_dtype(patcher.model) if patcher is not None else torch.float32
+        self.text_parts = TEXT_PARTS[self.family] if clip is not None else ()
+        self._check_text()
+        self._schedule: NoiseSchedule | None = None
+        self._layers: dict[str, nn.Module] = {}
+        self._keys: dict[str, str] = {}
+        self._lent = False
+        self._held: dict[str, tuple[list[Any], HostWeights]] = {}
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        if self._schedule is None:
+            self._schedule = _schedule(self._unet_patcher().get_model_object("model_sampling"))
+        return self._schedule
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        rows, ends = self.token_rows(self.tokenize(prompts))
+        return self._encode([ids.tolist() for ids in rows], ends)
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids without begin, end and padding. Brackets and weights have no meaning here: all is text."""
+        tokenizer = self._tokenizers()[0]
+        return [list(tokenizer.tokenizer(prompt)["input_ids"][1:-1]) for prompt in prompts]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizers()[0].tokenizer.decode(list(ids))
+        return text.strip()
+
+    def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Whole rows of ids [B, 77] for each text encoder, with the place of each end token.
+
+        Raises:
+            PromptTooLong: a row has more ids than the text encoders read at once.
+        """
+        for row in rows:
+            if len(row) > LENGTH - 2:
+                text = self.detokenize(row)[:60]
+                raise PromptTooLong(
+                    f"The prompt {text!r}… has {len(row)} tokens; at most {LENGTH - 2} are read. Shorten it."
+                )
+        whole = []
+        for t in self._tokenizers():
+            padded = [[t.start_token, *row, t.end_token] + [t.pad_token] * (LENGTH - 2 - len(row)) for row in rows]
+            whole.append(torch.tensor(padded, dtype=torch.long).view(-1, LENGTH))
+        return whole, tuple(len(row) + 1 for row in rows)
+
+    def token_tables(self) -> list[Tensor]:
+        """Input embeddings [V, D] of each text encoder, float32."""
+        weights = self._weights("text")
+        keys = (f"{part}.transformer.text_model.embeddings.token_embedding.weight" for part in self.text_parts)
+        with torch.inference_mode(False), torch.no_grad():
+            return [weights.effective(key).to(self.device, torch.float32, copy=True) for key in keys]
+
+    def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
+        return self._encode(list(embeddings), tuple(ends))
+
+    def _encode(self, rows: Sequence[Any], ends: tuple[int, ...]) -> Conditioning:
+        """Run the text encoders as the host's CLIP does, on ids or on token embeddings."""
+        if not self._lent:
+            with self.trainable(), torch.no_grad():
+                return self._encode(rows, ends)
+        root = self._text_root()
+        root.reset_clip_options()
+        root.set_clip_options({"execution_device": self.device})
+        if self.clip.layer_idx is not None:
+            root.set_clip_options({"layer": self.clip.layer_idx})
+        contexts, pooled = [], None
+        for part, tokens in zip(self.text_parts, rows, strict=True):
+            encoder = getattr(root, part)
+            with _embeddings_instead(encoder, tokens, ends) if isinstance(tokens, Tensor) else ExitStack():
+                context, pooled = encoder.encode(tokens)[:2]
+            contexts.append(context)
+        joined = torch.cat(contexts, dim=-1).to(self.device)
+        return Conditioning(
+            joined, ends, pooled.to(self.device) if self.family == "sdxl" and pooled is not None else None
+        )
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        if not self._lent:
+            with self.trainable(), torch.no_grad():
+                predicted: Tensor = self.predict(latents, t, conditioning)
+                return predicted
+        host = self._unet_patcher().model
+        added = None
+        if conditioning.pooled is not None:
+            height, width = (8 * side for side in latents.shape[-2:])
+            added = host.encode_adm(pooled_output=conditioning.pooled, width=width, height=height)
+            added = added.to(self.device, self.dtype)
+        prediction: Tensor = host.diffusion_model(
+            latents.to(self.device, self.dtype),
+            t.to(self.device).float(),
+            context=conditioning.context.to(self.device, self.dtype),
+            y=added,
+            transformer_options={"optimized_attention_override": _differentiable_attention},
+        )
+        return prediction.float()
+
+    def layers(self) -> dict[str, nn.Module]:
+        if not self._layers:
+            if self.patcher is not None:
+                self._find_unet_layers()
+            for name, part in zip(TEXT_ENCODERS, self.text_parts, strict=False):
+                self._find_text_layers(name, part)
+        return self._layers
+
+    def key(self, name: str) -> str:
+        """ComfyUI's state-dict key of a layer's weight."""
+        self.layers()
+        return self._keys[name]
+
+    def base_weight(self, name: str) -> Tensor:
+        return self._weights_of(name).base(self.key(name))
+
+    def weight(self, name: str) -> Tensor:
+        return self._weights_of(name).effective(self.key(name))
+
+    def other_parameters(self) -> dict[str, Tensor]:
+        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
+        weights, known = self._weights("unet"), {self.key(name) for name in self.layers()}
+        found = {ours: UNET + theirs for ours, theirs in _diffusers_names(self._unet_patcher().model).items()}
+        return {ours: weights.base(key) for ours, key in found.items() if key in set(weights) - known}
+
+    @contextmanager
+    def trainable(self, checkpointing: bool = False) -> Iterator[None]:
+        if self._lent:
+            raise RuntimeError("trainable() is entered twice")
+        self._refuse_untrainable()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            self._enter_networks(stack, checkpointing)
+            self._lent = True
+            try:
+                yield
+            finally:
+                self._lent = False
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures, uint8 [B, 3, H, W]. Not inside ``trainable`` on a GPU: the host moves networks to make room."""
+        if self.vae is None:
+            raise ModelError("No VAE is connected, so no pictures can be shown.")
+        with torch.no_grad():
+            pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
+            shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+            return shown
+
+    def _enter_networks(self, stack: ExitStack, checkpointing: bool) -> None:
+        import comfy.model_management as mm
+
+        if self.device.type != "cpu":
+            mm.load_models_gpu([part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None])
+            self._held.clear()
+        if hasattr(mm, "in_training"):
+            stack.callback(setattr, mm, "in_training", mm.in_training)
+            mm.in_training = True
+        if self.patcher is not None:
+            unet = self.patcher.model.diffusion_model
+            stack.enter_context(lent(unet, self._weights("unet"), self.device, self.dtype))
+            if checkpointing:
+                stack.enter_context(recomputing(unet, _blocks()))
+        if self.clip is not None:
+            stack.enter_context(lent(self._text_root(), self._weights("text"), self.device, torch.float32))
+            stack.enter_context(out_of_place(self._text_root()))
+
+    def _refuse_untrainable(self) -> None:
+        """Raises ModelError with one sentence for what cannot be trained."""
+        if self.clip is None:
+            raise ModelError("Erasing needs the text encoder too: connect CLIP.")
+        if self.patcher is not None:
+            channels = self.patcher.model.model_config.unet_config["in_channels"]
+            if channels != 4:
+                raise ModelError(
+                    f"This UNet reads {channels} channels (an inpainting or editing model), so it cannot be trained; "
+                    "erase on the model it was made from and apply the file here."
+                )
+            refuse_quantised(self._weights("unet"))
+        refuse_quantised(self._weights("text"))
+
+    def _unet_patcher(self) -> Any:
+        if self.patcher is None:
+            raise ModelError("No MODEL is connected.")
+        return self.patcher
+
+    def _text_root(self) -> Any:
+        if self.clip is None:
+            raise ModelError("No CLIP is connected.")
+        return self.clip.cond_stage_model
+
+    def _tokenizers(self) -> list[Any]:
+        self._text_root()
+        return [getattr(self.clip.tokenizer, part) for part in self.text_parts]
+
+    def _check_text(self) -> None:
+        missing = [part for part in self.text_parts if not hasattr(self._text_root(), part)]
+        if missing:
+            raise ModelError(
+                f"CLIP and MODEL do not belong together: {self.family} needs the text encoder {missing[0]}."
+            )
+
+    def _weights_of(self, name: str) -> HostWeights:
+        return self._weights("unet" if name.startswith("unet.") else "text")
+
+    def _weights(self, kind: str) -> HostWeights:
+        """The weights as they are now; read anew when the host has loaded, moved or patched anything meanwhile."""
+        patcher, prefix = (self._unet_patcher(), UNET) if kind == "unet" else (self.clip.patcher, "")
+        model = patcher.model
+        now = [patcher.patches_uuid, *(getattr(model, name, None) for name in LOAD_STATE)]
+        if kind not in self._held or (self._held[kind][0] != now and not self._lent):
+            self._held[kind] = now, HostWeights(patcher, prefix)
+        return self._held[kind][1]
+
+    def _find_unet_layers(self) -> None:
+        model = self._unet_patcher().model
+        modules = dict(model.diffusion_model.named_modules())
+        for ours, theirs in _diffusers_names(model).items():
+            path, _, leaf = theirs.rpartition(".")
+            if leaf == "weight" and isinstance(modules.get(path), (nn.Linear, nn.Conv2d)):
+                name = "unet." + ours.removesuffix(".weight")
+                self._layers[name], self._keys[name] = modules[path], UNET + theirs
+
+    def _find_text_layers(self, name: str, part: str) -> None:
+        for path, module in getattr(self._text_root(), part).transformer.named_modules():
+            # The projection of CLIP-L is there but nothing reads it.
+            wanted = path.startswith("text_model.") or (path == "text_projection" and part == "clip_g")
+            if wanted and isinstance(module, nn.Linear):
+                self._layers[f"{name}.{path}"] = module
+                self._keys[f"{name}.{path}"] = f"{part}.transformer.{path}.weight"
+
+
+def _family(model: Any) -> str:
+    """Which family a loaded network belongs to.
+
+    Raises:
+        ModelError: none that is supported.
+    """
+    import comfy.model_base
+
+    config = model.model_config.unet_config
+    if isinstance(model, comfy.model_base.SDXL):
+        return "sdxl"
+    family = CONTEXT_FAMILIES.get(config.get("context_dim"))
+    if family is None or "num_res_blocks" not in config or config.get("adm_in_channels") is not None:
+        raise ModelError(f"Models of this kind ({type(model).__name__}) are not supported; SD1.x, SD2.x and SDXL are.")
+    return family
+
+
+def _text_family(clip: Any) -> str:
+    for family in ("sdxl", "sd2", "sd1"):
+        if all(hasattr(clip.cond_stage_model, part) for part in TEXT_PARTS[family]):
+            return family
+    kind = type(clip.cond_stage_model).__name__
+    raise ModelError(f"Text encoders of this kind ({kind}) are not supported; those of SD1.x, SD2.x and SDXL are.")
+
+
+def _compute_dtype(model: Any) -> torch.dtype:
+    dtype: torch.dtype = model.manual_cast_dtype or model.get_dtype()
+    return dtype
+
+
+def _diffusers_names(model: Any) -> dict[str, str]:
+    """The UNet's parameters: diffusers' names to those of ComfyUI's own module."""
+    import comfy.utils
+
+    names: dict[str, str] = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
+    # One layer is listed under two names; diffusers' SDXL calls it add_embedding.
+    return {ours: theirs for ours, theirs in names.items() if not ours.startswith("class_embedding.")}
+
+
+def _schedule(sampling: Any) -> NoiseSchedule:
+    """The host's noise schedule, with upstream ModelSampling nodes applied.
+
+    ComfyUI's x is x0 + sigma n and its network is given x / sqrt(1 + sigma^2): exactly our a x0 + s n.
+    """
+    import comfy.model_sampling as ms
+
+    edm: tuple[type, ...] = (getattr(ms, "EDM", type(None)), getattr(ms, "ModelSamplingContinuousEDM", type(None)))
+    if (
+        not isinstance(sampling, ms.ModelSamplingDiscrete)
+        or not isinstance(sampling, ms.EPS)
+        or isinstance(sampling, edm)
+    ):
+        raise ModelError("This model's noise schedule is not supported; those of SD1.x, SD2.x and SDXL are.")
+    sigmas = sampling.sigmas.detach().double().cpu()
+    signal = (1 + sigmas**2).rsqrt()
+    prediction = "v_prediction" if isinstance(sampling, ms.V_PREDICTION) else "epsilon"
+    return NoiseSchedule(signal.float().clone(), (sigmas * signal).float().clone(), prediction)
+
+
+def _blocks() -> tuple[type, ...]:
+    from comfy.ldm.modules.attention import BasicTransformerBlock
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    return BasicTransformerBlock, ResBlock
+
+
+def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:
+    """Attention that has a backward, whichever one the host was started with."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    out: Tensor = attention_pytorch(*inputs, **named)
+    return out
+
+
+@contextmanager
+def _embeddings_instead(encoder: Any, embeddings: Tensor, ends: Sequence[int]) -> Iterator[None]:
+    """Inside, a text encoder reads these token embeddings [B, 77, D], whatever tokens it is given."""
+
+    def prepared(tokens: Any, device: Any) -> tuple[Tensor, Tensor, list[int], list[Any]]:
+        places = torch.arange(embeddings.shape[1], device=device)
+        attended = (places <= torch.tensor(ends, device=device)[:, None]).long()
+        return embeddings.to(device, torch.float32), attended, [end + 1 for end in ends], []
+
+    encoder.process_tokens = prepared
+    try:
+        yield
+    finally:
+        del encoder.process_tokens

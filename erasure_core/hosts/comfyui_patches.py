@@ -1,0 +1,159 @@
+"""Erasures as ComfyUI's own patches: put on clones of MODEL and CLIP, checked, and undone exactly by the host."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..delta import Delta, DeltaSet, LowRankDelta
+from ..errors import InvalidSettings, ModelError
+from ..layers import is_text
+from .comfyui import ComfyModel
+
+WRAPPER_KEY = "concept_erasure"
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How strongly an erasure is applied.
+
+    Args:
+        unet: factor on the changes of the diffusion network.
+        text: factor on the changes of the text encoders.
+        blocks: further factors by pattern of layer names; every pattern that fits multiplies.
+        start, end: part of the sampling, 0 to 1, in which the diffusion network is changed.
+    """
+
+    unet: float = 1.0
+    text: float = 1.0
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    start: float = 0.0
+    end: float = 1.0
+
+    def of(self, layer: str) -> float:
+        strength = self.text if is_text(layer) else self.unet
+        for pattern, factor in self.blocks.items():
+            if fnmatch.fnmatchcase(layer, pattern):
+                strength *= factor
+        return strength
+
+    @property
+    def always(self) -> bool:
+        return self.start <= 0.0 and self.end >= 1.0
+
+
+def parse_blocks(text: str) -> dict[str, float]:
+    """Factors from lines like ``unet.down_blocks.* = 0.5``; lines that begin with # are skipped.
+
+    Raises:
+        InvalidSettings: a line of another form, or a factor outside -10 to 10.
+    """
+    factors: dict[str, float] = {}
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        if line.startswith("#"):
+            continue
+        pattern, equals, number = (part.strip() for part in line.partition("="))
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = float("nan")
+        if not equals or not pattern or not -10 <= factor <= 10:
+            raise InvalidSettings(f"{line!r} is no block weight; write for example: unet.down_blocks.* = 0.5")
+        factors[pattern] = factor
+    return factors
+
+
+def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> tuple[Any, Any]:
+    """Clones of a graph's MODEL and CLIP with a change on them; a part that is not connected stays ``None``.
+
+    Raises:
+        ModelError: the change needs a part that is not connected, or the host did not take every key.
+        InvalidSettings: a block weight fits no changed layer.
+    """
+    changed = deltas.changed()
+    _check(model, changed, strengths)
+    patcher = model.patcher.clone() if model.patcher is not None else None
+    clip = model.clip.clone() if model.clip is not None else None
+    text = {name: deltas[name] for name in changed if is_text(name)}
+    unet = {name: deltas[name] for name in changed if not is_text(name)}
+    if text:
+        _add(clip, model, text, strengths.of)
+    if unet and strengths.always:
+        _add(patcher, model, unet, strengths.of)
+    elif unet:
+        _add_for_steps(patcher, model, unet, strengths)
+    return patcher, clip
+
+
+def _check(model: ComfyModel, changed: list[str], strengths: Strengths) -> None:
+    if any(is_text(name) for name in changed) and model.clip is None:
+        raise ModelError("This erasure changes the text encoder: connect CLIP as well, or nothing is applied.")
+    if any(not is_text(name) for name in changed) and model.patcher is None:
+        raise ModelError("This erasure changes the diffusion network: connect MODEL as well, or nothing is applied.")
+    for pattern in strengths.blocks:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in changed):
+            example = next(iter(changed), "none")
+            raise InvalidSettings(f"No changed layer fits the block weight {pattern!r}; the names look like {example}.")
+
+
+def patch_of(delta: Delta) -> Any:
+    """A change in the form that ComfyUI's ``add_patches`` takes."""
+    if isinstance(delta, LowRankDelta):
+        from comfy.weight_adapter import LoRAAdapter
+
+        return LoRAAdapter(set(), (_plain(delta.up), _plain(delta.down), float(delta.rank), None, None, None))
+    return ("diff", (_plain(delta.change()),))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _add(target: Any, model: ComfyModel, deltas: Mapping[str, Delta], strength_of: Callable[[str], float]) -> None:
+    """Add patches and check that the host took each of them: it leaves out unknown keys without a word."""
+    groups: dict[float, dict[str, Any]] = {}
+    for name, delta in deltas.items():
+        if strength_of(name):
+            groups.setdefault(strength_of(name), {})[model.key(name)] = patch_of(delta)
+    for strength, patches in groups.items():
+        taken = set(target.add_patches(patches, strength))
+        refused = sorted(set(patches) - taken)
+        if refused:
+            raise ModelError(
+                f"ComfyUI did not take the change of {refused[0]} and {len(refused) - 1} more; nothing is applied."
+            )
+
+
+def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta], strengths: Strengths) -> None:
+    """Change the network in a part of the sampling only: by hooks on its layers during the calls of these steps."""
+    import comfy.patcher_extension as extension
+
+    sampling = patcher.get_model_object("model_sampling")
+    first, last = (float(sampling.percent_to_sigma(share)) for share in (strengths.start, strengths.end))
+    layers = {name: model.layers()[name] for name in deltas}
+    parts: dict[float, dict[str, Delta]] = {}
+    for name, delta in deltas.items():
+        parts.setdefault(strengths.of(name), {})[name] = delta
+    sets = [DeltaSet(part, strength) for strength, part in parts.items()]
+
+    def within(executor: Any, x: Tensor, t: Tensor, *others: Any, **named: Any) -> Any:
+        if not last <= float(t.max()) <= first:
+            return executor(x, t, *others, **named)
+        with ExitStack() as stack:
+            for deltas_of_one_strength in sets:
+                stack.enter_context(deltas_of_one_strength.to(x.device).attached(layers))
+            return executor(x, t, *others, **named)
+
+    # Several erasures may be limited to steps, each under a key of its own.
+    place = len(patcher.get_all_wrappers(extension.WrappersMP.APPLY_MODEL))
+    patcher.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, f"{WRAPPER_KEY}_{place}", within)
+
+
+def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
+    """Whether patches, by key, are still on a MODEL's or CLIP's patcher: these very objects, not equal ones."""
+    return all(any(held[1] is patch for held in target.patches.get(key, [])) for key, patch in keys.items())

@@ -1,0 +1,206 @@
+"""The weights of a network that ComfyUI holds: read in every load state, and lent to a training as plain constants.
+
+ComfyUI keeps weights in inference mode, in any number format, on any device, patched in place or on the fly. A training
+must never let those tensors into its graph: it gets constants of its own, without a copy wherever that is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+PLAIN_OPS = {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
+"""Attributes by which ComfyUI's layers decide to cast or patch their weights in each call."""
+
+
+class HostWeights:
+    """What a ``ModelPatcher`` knows of the weights below a prefix, at the moment this is made.
+
+    Args:
+        patcher: ComfyUI's ``ModelPatcher``.
+        prefix: beginning of the keys, for example ``diffusion_model.``.
+    """
+
+    def __init__(self, patcher: Any, prefix: str = "") -> None:
+        self.patcher, self.prefix = patcher, prefix
+        self._entries: dict[str, list[Any]] = patcher.get_key_patches(prefix or None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def stored(self, key: str) -> Tensor:
+        """The unpatched weight as it is stored."""
+        weight: Tensor = self._entries[key][0][0]
+        return weight
+
+    def is_patched(self, key: str) -> bool:
+        return len(self._entries[key]) > 1
+
+    def base(self, key: str) -> Tensor:
+        """The unpatched weight as numbers: quantised ones are expanded to float32."""
+        convert = self._conversion(key)
+        weight = self.stored(key)
+        if convert is None or not self.is_quantised(key):
+            return weight
+        import comfy.model_management as mm
+
+        expanded: Tensor = convert(mm.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True))
+        return expanded
+
+    @torch.no_grad()
+    def effective(self, key: str, device: torch.device | None = None) -> Tensor:
+        """The weight with all patches of the graph (LoRAs, merges), as ComfyUI itself computes it: in float32."""
+        if not self.is_patched(key):
+            return self.base(key)
+        import comfy.lora
+
+        weight = self.base(key)
+        start = weight.to(device or weight.device, torch.float32, copy=True)
+        patched: Tensor = comfy.lora.calculate_weight(self._entries[key][1:], start, key)
+        return patched
+
+    def is_quantised(self, key: str) -> bool:
+        """Whether a weight is stored as something else than plain floating-point numbers."""
+        weight = self.stored(key)
+        scaled = self._conversion(key) is not None and "float8" in str(weight.dtype)
+        return type(weight) not in (Tensor, nn.Parameter) or scaled
+
+    def _conversion(self, key: str) -> Callable[..., Tensor] | None:
+        """How a layer with a number format of its own expands its weight."""
+        path, _, leaf = key.rpartition(".")
+        found: Callable[..., Tensor] | None = getattr(self.patcher.model.get_submodule(path), f"convert_{leaf}", None)
+        return found
+
+
+def constant(weight: Tensor) -> Tensor:
+    """A normal tensor over the same memory: it may be used in a training, where an inference tensor may not."""
+    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
+
+
+def refuse_quantised(weights: HostWeights) -> None:
+    """Check that a training can read all weights.
+
+    Raises:
+        ModelError: some are quantised.
+    """
+    for key in weights:
+        if weights.is_quantised(key):
+            raise ModelError(
+                f"The weights of this model are quantised ({key}), so it cannot be trained; load it unquantised. "
+                "Finished erasures can be applied to it."
+            )
+
+
+@contextmanager
+def lent(root: nn.Module, weights: HostWeights, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the modules below ``root`` compute with constants that gradients may pass, and with nothing else.
+
+    Weights in another format or place than wanted are converted in each call, so that no second network is held in
+    memory. Forward and backward belong inside: checkpointing runs the modules again. On leaving, however that happens,
+    every module is as it was.
+
+    Args:
+        root: the network whose keys ``weights`` holds below its prefix.
+        weights: what it holds, patches included.
+        device: where the training runs.
+        dtype: what the network computes in.
+    """
+    saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+    try:
+        for path, module in root.named_modules():
+            saved.append((module, dict(module._parameters), dict(module.__dict__)))
+            _lend(module, f"{weights.prefix}{path}." if path else weights.prefix, weights, device, dtype)
+        yield
+    finally:
+        for module, parameters, attributes in saved:
+            module._parameters.update(parameters)
+            for name in (*PLAIN_OPS, "forward"):
+                module.__dict__.pop(name, None)
+                if name in attributes:
+                    module.__dict__[name] = attributes[name]
+
+
+def _lend(module: nn.Module, prefix: str, weights: HostWeights, device: torch.device, dtype: torch.dtype) -> None:
+    ready = True
+    for leaf, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        key = prefix + leaf
+        if weights.is_patched(key):
+            held = weights.effective(key, device).to(device, dtype)
+        else:
+            held = constant(weights.stored(key))
+        module._parameters[leaf] = held  # type: ignore[assignment]  # a constant, deliberately no parameter
+        ready = ready and held.device == device and held.dtype == dtype
+    if hasattr(module, "comfy_cast_weights"):
+        module.__dict__.update(
+            {name: value if name == "comfy_cast_weights" else [] for name, value in PLAIN_OPS.items()}
+        )
+    if not ready and not list(module.children()):
+        module.__dict__["forward"] = _converting_forward(module, device, dtype)
+
+
+def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
+    """The module's forward with its weights converted for the duration of a call."""
+    original = type(module).forward
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        held = dict(module._parameters)
+        try:
+            for leaf, weight in held.items():
+                if weight is not None:
+                    module._parameters[leaf] = weight.to(device, dtype)  # type: ignore[assignment]
+            return original(module, *inputs, **named)
+        finally:
+            module._parameters.update(held)
+
+    return forward
+
+
+@contextmanager
+def recomputing(root: nn.Module, kinds: tuple[type, ...]) -> Iterator[None]:
+    """Inside, modules of these kinds keep no activations: their backward runs them again. Entered inside ``lent``."""
+    from torch.utils.checkpoint import checkpoint
+
+    def wrapped(module: nn.Module) -> Callable[..., Any]:
+        original = type(module).forward
+
+        def forward(*inputs: Any, **named: Any) -> Any:
+            return checkpoint(original, module, *inputs, use_reentrant=False, **named)
+
+        return forward
+
+    chosen = [module for module in root.modules() if isinstance(module, kinds)]
+    before = [module.__dict__.get("forward") for module in chosen]
+    try:
+        for module in chosen:
+            module.__dict__["forward"] = wrapped(module)
+        yield
+    finally:
+        for module, forward in zip(chosen, before, strict=True):
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
+
+
+@contextmanager
+def out_of_place(root: nn.Module) -> Iterator[None]:
+    """Inside, CLIP layers normalise copies of their inputs: they add to those in place, which a backward forbids."""
+
+    def copies(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in inputs)
+
+    norms = [m for name, m in root.named_modules() if name.rpartition(".")[2] in ("layer_norm1", "layer_norm2")]
+    handles = [module.register_forward_pre_hook(copies) for module in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
