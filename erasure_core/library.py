@@ -159,11 +159,12 @@ def read_manifest(path: Path) -> Manifest | None:
 
 @torch.no_grad()
 def model_state(model: LoadedModel) -> str:
-    """A hash of the weights as the model computes with them now, LoRAs that the host has merged in included.
+    """A hash of the weights as the model computes with them now, LoRAs that the host has merged in included, and of
+    the size of the pictures.
 
     Large layers are read at even distances: a change of a layer shows there as well.
     """
-    digest = hashlib.sha256(f"{model.family} {model.schedule.prediction}".encode())
+    digest = hashlib.sha256(f"{model.family} {model.schedule.prediction} {model.latent_shape}".encode())
     for name in sorted(model.layers()):
         weight = model.weight(name).detach().flatten()
         sample = weight[:: max(1, -(-len(weight) // SAMPLES))].to("cpu", torch.float32).contiguous()
