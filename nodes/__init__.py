@@ -1,0 +1,31 @@
+"""ComfyUI nodes: schemas and wiring. What they do is in ``erasure_core``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+
+async def comfy_entrypoint() -> Any:
+    """The pack as ComfyUI wants it. What is missing costs the pack its nodes, never the host its start."""
+    from comfy_api.latest import ComfyExtension
+
+    nodes: list[type] = []
+    try:
+        nodes = _load()
+    except Exception as error:  # whatever is missing on this machine
+        logging.error("Concept Erasure is not available: %s: %s", type(error).__name__, error)
+
+    class ConceptErasure(ComfyExtension):
+        async def get_node_list(self) -> list[type]:
+            return nodes
+
+    return ConceptErasure()
+
+
+def _load() -> list[type]:
+    from . import concept, convert, erase, erasures, host, profiles, server
+
+    host.register_folders()
+    server.start()
+    return [*concept.NODES, *erase.NODES, *erasures.NODES, *profiles.NODES, *convert.NODES]

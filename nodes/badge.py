@@ -1,0 +1,29 @@
+"""What a node shows of an erasure: base, method, what is erased, what was measured; plain data for the browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..erasure_core.manifest import Manifest
+from ..erasure_core.methods import METHODS
+
+
+def badge_of(file: str, manifest: Manifest | None, problem: str = "") -> dict[str, Any]:
+    """The browser writes these as text, never as HTML: a file may come from anyone."""
+    if manifest is None:
+        return {"file": file, "problem": problem, "plain": not problem}
+    method = METHODS.get(manifest.method)
+    return {
+        "file": file,
+        "words": list(manifest.words),
+        "alternative": manifest.alternative,
+        "method": method.title if method else manifest.method,
+        "status": manifest.method_status,
+        "steps": manifest.steps_done,
+        "family": manifest.family,
+        "base": manifest.base_fingerprint[:12],
+        "dtype": manifest.dtype,
+        "storage_error": manifest.storage_error,
+        "measured": manifest.measured,
+        "version": manifest.product_version,
+    }

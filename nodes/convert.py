@@ -1,0 +1,99 @@
+"""Convert and Bake: an erasure in another form, and a checkpoint with erasures built in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..erasure_core.combining import converted, stored_form
+from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.hosts.comfyui_patches import Strengths
+from .erasures import apply_item
+from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, working
+
+FORMS = ("low-rank", "dense")
+
+
+class ConvertErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Convert",
+            display_name="Convert Erasure",
+            category=CATEGORY,
+            description="An erasure in another form. Low rank loads in every UI as a LoRA; dense is exact and large.",
+            inputs=[
+                ErasureType.Input("erasure"),
+                io.Model.Input("model", tooltip="The model it was made on."),
+                io.Combo.Input("form", options=list(FORMS), default=FORMS[0], tooltip="low-rank or dense."),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    control_after_generate=False,
+                    tooltip="Largest rank of each layer; 0 takes the least that is exact.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Needed where the erasure changes the text encoder."),
+            ],
+            outputs=[
+                ErasureType.Output("converted", display_name="erasure"),
+                io.Float.Output("error", display_name="error", tooltip="Relative error of the conversion."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, erasure: Stack, model: Any, form: str, rank: int, clip: Any = None) -> io.NodeOutput:
+        with working():
+            loaded, items, worst = ComfyModel(model, clip), [], 0.0
+            for item in erasure:
+                new = converted(loaded, item.stored, form, rank)
+                worst = max(worst, new.manifest.settings["conversion_error"])
+                stored = stored_form(loaded, new.deltas, new.manifest, item.stored.path)
+                items.append(Item(stored, item.unet, item.text, is_file=False))
+            return io.NodeOutput(tuple(items), worst)
+
+
+class BakeErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Bake",
+            display_name="Bake Erasure into Checkpoint",
+            category=CATEGORY,
+            description="Writes a whole checkpoint with erasures built in, by the host's own saving.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                ErasureType.Input("erasure"),
+                io.String.Input("filename_prefix", default="checkpoints/erased", tooltip="Below the output folder."),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, erasure: Stack, filename_prefix: str) -> io.NodeOutput:
+        from comfy_extras.nodes_model_merging import save_checkpoint
+
+        with working():
+            for item in erasure:
+                model, clip = apply_item(model, clip, item, Strengths())
+        # The host's saving works in the host's own inference mode.
+        save_checkpoint(
+            model,
+            clip=clip,
+            vae=vae,
+            filename_prefix=filename_prefix,
+            output_dir=folder_paths.get_output_directory(),
+            prompt=cls.hidden.prompt,
+            extra_pnginfo=cls.hidden.extra_pnginfo,
+        )
+        return io.NodeOutput()
+
+
+NODES = [ConvertErasure, BakeErasure]

@@ -1,0 +1,121 @@
+"""Erase nodes: one for each registered method, made from its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+from comfy_api.latest import io, ui
+
+from ..erasure_core.erasing import applied
+from ..erasure_core.erasure_file import read_erasure
+from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas
+from ..erasure_core.library import Made, make_erasure
+from ..erasure_core.methods import METHODS, Method, TrainingSettings
+from ..erasure_core.safe_files import read_tensors
+from .badge import badge_of
+from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, library, say, working
+from .training_progress import NodeProgress, preview_latents
+from .widgets import inputs_of, settings_from
+
+
+def node_id_of(method: Method) -> str:
+    return f"{PREFIX}Erase_{method.name}"
+
+
+def _schema(method: Method) -> io.Schema:
+    trains = issubclass(method.settings, TrainingSettings)
+    every = io.Int.Input(
+        "preview_every",
+        default=50,
+        min=0,
+        max=10_000,
+        control_after_generate=False,
+        tooltip="Training steps between two preview pictures on the node; 0 makes none. Previews take time.",
+    )
+    return io.Schema(
+        node_id=node_id_of(method),
+        display_name=f"Erase Concept: {method.title}",
+        category=CATEGORY,
+        description=f"{method.reference}. Our form: {method.status}. The loaded model itself is never changed.",
+        inputs=[
+            io.Model.Input("model", tooltip="The model to erase from, as it arrives here: LoRAs before it count."),
+            io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+            ConceptType.Input("concept", tooltip="What to erase, from a Concept node."),
+            *inputs_of(method.settings),
+            io.Int.Input(
+                "resolution",
+                default=0,
+                min=0,
+                max=2048,
+                step=64,
+                tooltip="Width and height in pixels that the erasure is made at; 0 takes what the model was made for. "
+                "Less needs less memory and time.",
+            ),
+            *([every] if trains else []),
+            io.Vae.Input("vae", optional=True, tooltip="For pictures before and after; without it none are made."),
+        ],
+        outputs=[
+            io.Model.Output("erased_model", display_name="model", tooltip="The model with the erasure applied."),
+            io.Clip.Output("erased_clip", display_name="clip", tooltip="The text encoder with the erasure applied."),
+            ErasureType.Output("erasure", display_name="erasure", tooltip="For Stack, Save, Inspect and profiles."),
+            io.LoraModel.Output("lora", display_name="lora", tooltip="For the stock nodes that take a LORA_MODEL."),
+            io.LossMap.Output("loss", display_name="loss", tooltip="For the stock Plot Loss Graph."),
+            io.Image.Output("preview", display_name="preview", tooltip="Without, then with the erasure."),
+        ],
+        hidden=[io.Hidden.unique_id],
+    )
+
+
+def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRequest, **others: Any) -> io.NodeOutput:
+    node_id = cls.hidden.unique_id
+    with working():
+        loaded = ComfyModel(model, clip, others.get("vae"), others["resolution"])
+        progress = NodeProgress(node_id, loaded, concept, others.get("preview_every", 0))
+        settings = settings_from(method.settings, others)
+        made = make_erasure(library(), loaded, concept.concept, method, settings, progress)
+        if made.reused:
+            say(node_id, f"Made earlier with the same inputs, used again:\n{made.path.name}")
+        patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
+        pictures = _pictures(loaded, made, concept)
+        losses = [sum(terms.values()) for terms in made.history.losses]
+        shown = {"erasure": [badge_of(made.path.name, made.erasure.manifest) | _told(made)]}
+        if pictures is not None:
+            shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
+        image = pictures if pictures is not None else torch.zeros(1, 64, 64, 3)
+        stack = (Item(read_erasure(made.path)),)
+        return io.NodeOutput(patcher, text, stack, read_tensors(made.path)[0], {"loss": losses}, image, ui=shown)
+
+
+def _told(made: Made) -> dict[str, Any]:
+    return {"reused": made.reused, "losses": [[i + 1, terms] for i, terms in enumerate(made.history.losses)]}
+
+
+def _pictures(model: ComfyModel, made: Made, request: ConceptRequest) -> torch.Tensor | None:
+    """The preview prompts without and with the erasure, IMAGE; ``None`` without a VAE."""
+    if model.vae is None:
+        return None
+    with model.trainable():
+        before = preview_latents(model, request)
+        with applied(model, [(made.erasure.deltas, 1.0)]):
+            after = preview_latents(model, request)
+    mm.throw_exception_if_processing_interrupted()
+    return as_image(model.decode(torch.cat([before, after])))
+
+
+def _node(method: Method) -> type:
+    """A node class; ComfyUI calls its methods on locked copies, so that they must not hold any state."""
+
+    def define_schema(cls: Any) -> io.Schema:
+        return _schema(method)
+
+    def execute(cls: Any, **inputs: Any) -> io.NodeOutput:
+        return _execute(cls, method, **inputs)
+
+    members = {"define_schema": classmethod(define_schema), "execute": classmethod(execute), "__module__": __name__}
+    return type(f"Erase_{method.name}", (io.ComfyNode,), members)
+
+
+NODES = [_node(method) for method in METHODS.values()]

@@ -1,0 +1,292 @@
+"""Nodes for finished erasures: load, apply, stack, save, inspect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..erasure_core.combining import UNKNOWN, Part, merge, stored_form
+from ..erasure_core.concept import Concept
+from ..erasure_core.delta import LowRankDelta
+from ..erasure_core.erasing import describe
+from ..erasure_core.erasure_file import read_erasure, write_erasure
+from ..erasure_core.errors import InvalidFile, ModelError
+from ..erasure_core.foreign import looks_foreign, read_foreign
+from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, parse_blocks
+from ..erasure_core.library import read_manifest
+from ..erasure_core.safe_files import write_bytes
+from .badge import badge_of
+from .host import CATEGORY, FOLDER, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
+
+FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+LORAS = "loras/"
+"""Begins the names of files that lie in the host's folder of LoRAs."""
+
+
+def listed() -> list[str]:
+    """The files that can be loaded: erasures first, then foreign weights beside them and the host's LoRAs."""
+    names = library().names()
+    for folder in library().folders:
+        foreign = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in FOREIGN_SUFFIXES[1:])
+        names += sorted(foreign, key=str.casefold)
+    return names + [f"{LORAS}{name}" for name in folder_paths.get_filename_list("loras")]
+
+
+def located(name: str) -> Path:
+    """The file of a listed name.
+
+    Raises:
+        InvalidFile: it is not listed: missing, or leading out of the folders.
+    """
+    if name not in listed():
+        raise InvalidFile(f"There is no file {name!r} among the erasures and LoRAs; refresh the list and choose again.")
+    if name.startswith(LORAS):
+        return Path(folder_paths.get_full_path_or_raise("loras", name.removeprefix(LORAS)))
+    return next(folder / name for folder in library().folders if (folder / name).is_file())
+
+
+class LoadErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Load",
+            display_name="Load Erasure",
+            category=CATEGORY,
+            description=f"An erasure from models/{FOLDER}, a LoRA, or weights that ESD, UCE and others publish.",
+            inputs=[
+                io.Combo.Input("file", options=listed(), tooltip=f"Files in models/{FOLDER}, then LoRAs."),
+                io.String.Input(
+                    "erases",
+                    multiline=True,
+                    default="",
+                    tooltip="Only for foreign weights, which do not say it themselves: what they erase, one per line.",
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Only for foreign weights: the model that they were made on."
+                ),
+            ],
+            outputs=[ErasureType.Output("erasure", display_name="erasure")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            located(file)
+        except InvalidFile as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **others: Any) -> str:
+        return file_fingerprint([located(file)]) if file in listed() else ""
+
+    @classmethod
+    def execute(cls, file: str, erases: str, model: Any = None) -> io.NodeOutput:
+        with working():
+            path = located(file)
+            item = _foreign(path, lines(erases), model) if looks_foreign(path) else Item(read_erasure(path))
+            return io.NodeOutput((item,), ui={"erasure": [badge_of(file, item.stored.manifest)]})
+
+
+def _foreign(path: Path, words: tuple[str, ...], model: Any) -> Item:
+    if model is None:
+        raise ModelError(f"{path.name} holds whole weights of other software: connect the MODEL that it was made on.")
+    loaded = ComfyModel(model)
+    found = read_foreign(path, loaded, loaded.other_parameters())
+    source = {"file": path.name, "left_out": found.left_out, "left_out_share": found.left_out_share}
+    status = "made by other software; converted to this format"
+    manifest = describe(loaded, found.deltas, Concept(words or (UNKNOWN,)), "converted", status, source)
+    return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False)
+
+
+class ApplyErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        strength = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
+        share = {"min": 0.0, "max": 1.0, "step": 0.01}
+        return io.Schema(
+            node_id=f"{PREFIX}Apply",
+            display_name="Apply Erasure",
+            category=CATEGORY,
+            description="Puts erasures on a model by the host's own patches; nothing is changed for good.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the erasure was made on, LoRAs before it are fine."),
+                ErasureType.Input("erasure", tooltip="One erasure or a stack of them."),
+                io.Float.Input(
+                    "strength", **strength, tooltip="1 as made, 0 off; above 1 stronger than made, with more damage."
+                ),
+                io.Float.Input("strength_text", **strength, tooltip="The same for changes of the text encoder."),
+                io.String.Input(
+                    "block_weights",
+                    multiline=True,
+                    default="",
+                    placeholder="unet.down_blocks.* = 0.5",
+                    tooltip="Further factors, one per line: a pattern of layer names (* fits anything) = a number.",
+                ),
+                io.Float.Input("start", default=0.0, **share, tooltip="Share of the sampling at which it begins."),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    **share,
+                    tooltip="Share of the sampling at which it ends. The text encoder's part always holds throughout.",
+                ),
+                io.Boolean.Input(
+                    "allow_other_base",
+                    default=False,
+                    tooltip="Also on a model it was not made on, if the shapes agree. Judge the pictures yourself.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Needed where an erasure changes the text encoder."),
+            ],
+            outputs=[
+                io.Model.Output("erased_model", display_name="model"),
+                io.Clip.Output("erased_clip", display_name="clip"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, erasure: Stack, clip: Any = None, **how: Any) -> io.NodeOutput:
+        with working():
+            strengths = Strengths(1.0, 1.0, parse_blocks(how["block_weights"]), how["start"], how["end"])
+            for item in erasure:
+                weighted = item.times(how["strength"], how["strength_text"])
+                model, clip = apply_item(model, clip, weighted, strengths, how["allow_other_base"])
+            return io.NodeOutput(model, clip)
+
+
+def apply_item(
+    model: Any, clip: Any, item: Item, strengths: Strengths, allow_other_base: bool = False
+) -> tuple[Any, Any]:
+    """MODEL and CLIP with one erasure on them, checked against them before; raises as ``bind`` and ``apply_deltas``."""
+    if clip is None and any(name.startswith("lora_te") for name in item.stored.changes):
+        raise ModelError(f"{item.stored.path.name} changes the text encoder: connect CLIP as well.")
+    loaded = ComfyModel(model, clip)
+    deltas = item.stored.bind(loaded, allow_other_base)
+    return apply_deltas(loaded, deltas, replace(strengths, unet=item.unet, text=item.text))
+
+
+class StackErasures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        strength = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
+        return io.Schema(
+            node_id=f"{PREFIX}Stack",
+            display_name="Stack Erasures",
+            category=CATEGORY,
+            description="Several erasures as one link. Their changes add up; the order does not matter.",
+            inputs=[
+                ErasureType.Input("first"),
+                ErasureType.Input("second"),
+                io.Float.Input("strength_first", **strength, tooltip="Strength of all of the first input."),
+                io.Float.Input("strength_second", **strength, tooltip="Strength of all of the second input."),
+                ErasureType.Input("third", optional=True),
+                ErasureType.Input("fourth", optional=True),
+            ],
+            outputs=[ErasureType.Output("erasure", display_name="erasure")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        first: Stack,
+        second: Stack,
+        strength_first: float,
+        strength_second: float,
+        third: Stack = (),
+        fourth: Stack = (),
+    ) -> io.NodeOutput:
+        weighted = [item.times(strength_first, strength_first) for item in first]
+        weighted += [item.times(strength_second, strength_second) for item in second]
+        return io.NodeOutput((*weighted, *third, *fourth))
+
+
+class SaveErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Save",
+            display_name="Save Erasure",
+            category=CATEGORY,
+            description=f"Writes one file to models/{FOLDER}: a copy of one erasure, or the sum of a stack.",
+            inputs=[
+                ErasureType.Input("erasure"),
+                io.String.Input(
+                    "name", default="my erasure", tooltip="File name; a taken one gets a number behind it."
+                ),
+                io.Model.Input("model", optional=True, tooltip="Needed for a stack, a strength or a conversion."),
+                io.Clip.Input("clip", optional=True, tooltip="Needed too where the text encoder is changed."),
+            ],
+            outputs=[
+                ErasureType.Output("saved", display_name="erasure"),
+                io.String.Output("path", display_name="path"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, erasure: Stack, name: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
+        with working():
+            path = library().free_path(name)
+            only = erasure[0] if len(erasure) == 1 else None
+            if only is not None and only.is_file and only.unet == only.text == 1.0:
+                write_bytes(path, only.stored.path.read_bytes())
+            elif model is None:
+                raise ModelError("This is more than a copy of one file: connect the MODEL (and CLIP) it was made on.")
+            else:
+                loaded = ComfyModel(model, clip)
+                parts = [Part(item.stored, item.unet, item.text) for item in erasure]
+                write_erasure(path, merge(loaded, parts), loaded)
+            shown = badge_of(path.name, read_manifest(path))
+            return io.NodeOutput((Item(read_erasure(path)),), str(path), ui={"erasure": [shown]})
+
+
+class InspectErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Inspect",
+            display_name="Inspect Erasure",
+            category=CATEGORY,
+            description="What erasures say about themselves, and what they change.",
+            inputs=[ErasureType.Input("erasure")],
+            outputs=[io.String.Output("text", display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, erasure: Stack) -> io.NodeOutput:
+        with working():
+            badges = [badge_of(item.stored.path.name, item.stored.manifest) for item in erasure]
+            text = "\n\n".join(_described(item) for item in erasure)
+            return io.NodeOutput(text, ui={"erasure": badges, "text": [text]})
+
+
+def _described(item: Item) -> str:
+    changes, manifest = item.stored.changes, item.stored.manifest
+    ranks = sorted({delta.rank for delta in changes.values() if isinstance(delta, LowRankDelta)})
+    rows = {
+        "file": item.stored.path.name,
+        "strength": f"{item.unet:g}, text encoder {item.text:g}",
+        "changes": f"{len(changes)} layers, " + (f"low rank {', '.join(map(str, ranks))}" if ranks else "dense"),
+    }
+    if manifest is None:
+        rows["manifest"] = "none: a plain LoRA that was not made by this software"
+    else:
+        rows |= {
+            "erased": ", ".join(manifest.words),
+            "instead": manifest.alternative or "(not chosen)",
+            "kept": f"{len(manifest.keep)} prompts",
+            "method": f"{manifest.method} ({manifest.method_status})",
+            "steps": str(manifest.steps_done),
+            "base": f"{manifest.family}, {manifest.base_fingerprint[:12]}",
+            "stored as": f"{manifest.dtype}, relative error {manifest.storage_error:.1e}",
+            "measured": str(manifest.measured) if manifest.measured else "nothing yet",
+        }
+    return "\n".join(f"{name}: {value}" for name, value in rows.items())
+
+
+NODES = [LoadErasure, ApplyErasure, StackErasures, SaveErasure, InspectErasure]

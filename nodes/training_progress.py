@@ -1,0 +1,106 @@
+"""Shows a running training on its node: bar, time left, losses and preview pictures; and asks for Interrupt."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from PIL import Image
+
+from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.progress import Report, Silent
+from ..erasure_core.sampling import sample
+from .host import ConceptRequest, say, tell
+
+PREVIEW_STEPS = 12
+PREVIEW_GUIDANCE = 5.0
+PREVIEW_SIZE = 512
+TELL_EVERY = 0.3
+"""Seconds between two messages to the browser."""
+
+
+def preview_prompts(request: ConceptRequest) -> list[str]:
+    """The concept, unless it must not be shown, and a kept prompt."""
+    kept = request.concept.keep[0] if request.concept.keep else "a photo"
+    return [kept] if request.explicit else [f"a {request.concept.name}", kept]
+
+
+@torch.no_grad()
+def preview_latents(model: ComfyModel, request: ConceptRequest) -> torch.Tensor:
+    """Latents of the preview prompts from fixed noise; the model as it is now."""
+    prompts = preview_prompts(request)
+    return sample(model, prompts, [0] * len(prompts), PREVIEW_STEPS, PREVIEW_GUIDANCE, progress=Stoppable())
+
+
+def rough_pictures(model: ComfyModel, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures uint8 [B, 3, H, W] by the host's linear approximation, which moves no network between devices."""
+    latent_format = model.patcher.model.latent_format
+    factors = torch.tensor(latent_format.latent_rgb_factors, dtype=torch.float32)
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+    rgb = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
+    rgb = rgb if bias is None else rgb + torch.tensor(bias)[:, None, None]
+    shown = ((rgb + 1) * 127.5).clamp(0, 255)
+    return torch.nn.functional.interpolate(shown, scale_factor=8.0).to(torch.uint8)
+
+
+class Stoppable(Silent):
+    """Shows nothing; cancels with the host's Interrupt."""
+
+    def cancelled(self) -> bool:
+        return bool(mm.processing_interrupted())
+
+
+class NodeProgress(Stoppable):
+    """Progress of one Erase node.
+
+    Args:
+        node_id: the node in the running graph.
+        model: makes the previews.
+        request: their prompts.
+        preview_every: training steps between two previews; 0 for none.
+    """
+
+    def __init__(self, node_id: str | None, model: ComfyModel, request: ConceptRequest, preview_every: int) -> None:
+        self.node_id, self.model, self.request, self.preview_every = node_id, model, request, preview_every
+        self.bar = comfy.utils.ProgressBar(1, node_id=node_id)
+        self.started, self.first_step, self.stage, self.told = time.monotonic(), 0, "", 0.0
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def update(self, report: Report) -> None:
+        if report.stage != self.stage:
+            self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
+        if report.losses is not None:
+            self.points.append((report.step, report.losses))
+        self.bar.update_absolute(report.step, report.total, self._preview(report))
+        now = time.monotonic()
+        if now - self.told >= TELL_EVERY or report.step == report.total:
+            self.told = now
+            self._tell(report)
+
+    def _tell(self, report: Report) -> None:
+        left = self._seconds_left(report)
+        loss = ", ".join(f"{name} {value:.4f}" for name, value in (report.losses or {}).items())
+        rest = f", {_time(left)} left" if left is not None and report.step < report.total else ""
+        say(self.node_id, f"{report.stage} {report.step}/{report.total}{rest}" + (f"\n{loss}" if loss else ""))
+        data = {"node": self.node_id, "stage": report.stage, "step": report.step, "total": report.total}
+        tell("progress", {**data, "seconds_left": left, "losses": self.points})
+        self.points = []
+
+    def _seconds_left(self, report: Report) -> float | None:
+        done = report.step - self.first_step
+        return None if done < 1 else (time.monotonic() - self.started) / done * (report.total - report.step)
+
+    def _preview(self, report: Report) -> Any:
+        wanted = report.stage == "training" and self.preview_every and report.step % self.preview_every == 0
+        if not wanted:
+            return None
+        pictures = rough_pictures(self.model, preview_latents(self.model, self.request))
+        side_by_side = torch.cat(list(pictures), dim=-1).movedim(0, -1).numpy()
+        return ("JPEG", Image.fromarray(side_by_side), PREVIEW_SIZE)
+
+
+def _time(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
