@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from .errors import InvalidConcept
 
 MAX_LENGTH = 300
 """Longest phrase in characters; a text encoder of 77 tokens reads about this much English."""
+
+MAX_TOTAL = 500_000
+"""Characters of all phrases together, as JSON: an erasure's manifest must hold them."""
 
 TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
 """How a concept's words are put into prompts, so that the erasure does not hang on the bare word.
@@ -61,6 +65,11 @@ class Concept:
         clash = [prompt for prompt in keep if prompt.casefold() in erased]
         if clash:
             raise InvalidConcept(f"{clash[0]!r} is both erased and kept; remove it from one of the two.")
+        length = len(json.dumps([words, keep]))
+        if length > MAX_TOTAL:
+            raise InvalidConcept(
+                f"Concept and kept prompts are {length} characters long in all; at most {MAX_TOTAL} fit. Give fewer."
+            )
         object.__setattr__(self, "words", words)
         object.__setattr__(self, "alternative", alternative)
         object.__setattr__(self, "keep", keep)

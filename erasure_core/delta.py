@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Layer = nn.Linear | nn.Conv2d
+LARGEST = torch.finfo(torch.float32).max
+"""A change whose norm is at most this is finite in float32, whatever its factors are."""
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -41,7 +43,7 @@ class Delta(nn.Module):
         raise NotImplementedError
 
     def norm(self) -> float:
-        """Frobenius norm of the change, without ever building a low-rank change in full size."""
+        """Frobenius norm of the change, in no more memory than the factors take themselves."""
         raise NotImplementedError
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
@@ -81,6 +83,8 @@ class LowRankDelta(Delta):
     @torch.no_grad()
     def norm(self) -> float:
         up, down = self.up.flatten(1).cpu().double(), self.down.flatten(1).cpu().double()
+        if self.rank**2 > len(up) * down.shape[1]:  # so that neither a giant rank nor a giant product is ever squared
+            return float((up @ down).norm())
         return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
 
     def change(self) -> Tensor:

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
-from .errors import InvalidFile, TrainingFailed, WrongBase
+from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
+from .errors import InvalidFile, InvalidSettings, TrainingFailed, WrongBase
 from .fingerprint import distance, fingerprint, sketch, tolerance_of
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
-from .safe_files import read_tensors, write_tensors
+from .safe_files import FLOATS, read_header, read_tensors, write_tensors
 
-UP, DOWN, ALPHA, DIFF = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
+SUFFIXES = UP, DOWN, ALPHA, DIFF = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
@@ -83,7 +83,7 @@ class StoredErasure:
         unknown = [file for file in self.changes if file not in names]
         if unknown:
             raise WrongBase(
-                f"{self.path} changes {len(unknown)} layers that this model does not have (first: {unknown[0]}); "
+                f"{self.path} changes {len(unknown)} layers that this model does not have (first: {unknown[0]!r}); "
                 "it was made for another kind of model."
             )
         deltas = {names[file]: delta for file, delta in self.changes.items()}
@@ -101,7 +101,7 @@ class StoredErasure:
         if manifest is None or fingerprint(model, names) == manifest.base_fingerprint:
             return
         apart = distance(manifest.base_sketch, sketch(model, names))
-        if apart > tolerance_of(model, names):
+        if not apart <= tolerance_of(model, names):  # a stranger's sketch may give no number at all
             raise WrongBase(
                 f"{self.path} was made on another base model: the weights it changes differ by about {apart:.1%}. "
                 "Use it with the model it was made on, or allow another base and judge the pictures yourself."
@@ -121,12 +121,17 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
 
     Raises:
         OutputError: the file cannot be written.
+        InvalidSettings: the change is zero.
         TrainingFailed: the change is not finite.
         ValueError: dense and low-rank changes are mixed, or there is none.
     """
     dense = {isinstance(delta, DenseDelta) for delta in erasure.deltas.deltas.values()}
     if len(dense) != 1:
         raise ValueError("an erasure file holds either dense or low-rank changes, and at least one")
+    if all(delta.norm() == 0 for delta in erasure.deltas.deltas.values()):
+        raise InvalidSettings(
+            "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
+        )
     is_dense, layers = dense.pop(), model.layers()
     names = file_names(layers, erasure.manifest.family, is_dense)
     whole = _with_whole_text_attention(erasure.deltas, layers, is_dense)
@@ -193,17 +198,31 @@ def read_erasure(path: Path) -> StoredErasure:
     Raises:
         InvalidFile: missing, damaged, hostile, or holding anything but changes of layers.
     """
-    tensors, metadata = read_tensors(path)
-    manifest = Manifest.from_json(metadata["erasure"]) if "erasure" in metadata else None
+    manifest = _check_content(path)
     modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        suffix = next((s for s in (UP, DOWN, ALPHA, DIFF) if key.endswith(s)), None)
-        if suffix is None or not key.startswith("lora_"):
-            raise InvalidFile(f"{path} holds {key!r}, which is not a change of a layer; it is not an erasure file.")
+    for key, tensor in read_tensors(path)[0].items():
+        suffix = next(s for s in SUFFIXES if key.endswith(s))
         modules.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
-    if not modules:
-        raise InvalidFile(f"{path} is empty: it changes no layer.")
     return StoredErasure({module: _delta(path, module, parts) for module, parts in modules.items()}, manifest, path)
+
+
+def _check_content(path: Path) -> Manifest | None:
+    """Refuse by the header alone what is no erasure, before gigabytes are read; returns the manifest."""
+    header = read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not header:
+        raise InvalidFile(f"{path} is empty: it changes no layer.")
+    for key, entry in header.items():
+        if not key.startswith("lora_") or not key.endswith(SUFFIXES):
+            raise InvalidFile(f"{path} holds {key!r}, which is not a change of a layer; it is not an erasure file.")
+        if entry["dtype"] not in FLOATS and not key.endswith(ALPHA):
+            raise InvalidFile(f"{path} holds {key!r} as {entry['dtype']}; changes are floating point numbers.")
+    if "erasure" not in metadata:
+        return None
+    try:
+        return Manifest.from_json(metadata["erasure"])
+    except InvalidFile as error:
+        raise InvalidFile(f"{path}: {error}") from error
 
 
 def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
@@ -219,6 +238,6 @@ def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
     if delta is None:
         raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")
     # The stored numbers were finite, their product or their float32 form may not be.
-    if not math.isfinite(delta.norm()):
+    if not delta.norm() <= LARGEST:
         raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be used.")
     return delta

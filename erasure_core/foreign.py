@@ -6,6 +6,7 @@ change is their difference to the base model, so the base they were made on is n
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
+from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta
 from .errors import InvalidFile, WrongBase
+from .layers import is_text
 from .model import LoadedModel
 from .naming import ldm_paths
-from .safe_files import MAX_SIZE, read_header, read_tensors
+from .safe_files import MAX_SIZE, check_regular, read_header, read_tensors
+from .strict_json import parse_json
 
 PREFIXES = ("module.", "unet.", "model.diffusion_model.", "diffusion_model.", "base_model.model.")
 FACTORS = {
@@ -26,6 +29,11 @@ FACTORS = {
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
 }
+ALPHA = ".alpha"
+MAX_FOLDERS = 1000
+"""Dictionaries that are looked into."""
+MAX_NOTE = 10_000
+UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
 FAR = 0.9
 """Relative distance of a weight to the base's from which they cannot belong together."""
 
@@ -58,16 +66,18 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
         InvalidFile: unreadable, unsafe, or no weights of this model's UNet in it.
         WrongBase: the weights belong to another base.
     """
-    tensors = _plain_names(_load(path))
-    factors = {name: tensor for name, tensor in tensors.items() if any(name.endswith(end) for end in FACTORS)}
-    return _from_factors(path, factors, model) if factors else _from_weights(path, tensors, model, others)
+    tensors, metadata = _load(path)
+    tensors = _plain_names(path, tensors)
+    if any(name.endswith(tuple(FACTORS)) for name in tensors):
+        return _from_factors(path, tensors, _stated_alpha(path, metadata), model)
+    return _from_weights(path, tensors, model, others)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of any kind."""
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    if path.is_file() and path.stat().st_size > MAX_SIZE:
-        raise InvalidFile(f"{path} is {path.stat().st_size} bytes long: too large to trust.")
+        return read_tensors(path)
+    _check_pickle(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -77,22 +87,60 @@ def _load(path: Path) -> dict[str, Tensor]:
     flat = _flat(content)
     if not flat:
         raise InvalidFile(f"{path} holds no weights.")
-    return flat
+    for name, tensor in flat.items():
+        _check_plain(path, name, tensor)
+    return flat, {}
 
 
-def _flat(content: object, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+def _check_pickle(path: Path) -> None:
+    """Refuse what would take more memory than its size on disk says: torch never compresses.
+
+    Raises:
+        InvalidFile: too large, or compressed.
+    """
+    size = check_regular(path)
+    if size > MAX_SIZE:
+        raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > size:
+                raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
+
+
+def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
+    """Pickles can hold tensors that claim terabytes (strides of 0) or are not made of plain numbers.
+
+    Raises:
+        InvalidFile: it is such a tensor, or holds values that are not finite.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if not plain or tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InvalidFile(f"{path} holds {name[:80]!r} in a form that weights do not have; it cannot be converted.")
+    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        raise InvalidFile(f"{path} holds values that are not finite (in {name[:80]!r}); it cannot be converted.")
+
+
+def _flat(content: object) -> dict[str, Tensor]:
     """Tensors of nested dictionaries, such as {"unet": {...}} or {"state_dict": {...}}."""
     found: dict[str, Tensor] = {}
-    if isinstance(content, Mapping) and depth < 4:
-        for key, value in content.items():
+    waiting: list[tuple[object, str, int]] = [(content, "", 0)]
+    for _ in range(MAX_FOLDERS):  # one dictionary may be in itself, or in a thousand others
+        if not waiting:
+            break
+        folder, prefix, depth = waiting.pop(0)
+        for key, value in folder.items() if isinstance(folder, Mapping) else ():
             if isinstance(value, Tensor):
                 found[f"{prefix}{key}"] = value
-            else:
-                found |= _flat(value, "" if key == "state_dict" else f"{prefix}{key}.", depth + 1)
+            elif isinstance(value, Mapping) and depth < 3:
+                waiting.append((value, "" if key == "state_dict" else f"{prefix}{key}.", depth + 1))
     return found
 
 
-def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names without the prefixes that scripts and wrappers put before them."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -100,6 +148,8 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         while stripped:
             stripped = any(name.startswith(prefix) for prefix in PREFIXES)
             name = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+        if name in plain:
+            raise InvalidFile(f"{path} holds {name[:80]!r} twice, under different prefixes; it cannot be converted.")
         plain[name] = tensor
     return plain
 
@@ -152,21 +202,61 @@ def _changed_others(
     return sorted(changed), (missed / whole) ** 0.5
 
 
-def _from_factors(path: Path, tensors: Mapping[str, Tensor], model: LoadedModel) -> ForeignChange:
-    names = _unet_names(model)
+def _stated_alpha(path: Path, metadata: Mapping[str, str]) -> float | None:
+    """LoRA's alpha as diffusers and peft note it beside the factors; ``None`` where it is the rank.
+
+    Raises:
+        InvalidFile: the note cannot be read, or each layer has its own.
+    """
+    note = metadata.get("lora_adapter_metadata")
+    if note is None:
+        return None
+    try:
+        entries = [(key.rpartition(".")[2], value) for key, value in parse_json(note, MAX_NOTE).items()]
+        alphas = {float(value) for key, value in entries if key == "lora_alpha"}
+        if len(alphas) > 1 or any(value for key, value in entries if key in UNUSUAL):
+            raise ValueError("layers have scales of their own, or it is no plain LoRA")
+        return alphas.pop() if alphas else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidFile(f"{path} has notes on its LoRA that cannot be used ({error}).") from error
+
+
+def _from_factors(
+    path: Path, tensors: Mapping[str, Tensor], stated_alpha: float | None, model: LoadedModel
+) -> ForeignChange:
+    names = _unet_names(model) | {name: name for name in model.layers() if is_text(name)}
     pairs: dict[str, dict[str, Tensor]] = {}
+    left_out = []
     for key, tensor in tensors.items():
-        ending = next(end for end in FACTORS if key.endswith(end))
-        pairs.setdefault(key.removesuffix(ending), {})[FACTORS[ending]] = tensor.float()
+        ending = next((end for end in (*FACTORS, ALPHA) if key.endswith(end)), None)
+        if ending is None:
+            left_out.append(key)
+        else:
+            pairs.setdefault(key.removesuffix(ending), {})[FACTORS.get(ending, "alpha")] = tensor
+    if left_out:
+        raise InvalidFile(f"{path} holds {left_out[0][:80]!r} beside LoRA factors; it is no plain LoRA.")
     deltas: dict[str, Delta] = {}
     for module, pair in pairs.items():
-        if module not in names or set(pair) != {"up", "down"} or pair["up"].shape[1] != len(pair["down"]):
+        if module not in names or not {"up", "down"} <= pair.keys():
             raise InvalidFile(f"{path} holds an incomplete or unknown change of {module!r}; it cannot be converted.")
-        delta = LowRankDelta(pair["down"], pair["up"])
-        if delta.shape != model.base_weight(names[module]).shape:
-            raise WrongBase(f"{path} changes {module} as {tuple(delta.shape)}, which this model's is not.")
-        deltas[names[module]] = delta
+        deltas[names[module]] = _factored(path, module, pair, stated_alpha, model.base_weight(names[module]).shape)
     return ForeignChange(DeltaSet(deltas), [], 0.0)
+
+
+def _factored(
+    path: Path, module: str, pair: Mapping[str, Tensor], stated_alpha: float | None, shape: torch.Size
+) -> LowRankDelta:
+    """One pair of factors, scaled by alpha / rank, of the shape that the layer has."""
+    up, down = pair["up"], pair["down"]
+    if up.dim() != down.dim() or up.dim() not in (2, 4) or not len(down) or up.shape[1] != len(down):
+        raise InvalidFile(f"{path} holds an incomplete or unknown change of {module!r}; it cannot be converted.")
+    if (len(up), *down.shape[1:]) != tuple(shape) or up[0, 0].numel() != 1:
+        raise WrongBase(f"{path} changes {module} as {(len(up), *down.shape[1:])}, which this model's is not.")
+    alpha = pair.get("alpha", torch.tensor(float(len(down)) if stated_alpha is None else stated_alpha))
+    delta = LowRankDelta(down, up.float() * (alpha.flatten()[0].item() / len(down)))
+    if alpha.numel() != 1 or not delta.norm() <= LARGEST:
+        raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be converted.")
+    return delta
 
 
 def looks_foreign(path: Path) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from .concept import Concept
 from .errors import InvalidConcept, InvalidFile
+from .strict_json import parse_json
 
 FORMAT_VERSION = 1
 MAX_LENGTH = 2**20
 """Characters of the JSON text."""
+MAX_ITEMS = 50_000
+"""Entries of all its lists and objects."""
+MAX_TEXT = 1000
+"""Characters of an entry that is one text."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,33 @@ class Manifest:
         if len(text) > MAX_LENGTH:
             raise InvalidFile(f"The manifest is {len(text)} characters long; more than {MAX_LENGTH} are not accepted.")
         try:
-            raw = json.loads(text, parse_constant=_refuse_constant)
-            if raw["format_version"] > FORMAT_VERSION:
-                raise InvalidFile(
-                    f"The file was written by a newer version (format {raw['format_version']}); update this software."
-                )
-            known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-            _check_types(known)
-            manifest = cls(**{**known, "words": tuple(known["words"]), "keep": tuple(known["keep"])})
-            manifest.concept  # noqa: B018  # checks the words as if they had been typed
-            return manifest
-        except (ValueError, TypeError, KeyError, RecursionError, InvalidConcept) as error:
+            return cls._from_raw(parse_json(text, MAX_ITEMS))
+        except KeyError as error:
             raise InvalidFile(
-                f"The manifest cannot be read ({error!r}); the file is damaged or not an erasure."
+                f"The manifest lacks its entry {error}; the file is damaged or not an erasure."
+            ) from error
+        except (ValueError, TypeError, InvalidConcept) as error:
+            raise InvalidFile(
+                f"The manifest cannot be read ({error}); the file is damaged or not an erasure."
             ) from error
 
+    @classmethod
+    def _from_raw(cls, raw: Any) -> Manifest:
+        if not isinstance(raw, dict):
+            raise TypeError("it is no JSON object")
+        version = raw["format_version"]
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise TypeError("format_version has the wrong type")
+        if version > FORMAT_VERSION:
+            raise InvalidFile(f"The file was written by a newer version (format {version}); update this software.")
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw or f.name in REQUIRED}
+        _check_types(known)
+        manifest = cls(**{**known, "words": tuple(known["words"]), "keep": tuple(known["keep"])})
+        manifest.concept  # noqa: B018  # checks the words as if they had been typed
+        return manifest
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
 
-
+REQUIRED = frozenset(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
 TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "product_version")
 
 
@@ -104,11 +116,14 @@ def _check_types(raw: dict[str, Any]) -> None:
     def is_number(value: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
 
-    checks = {name: isinstance(raw.get(name, ""), str) for name in TEXTS}
+    def is_text(value: object) -> bool:
+        return isinstance(value, str) and len(value) <= MAX_TEXT
+
+    checks = {name: is_text(raw.get(name, "")) for name in TEXTS}
     checks |= {name: isinstance(raw.get(name, {}), dict) for name in ("settings", "measured")}
-    checks |= {name: is_number(raw.get(name, 0)) for name in ("steps_done", "storage_error", "format_version")}
-    for name, is_item in (("words", str), ("keep", str)):
-        checks[name] = isinstance(raw[name], list) and all(isinstance(item, is_item) for item in raw[name])
+    checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
+    for name in ("words", "keep"):
+        checks[name] = isinstance(raw[name], list) and all(isinstance(item, str) for item in raw[name])
     checks["alternative"] = raw["alternative"] is None or isinstance(raw["alternative"], str)
     checks["base_sketch"] = isinstance(raw["base_sketch"], list) and all(map(is_number, raw["base_sketch"]))
     wrong = [name for name, right in checks.items() if not right]

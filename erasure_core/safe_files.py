@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import IO
 
@@ -18,10 +21,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .errors import InvalidFile, OutputError
+from .safe_header import Header, parse_header
 
 MAX_HEADER = 16 * 2**20
 """Bytes. A full dense SDXL erasure needs less than 1 MiB."""
-MAX_TENSORS = 20_000
 MAX_SIZE = 16 * 2**30
 """Bytes. A dense SDXL erasure in float32 has 10 GiB."""
 NAMES = {
@@ -29,38 +32,58 @@ NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-DTYPES = frozenset(NAMES.values())
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+READABLE = FLOATS | {"I64", "I32", "U8", "BOOL"}
+"""Types of tensors in erasures and training states."""
 
 
-def read_header(path: Path, max_size: int = MAX_SIZE) -> dict[str, dict[str, object]]:
+def check_regular(path: Path) -> int:
+    """The size of a file in bytes, if it is one: a pipe or a device may never end.
+
+    Raises:
+        InvalidFile: missing, or not a regular file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name holds a zero byte"
+        raise InvalidFile(f"{path} cannot be read ({reason}); check the path.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidFile(f"{path} cannot be read: it is a folder, a pipe or a device; give a file.")
+    return status.st_size
+
+
+def read_header(path: Path, max_size: int = MAX_SIZE) -> Header:
     """The header of a safetensors file: tensor name to dtype, shape and offsets, and ``__metadata__``.
 
     Raises:
         InvalidFile: missing, not safetensors, or larger than any erasure can be.
     """
+    size = check_regular(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise InvalidFile(f"{path} is not a safetensors file, or it is cut short; get a fresh copy.")
             if length > MAX_HEADER or size > max_size:
                 raise InvalidFile(f"{path} has a header of {length} bytes or is {size} bytes long: too large to trust.")
-            header = json.loads(file.read(length))
+            return parse_header(file.read(length), size - 8 - length)
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidFile(f"{path} is not a safetensors file, or it is damaged; get a fresh copy.") from error
-    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
-        raise InvalidFile(f"{path} has a header of the wrong form; it is not a safetensors file.")
-    if len(header) > MAX_TENSORS:
-        raise InvalidFile(f"{path} lists {len(header)} tensors; more than {MAX_TENSORS} are not accepted.")
-    return header
+    except ValueError as error:
+        reason = "its header is no JSON" if isinstance(error, (JSONDecodeError, UnicodeDecodeError)) else str(error)
+        raise InvalidFile(
+            f"{path} is not a safetensors file, or it is damaged ({reason}); get a fresh copy."
+        ) from error
 
 
 def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,9 +93,8 @@ def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor
         InvalidFile: missing, damaged, hostile, or holding values that are not finite.
     """
     header = read_header(path, max_size)
-    metadata = header.pop("__metadata__", {})
-    kinds = [entry.get("dtype") for entry in header.values()]
-    strange = [kind for kind in kinds if not isinstance(kind, str) or kind not in DTYPES]
+    metadata: dict[str, str] = header.pop("__metadata__", {})
+    strange = [entry["dtype"] for entry in header.values() if entry["dtype"] not in READABLE]
     if strange:
         raise InvalidFile(f"{path} holds tensors of type {strange[0]!r}, which no erasure uses.")
     try:
@@ -83,7 +105,7 @@ def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InvalidFile(f"{path} holds values that are not finite (in {name!r}); it cannot be used.")
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    return tensors, metadata
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -146,20 +168,35 @@ def exclusive(path: Path) -> Iterator[None]:
     """While inside, no other process that asks the same may work on ``path``. A killed process frees it.
 
     Raises:
-        OutputError: another process works on it.
+        OutputError: another process works on it, or the folder cannot be written.
     """
     lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a") as file:
-        try:
-            _lock(file)
-        except OSError as error:
-            raise OutputError(f"{path} is being made by another process; wait or choose another name.") from error
+    with _locked(path, lock):
         for stale in path.parent.glob(f".{glob.escape(path.name)}*.part"):
             stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path, lock: Path) -> IO[str]:
+    """The lock file, open and locked; closing it frees the lock."""
+    while True:
+        try:
+            file = lock.open("a")
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
+        try:
+            _lock(file)
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+            file.close()  # who held it has just removed it, and a third one may have made a new one
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                return file  # a file system without locks
+            file.close()
+            raise OutputError(f"{path} is being made by another process; wait or choose another name.") from error
 
 
 def _lock(file: IO[str]) -> None:

@@ -11,16 +11,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..delta import weight_of
-from ..errors import ModelError
+from ..errors import InvalidSettings, ModelError
 from ..hosts.diffusers import DiffusersModel
 from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
 from ..safe_files import read_header, write_tensors
 from .erasure_arguments import bind_all
-from .terminal import check_new_file, load_model
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import check_new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a .safetensors checkpoint in the original layout")
+    add_model_arguments(parser, "the checkpoint file to build them in")
     parser.add_argument("--erasure", action="append", required=True, metavar="FILE[:STRENGTH]", help="may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="the new checkpoint (.safetensors)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -45,11 +46,14 @@ def run(options: argparse.Namespace) -> None:
     if not options.model.is_file():
         raise ModelError(f"{options.model} is no checkpoint file; only .safetensors checkpoints can be baked.")
     check_new_file(options.out, options.overwrite)
-    changed = baked_tensors(load_model(options.model, "cpu", pictures=False), options.erasure)
+    changed = baked_tensors(load_chosen_model(options), options.erasure)
     metadata = read_header(options.model).get("__metadata__", {})
     with safe_open(options.model, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # a file, not a dictionary
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
-    write_tensors(options.out, tensors, {str(key): str(value) for key, value in metadata.items()})
+    for key in changed:
+        if not torch.isfinite(tensors[key].float()).all():
+            raise InvalidSettings(f"{key} becomes too large for the type of {options.model}; lower the strength.")
+    write_tensors(options.out, tensors, metadata)
     result = {"path": str(options.out), "changed": len(changed), "bytes": options.out.stat().st_size}
     print(json.dumps(result) if options.json else f"{options.out}: {len(changed)} of {len(tensors)} tensors changed")

@@ -13,16 +13,17 @@ from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
-from ..errors import InvalidConcept
+from ..errors import InvalidConcept, InvalidSettings
 from ..foreign import looks_foreign, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
-from .terminal import check_new_file, load_model
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import check_new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an erasure, or ESD, UCE or similar weights (.safetensors, .pt, .bin)")
-    parser.add_argument("--model", type=Path, required=True, help="the base model it was made on")
+    add_model_arguments(parser, "the base model it was made on")
     parser.add_argument("--out", type=Path, required=True, help="the new erasure file (.safetensors)")
     parser.add_argument("--to", choices=("low-rank", "dense"), default="low-rank", help="form (default low-rank)")
     parser.add_argument(
@@ -56,7 +57,9 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
 
 def run(options: argparse.Namespace) -> None:
     check_new_file(options.out, options.overwrite)
-    model = load_model(options.model, "cpu", pictures=False)
+    if options.rank < 0:
+        raise InvalidSettings(f"--rank is {options.rank}; it must be 0, for the least that is exact, or more.")
+    model = load_chosen_model(options)
     deltas, manifest = _read(options, model)
     error = 0.0
     if options.to == "dense":

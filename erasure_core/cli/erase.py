@@ -19,13 +19,12 @@ from ..manifest import Manifest
 from ..methods import METHODS, Method, SolverSettings, find_method
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
-from .terminal import check_new_file, load_model, read_lines, terminal_progress
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import check_new_file, read_lines, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder of a Stable Diffusion model (diffusers layout)"
-    )
+    add_model_arguments(parser, "the model to erase from")
     parser.add_argument("--concept", required=True, help="what to erase")
     parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
     parser.add_argument("--instead", help="what to paint in its place")
@@ -96,7 +95,7 @@ def _erase(
     """Do the work and write the file; returns its manifest and the number of changed layers."""
     if options.resume and not checkpoint.exists():
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
-    model = load_model(options.model, options.device, pictures=False)
+    model = load_chosen_model(options, options.device)
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     try:

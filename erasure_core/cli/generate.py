@@ -15,13 +15,12 @@ from ..errors import InvalidConcept, InvalidSettings
 from ..safe_files import write_bytes
 from ..sampling import sample
 from .erasure_arguments import bind_all
-from .terminal import check_folder, load_model, read_lines, terminal_progress
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import check_folder, read_lines, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder of a Stable Diffusion model (diffusers layout)"
-    )
+    add_model_arguments(parser, "the model to paint with")
     parser.add_argument(
         "--erasure", action="append", default=[], metavar="FILE[:STRENGTH]", help="an erasure to apply; may be repeated"
     )
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     prompts = [*options.prompt, *(read_lines(options.prompts_file) if options.prompts_file else [])]
     if not prompts:
         raise InvalidConcept("There is nothing to paint; give --prompt or --prompts-file.")
-    model = load_model(options.model, options.device)
+    model = load_chosen_model(options, options.device, pictures=True)
     _check_numbers(options, len(model.schedule))
     erasures = bind_all(options.erasure, model, options.allow_other_base)
     for prompt in prompts:

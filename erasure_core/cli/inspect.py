@@ -10,12 +10,13 @@ from typing import Any
 from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
 from ..methods import METHODS
-from .terminal import load_model, printable
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an erasure file")
-    parser.add_argument("--model", type=Path, help="also check that the file fits this model")
+    add_model_arguments(parser, "also check that the file fits this model", required=False)
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     stored = read_erasure(options.file)
     described = describe(stored)
     if options.model is not None:
-        stored.bind(load_model(options.model, "cpu", pictures=False))
+        stored.bind(load_chosen_model(options))
         described["fits"] = str(options.model)
     print(json.dumps(described) if options.json else _as_text(described))
 

@@ -19,6 +19,9 @@ from ..errors import InvalidFile, OutputError
 from ..hosts.diffusers import DiffusersModel
 from ..progress import Report
 
+MAX_TEXT = 2**24
+"""Characters of a file of prompts."""
+
 
 class TerminalProgress:
     """A ``Progress`` on standard error; standard output stays free for results."""
@@ -67,14 +70,14 @@ def terminal_progress() -> Iterator[TerminalProgress]:
             signal.signal(number, handler)
 
 
-def load_model(path: Path, device: str, pictures: bool = True) -> DiffusersModel:
+def load_model(path: Path, device: str, pictures: bool = True, prediction: str | None = None) -> DiffusersModel:
     """Load a model without the libraries' own progress bars and advice, and without asking the network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in ("diffusers", "transformers", "transformers.tokenization_utils_base"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    return DiffusersModel.load(path, device, pictures)
+    return DiffusersModel.load(path, device, pictures, prediction)
 
 
 def printable(value: object) -> str:
@@ -117,7 +120,11 @@ def read_lines(path: Path) -> list[str]:
         InvalidFile: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:  # a pipe is welcome, an endless one not
+            text = file.read(MAX_TEXT + 1)
+    except (OSError, ValueError) as error:
         raise InvalidFile(f"{path} cannot be read ({error}); give a text file with one prompt a line.") from error
+    if len(text) > MAX_TEXT:
+        raise InvalidFile(f"{path} is longer than {MAX_TEXT} characters; give a shorter file.")
+    lines = text.splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

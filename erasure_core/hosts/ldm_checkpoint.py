@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -49,14 +49,14 @@ def read_checkpoint(path: Path, dtype: torch.dtype, prediction: str | None, pict
     """
     header = read_header(path)
     metadata = header.pop("__metadata__", {})
-    shapes = {key: torch.Size(entry["shape"]) for key, entry in header.items()}  # type: ignore[arg-type]
+    shapes = {key: torch.Size(entry["shape"]) for key, entry in header.items()}
     try:
         family = ldm_config.family_of(shapes)
         with safe_open(path, framework="pt") as file:
             return _build(_Source(file.get_tensor, shapes, dtype), family, metadata, prediction, pictures)
     except ModelError as error:
         raise ModelError(f"The model {path} cannot be used: {error}.") from error
-    except (KeyError, IndexError, RuntimeError, StopIteration) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, StopIteration, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {path} is incomplete or damaged ({first}); get a fresh copy.") from error
 
@@ -118,14 +118,17 @@ def _text_encoders(source: _Source, family: str) -> list[nn.Module]:
 def _text_model(source: _Source, tensors: dict[str, Tensor], config: dict[str, Any], projected: bool) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    wanted = _empty(kind, config=CLIPTextConfig(**config)).state_dict()
     if not projected:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("text_model.")}
-        if "text_model.final_layer_norm.weight" not in module.state_dict():
+        if "text_model.final_layer_norm.weight" not in wanted:
             # transformers 5 dropped this prefix inside CLIPTextModel.
             tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-    known = module.state_dict().keys()
-    return source.fill(module, {name: tensor for name, tensor in tensors.items() if name in known})
+    for name, tensor in wanted.items():  # before memory is taken for what a file only claims
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise KeyError(name)
+    return source.fill(kind(CLIPTextConfig(**config)), {name: tensors[name] for name in wanted})
 
 
 def _clip(source: _Source, prefix: str) -> nn.Module:

@@ -19,6 +19,7 @@ from .ldm_keys import CLIP_SD1, CLIP_SDXL, OPEN_CLIP_SD2, OPEN_CLIP_SDXL, UNET, 
 Shapes = Mapping[str, Size]
 
 HEAD_WIDTH = 64
+MAX_BLOCKS = 200
 LATENT_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
 
@@ -44,8 +45,15 @@ def family_of(shapes: Shapes) -> str:
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers stand at the group of ``pattern`` in the keys."""
-    return len({m[1] for key in shapes if (m := re.match(pattern, key))})
+    """How many different numbers stand at the group of ``pattern`` in the keys.
+
+    Raises:
+        ModelError: more than any model has: building them would take hours.
+    """
+    found = len({m[1] for key in shapes if (m := re.match(pattern, key))})
+    if found > MAX_BLOCKS:
+        raise ModelError(f"it has {found} blocks or layers of one kind; more than {MAX_BLOCKS} are not accepted")
+    return found
 
 
 def _depth(shapes: Shapes, block: str) -> int:

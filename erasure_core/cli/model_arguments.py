@@ -1,0 +1,56 @@
+"""The model on the command line: ``--model`` and what its files may not tell."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from ..hosts.diffusers import DiffusersModel
+from .terminal import load_model
+
+SMALLEST, LARGEST = 64, 4096
+"""Sides of pictures in pixels."""
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """Read a picture size, ``512`` or ``768x512`` (width x height), as (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) < 6 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected a size such as 512 or 768x512, got {text!r}")
+    width, height = int(sides[0]), int(sides[-1])
+    if any(side % 8 or not SMALLEST <= side <= LARGEST for side in (width, height)):
+        raise argparse.ArgumentTypeError(
+            f"each side must be a multiple of 8 from {SMALLEST} to {LARGEST}, got {text!r}"
+        )
+    return height, width
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, purpose: str = "the base model", required: bool = True
+) -> None:
+    """``--model`` and what its files may not tell. Read by ``load_chosen_model``."""
+    kinds = "a diffusers folder, or a .safetensors checkpoint of SD1.x, SD2.x or SDXL"
+    parser.add_argument("--model", type=Path, required=required, help=f"{purpose}: {kinds}")
+    parser.add_argument(
+        "--prediction",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts (default: what its files say)",
+    )
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        metavar="PIXELS",
+        help="side of its pictures, or WIDTHxHEIGHT (default: what its files say, or its family's)",
+    )
+
+
+def load_chosen_model(options: argparse.Namespace, device: str = "cpu", pictures: bool = False) -> DiffusersModel:
+    """The model that ``add_model_arguments`` asked for."""
+    model = load_model(options.model, device, pictures, options.prediction)
+    if options.prediction:  # a folder's own word is overruled too
+        model.schedule = replace(model.schedule, prediction=options.prediction)
+    if options.size:
+        height, width = options.size
+        model.latent_shape = (model.latent_shape[0], height // 8, width // 8)
+    return model
