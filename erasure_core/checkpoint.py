@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .concept import Concept
+from .concept_pictures import ConceptPictures
 from .errors import InvalidFile
 from .fingerprint import fingerprint
 from .model import LoadedModel
@@ -31,10 +32,19 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def identity(model: LoadedModel, concept: Concept, method: str, settings: Any, layers: Iterable[str]) -> str:
+def identity(
+    model: LoadedModel,
+    concept: Concept,
+    method: str,
+    settings: Any,
+    layers: Iterable[str],
+    pictures: ConceptPictures | None = None,
+) -> str:
     """What must be the same for a continuation to mean anything: all but settings that leave the result alone."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata["neutral"]}
     same = {"concept": asdict(concept), "method": method, "settings": chosen, "base": fingerprint(model, layers)}
+    if pictures is not None:
+        same["pictures"] = pictures.fingerprint()
     return json.dumps(same, sort_keys=True)
 
 
@@ -55,11 +65,13 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
     tensors |= _optimizer_tensors(trainer)
     for name, pool in trainer.pools.items():
         tensors |= {f"pool.{name}.{key}": value for key, value in pool.tensors().items()}
-    history = {"losses": trainer.history.losses, "residual_guidance": trainer.history.residual_guidance}
+    tensors |= {f"state.{key}": value for key, value in trainer.state.tensors.items()}
+    history = asdict(trainer.history)
     metadata = {
         "format": FORMAT,
         "identity": trainer.identity,
         "step": str(trainer.step),
+        "prepared": str(trainer.prepared),
         "history": json.dumps(history),
         "loss_scale": str(trainer.loss_scale),
     }
@@ -101,8 +113,11 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
         prefix = f"pool.{name}."
         held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         trainer.pools[name] = TrajectoryPool.from_tensors(held, tuple(roles["prompt"]), trainer.model.device)
+    held = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    trainer.state.tensors = {key: value.to(trainer.model.device) for key, value in held.items()}
     history = json.loads(metadata["history"])
     trainer.history.losses = history["losses"]
     trainer.history.residual_guidance = [(step, value) for step, value in history["residual_guidance"]]
+    trainer.history.figures = [(step, figures) for step, figures in history["figures"]]
     trainer.loss_scale = float(metadata["loss_scale"])
-    trainer.step = int(metadata["step"])
+    trainer.step, trainer.prepared = int(metadata["step"]), int(metadata["prepared"])

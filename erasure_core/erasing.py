@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .concept import Concept
+from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
@@ -31,6 +32,7 @@ def erase(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
+    pictures: ConceptPictures | None = None,
 ) -> tuple[Erasure, History]:
     """Erase a concept from a loaded model. The model itself is not changed.
 
@@ -42,6 +44,7 @@ def erase(
         progress: reports and cancellation.
         checkpoint: file for the resumable state. If it exists, training goes on from it.
         save_every: seconds between two saves of that state.
+        pictures: of the concept, for methods that read them; without, those make their own.
 
     Returns:
         The erasure, and the training's history (empty for a closed form).
@@ -61,7 +64,7 @@ def erase(
                 deltas, history = chosen.solve(model, concept, settings, progress), History()
         else:
             assert isinstance(settings, TrainingSettings)
-            deltas, history = train(model, concept, chosen, settings, progress, checkpoint, save_every)
+            deltas, history = train(model, concept, chosen, settings, progress, checkpoint, save_every, pictures)
     except DeviceOutOfMemory as error:
         raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
     if not deltas.changed():

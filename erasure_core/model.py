@@ -21,11 +21,14 @@ class Conditioning:
         context: what cross-attention reads, [B, L, D].
         ends: for each prompt the index of its end token in ``context``, one behind the last written token.
         pooled: pooled text features [B, P] of models that use them (SDXL), else ``None``.
+        image: picture tokens [B, T, D] for an image branch (``image_prompt``), zeros where a prompt has no picture;
+            ``None`` where none has. A loaded model by itself does not read them.
     """
 
     context: Tensor
     ends: tuple[int, ...]
     pooled: Tensor | None = None
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.context)
@@ -33,19 +36,29 @@ class Conditioning:
     def __getitem__(self, index: Sequence[int]) -> Conditioning:
         """The prompts at ``index``, in that order, with repetition allowed."""
         rows = list(index)
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return Conditioning(self.context[rows], tuple(self.ends[i] for i in rows), pooled)
+        pooled, image = (None if given is None else given[rows] for given in (self.pooled, self.image))
+        return Conditioning(self.context[rows], tuple(self.ends[i] for i in rows), pooled, image)
 
     def detach(self) -> Conditioning:
-        pooled = None if self.pooled is None else self.pooled.detach()
-        return Conditioning(self.context.detach(), self.ends, pooled)
+        pooled, image = (None if given is None else given.detach() for given in (self.pooled, self.image))
+        return Conditioning(self.context.detach(), self.ends, pooled, image)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join along the batch. All parts come from the same model, so either all are pooled or none."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         ends = tuple(end for part in parts for end in part.ends)
-        return Conditioning(torch.cat([part.context for part in parts]), ends, torch.cat(pooled) if pooled else None)
+        context = torch.cat([part.context for part in parts])
+        return Conditioning(context, ends, torch.cat(pooled) if pooled else None, _images(parts))
+
+
+def _images(parts: Sequence[Conditioning]) -> Tensor | None:
+    """The picture tokens of all parts, with zeros for those that have none."""
+    given = [part.image for part in parts if part.image is not None]
+    if not given:
+        return None
+    none = given[0].new_zeros(1, *given[0].shape[1:])
+    return torch.cat([none.expand(len(part), -1, -1) if part.image is None else part.image for part in parts])
 
 
 class LoadedModel(Protocol):
@@ -104,6 +117,14 @@ class PictureModel(LoadedModel, Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w]."""
+        ...
+
+
+class PictureReader(PictureModel, Protocol):
+    """A loaded model that can also read pictures."""
+
+    def latents_of(self, pictures: Tensor) -> Tensor:
+        """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; ``decode`` goes the other way."""
         ...
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import Concept
+from .concept_pictures import ConceptPictures
 from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
 from .layers import is_text, reads_context, select
-from .methods.registry import Method, TrainingSettings
+from .methods.registry import Method, TrainingSettings, find_method
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report
+from .run_state import RunState
 from .trajectory import EMPTY, PROMPT, Draw, PoolSettings, TrajectoryPool, draw_pool
+from .warm_start import start_from
 
 CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
 """Layer widths of SD1.5, for which learning rates are given."""
@@ -37,11 +41,18 @@ class Step:
         concept: states of trajectories towards the concept.
         kept: states of trajectories towards prompts that must not change.
         trainer: makes the student's predictions.
+        generator: of this step's chance.
     """
 
     concept: Draw
     kept: Draw
     trainer: Trainer
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def state(self) -> RunState:
+        """What the method carries through the run."""
+        return self.trainer.state
 
     def predict(self, *draws: Draw) -> list[Tensor]:
         """The student's predictions for the draws' own prompts, all in one call."""
@@ -54,10 +65,12 @@ class Step:
 
 @dataclass
 class History:
-    """What happened in training: loss terms per step, and the residual guidance where it was measured."""
+    """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
+    the method itself took, each with its step."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     residual_guidance: list[tuple[int, float]] = field(default_factory=list)
+    figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
 def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> Iterator[tuple[nn.Parameter, float]]:
@@ -85,6 +98,7 @@ def train(
     progress: Progress,
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
+    pictures: ConceptPictures | None = None,
 ) -> tuple[DeltaSet, History]:
     """Train to the end, or to the early stop, on from ``checkpoint`` if that exists.
 
@@ -96,6 +110,7 @@ def train(
         progress: reports and cancellation.
         checkpoint: where the resumable state goes; ``None`` keeps none.
         save_every: seconds between two saves of that state.
+        pictures: of the concept, for methods that read them.
 
     Raises:
         Cancelled: the user stopped; the state is saved.
@@ -103,8 +118,8 @@ def train(
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
     with model.trainable(settings.checkpointing):
-        trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every)
-        with trainer.deltas.attached(trainer.layers):
+        trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+        with trainer.deltas.attached(trainer.layers), trainer.state.attached():
             if checkpoint is not None and checkpoint.exists():
                 load_checkpoint(checkpoint, trainer)
             trainer.run()
@@ -123,12 +138,16 @@ class Trainer:
         progress: Progress,
         checkpoint: Path | None = None,
         save_every: float = SAVE_EVERY,
+        pictures: ConceptPictures | None = None,
     ) -> None:
         self.model, self.concept, self.method, self.settings = model, concept, method, settings
         self.progress, self.checkpoint, self.save_every = progress, checkpoint, save_every
+        self.pictures = pictures
         self.layers = select(model.layers(), settings.layers)
-        self.identity = identity(model, concept, method.name, settings, self.layers) if checkpoint else ""
+        self.identity = identity(model, concept, method.name, settings, self.layers, pictures) if checkpoint else ""
         self.deltas = new_deltas(self.layers, settings.rank, settings.seed).to(model.device)
+        if settings.start == "closed_form":
+            self._start_from_closed_form()
         self.trains_text = any(is_text(name) for name in self.layers)
         rates = [
             {"params": [parameter], "lr": rate}
@@ -137,6 +156,7 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(rates, weight_decay=0.0, betas=(0.9, 0.99))
         self.step, self.history = 0, History()
+        self.state, self.prepared = method.state(self), 0
         self.pools: dict[str, TrajectoryPool] = {}
         # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
         self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
@@ -147,7 +167,10 @@ class Trainer:
         """Train on from the present state; raises as ``train``."""
         try:
             self._encode_prompts()
+            if not (self.step or self.pools):
+                self.state.tensors = self.state.begin()
             self._loop()
+            self._close()
         except TrainingFailed:
             raise
         except DeviceOutOfMemory as error:
@@ -172,10 +195,29 @@ class Trainer:
             self._refresh_pools()
             if self._reached_goal():
                 break
+            self._prepare_step()
             self._optimise()
             if time.monotonic() - saved >= self.save_every:
                 self._save()
                 saved = time.monotonic()
+
+    def _close(self) -> None:
+        """Note the method's last figures, once also where a finished training is loaded again."""
+        figures = self.state.closing()
+        if figures and self.history.figures[-1:] != [(self.step, figures)]:
+            self.history.figures.append((self.step, figures))
+
+    def _prepare_step(self) -> None:
+        """Let the method's state move on, once for each step also where a run is stopped in the middle of it."""
+        if self.prepared > self.step:
+            return
+        coming = self.state.before_step()
+        self._updating = True
+        if coming is not self.state.tensors:
+            self.state.tensors = coming
+            self.history.figures.append((self.step, self.state.figures()))
+        self.prepared = self.step + 1
+        self._updating = False
 
     def _save(self) -> None:
         """Save the resumable state. That must not stop a training that could go on, nor hide why it stops."""
@@ -199,18 +241,33 @@ class Trainer:
     def _refresh_pools(self) -> None:
         """Draw the pools anew when their time has come. Chance depends on seed and step alone: a resumed run agrees."""
         s = self.settings
-        if self.step % s.refresh and self.pools:
+        if self.pools and not self.state.pools_are_due():
             return
         self.pools = {}  # before the new ones come, so that both need not fit
         size = PoolSettings(s.trajectories, s.trajectory_steps, s.guidance, s.max_batch)
         fresh = {}
         for place, (name, roles) in enumerate(self.pool_roles().items()):
-            generator = self._chance(2 * self.step + place)
+            generator = self.chance(2 * self.step + place)
             driver = s.driver if name == "concept" else "original"
-            fresh[name] = draw_pool(self.model, roles, size, generator, self.progress, self.deltas, driver)
+            encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
+            fresh[name] = draw_pool(
+                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode
+            )
         self.pools = fresh
 
-    def _chance(self, number: int) -> torch.Generator:
+    def _start_from_closed_form(self) -> None:
+        solve = find_method("closed_form")
+        assert solve.solve is not None
+        start = solve.solve(self.model, self.concept, solve.settings(rank=self.settings.rank), self.progress)  # type: ignore[call-arg]
+        start_from(self.deltas, start.to(self.model.device))
+
+    @property
+    def noisiest(self) -> int:
+        """The bound below which the concept's states are trained."""
+        return max(1, round(len(self.model.schedule) * (1 - self.settings.spare_layout)))
+
+    def chance(self, number: int) -> torch.Generator:
+        """A generator that depends on the seed and ``number`` alone."""
         return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
 
     def _optimise(self) -> None:
@@ -236,10 +293,11 @@ class Trainer:
         s = self.settings
         losses: dict[str, float] = {}
         for part in range(s.accumulate):
-            generator = self._chance(1_000_000_007 + self.step * s.accumulate + part)
-            concept, kept = (self.pools[name].draw(s.batch, generator) for name in ("concept", "kept"))
+            generator = self.chance(1_000_000_007 + self.step * s.accumulate + part)
+            concept = self.pools["concept"].draw(s.batch, generator, self.noisiest)
+            kept = self.pools["kept"].draw(s.batch, generator)
             assert self.method.loss is not None
-            terms = self.method.loss(s, Step(concept, kept, self))
+            terms = self.method.loss(s, Step(concept, kept, self, generator))
             total = torch.stack(list(terms.values())).sum() / s.accumulate
             (total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
@@ -281,7 +339,7 @@ class Trainer:
         if goal is None or self.step % CHECK_EVERY:
             return False
         if not measured or measured[-1][0] != self.step:
-            probe = self.pools["concept"].draw(4 * self.settings.batch, self._chance(500_000_003 + self.step))
+            probe = self.pools["concept"].draw(4 * self.settings.batch, self.chance(500_000_003 + self.step))
             measured.append((self.step, self.residual_guidance(probe)))
         return measured[-1][1] < goal
 
@@ -292,9 +350,9 @@ class Trainer:
         original = draw.guidance
         return float(((prompt - empty) * original).sum() / original.pow(2).sum())
 
-    def predict(self, wanted: Sequence[tuple[Draw, list[str]]]) -> list[Tensor]:
+    def predict(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
         """The student's predictions at each draw's states for the given prompts, in one call."""
-        conditioning = self._conditioning([prompt for _, prompts in wanted for prompt in prompts])
+        conditioning = Conditioning.cat(self._encode_together([given for _, given in wanted]))
         latents = torch.cat([draw.latents for draw, _ in wanted])
         t = torch.cat([draw.t for draw, _ in wanted])
         predicted = self.model.predict(latents, t, conditioning)
@@ -310,8 +368,22 @@ class Trainer:
             encoded = self.model.encode(distinct)
             self._encoded = {prompt: encoded[[i]] for i, prompt in enumerate(distinct)}
 
-    def _conditioning(self, prompts: list[str]) -> Conditioning:
-        """Encoded prompts: fresh where the text encoder learns, else those encoded at the start."""
+    def _encode_together(self, given: Sequence[list[str] | Conditioning]) -> list[Conditioning]:
+        """Each list of prompts encoded, all in one call; what is encoded already stays."""
+        texts = [prompt for prompts in given if isinstance(prompts, list) for prompt in prompts]
+        encoded = self.encoded(texts) if texts else None
+        parts, start = [], 0
+        for prompts in given:
+            if isinstance(prompts, Conditioning) or encoded is None:
+                assert isinstance(prompts, Conditioning)
+                parts.append(prompts)
+            else:
+                parts.append(encoded[range(start, start + len(prompts))])
+                start += len(prompts)
+        return parts
+
+    def encoded(self, prompts: list[str]) -> Conditioning:
+        """Encoded prompts of the pools: fresh where the text encoder learns, else those encoded at the start."""
         if self.trains_text:
             distinct = list(dict.fromkeys(prompts))
             return self.model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]

@@ -7,7 +7,8 @@ states, so a step costs no teacher call at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from .progress import Progress, Report
 EMPTY, PROMPT = "empty", "prompt"
 """The two roles that every pool has: the empty prompt and the prompt that drives the trajectory."""
 
+Encode = Callable[[str, Sequence[str]], Conditioning]
+"""Encodes prompts of a role, one for each trajectory."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -31,16 +35,18 @@ class Draw:
         t: timesteps, int64 [B].
         prompts: the prompt that drove each state's trajectory.
         teacher: role to the frozen model's prediction, each [B, C, H, W].
+        which: the trajectory that each state is of, int64 [B] on the CPU.
     """
 
     latents: Tensor
     t: Tensor
     prompts: list[str]
     teacher: Mapping[str, Tensor]
+    which: Tensor
 
     def to(self, device: torch.device) -> Draw:
         teacher = {role: prediction.to(device) for role, prediction in self.teacher.items()}
-        return Draw(self.latents.to(device), self.t.to(device), self.prompts, teacher)
+        return Draw(self.latents.to(device), self.t.to(device), self.prompts, teacher, self.which)
 
     @property
     def guidance(self) -> Tensor:
@@ -89,17 +95,19 @@ class TrajectoryPool:
         self.states, self.timesteps, self.texts, self.prompts = states, timesteps, texts, prompts
         self.teacher, self.device = teacher, device
 
-    def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """``count`` states, uniform over trajectories and timesteps."""
+    def draw(self, count: int, generator: torch.Generator, below: int | None = None) -> Draw:
+        """``count`` states, uniform over trajectories and over the timesteps ``below`` a bound (at least the last)."""
+        usable = [i for i, t in enumerate(self.timesteps.tolist()) if below is None or t < below]
+        first = usable[0] if usable else len(self.timesteps) - 1
         which = torch.randint(len(self.states), (count,), generator=generator)
-        when = torch.randint(len(self.timesteps), (count,), generator=generator)
+        when = torch.randint(first, len(self.timesteps), (count,), generator=generator)
         return self.at(which, when)
 
     def at(self, which: Tensor, when: Tensor) -> Draw:
         """The states of trajectories ``which`` [B] at their ``when``-th timesteps [B]."""
         teacher = {role: prediction[which, when] for role, prediction in self.teacher.items()}
         prompts = [self.texts[self.prompts[i]] for i in which.tolist()]
-        return Draw(self.states[which, when], self.timesteps[when], prompts, teacher).to(self.device)
+        return Draw(self.states[which, when], self.timesteps[when], prompts, teacher, which).to(self.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """The pool as named tensors, for a checkpoint."""
@@ -148,6 +156,8 @@ def draw_pool(
     progress: Progress,
     deltas: DeltaSet,
     driver: str = "original",
+    teacher: str = "original",
+    encode: Encode | None = None,
 ) -> TrajectoryPool:
     """Sample trajectories with DDIM and keep every state with the teacher's predictions.
 
@@ -159,35 +169,39 @@ def draw_pool(
         progress: asked for cancellation before each network call.
         deltas: switched off for the teacher.
         driver: ``original``: the frozen model draws the trajectories; ``training``: the model in training (ESD's way).
+        teacher: who predicts: ``original``, or ``training``, the model as it is at this step.
+        encode: encodes the prompts of a role, where that is not just ``model.encode``.
 
     Raises:
         Cancelled: the user stopped.
     """
+    encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
     prompts = [i % len(texts) for i in range(max(settings.trajectories, len(texts)))]
-    with deltas.off():
-        frozen = {role: encode_each(model, written)[prompts] for role, written in roles.items()}
-    driven_by_student = driver == "training"
-    learning = {role: encode_each(model, roles[role])[prompts] for role in (EMPTY, PROMPT) if driven_by_student}
+    full = {role: [written[i] for i in prompts] for role, written in roles.items()}
+    with deltas.off() if teacher == "original" else nullcontext():
+        taught = {role: encode(role, written) for role, written in full.items()}
+    driven_by_student = driver == "training" and teacher == "original"
+    learning = {role: encode(role, full[role]) for role in (EMPTY, PROMPT) if driven_by_student}
     timesteps = model.schedule.timesteps(settings.steps)
     shape = (len(prompts), *model.latent_shape)
     z = torch.randn(shape, generator=generator).to(model.device)
     states = torch.empty(len(prompts), len(timesteps), *model.latent_shape)
-    teacher = {role: torch.empty_like(states) for role in roles}
+    predictions = {role: torch.empty_like(states) for role in roles}
     for i, now in enumerate(timesteps):
         progress.update(Report("trajectories", i, len(timesteps)))
         t = torch.full((len(prompts),), now, device=model.device)
         states[:, i] = z.cpu()
-        with deltas.off():
-            predicted = _all_roles(model, frozen, z, t, settings.max_batch, progress)
+        with deltas.off() if teacher == "original" else nullcontext():
+            predicted = _all_roles(model, taught, z, t, settings.max_batch, progress)
         for role, prediction in predicted.items():
-            teacher[role][:, i] = prediction.cpu()
+            predictions[role][:, i] = prediction.cpu()
         if driven_by_student:
             predicted = _all_roles(model, learning, z, t, settings.max_batch, progress)
         guided = predicted[EMPTY] + settings.guidance * (predicted[PROMPT] - predicted[EMPTY])
         following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
-    return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, teacher, model.device)
+    return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, predictions, model.device)
 
 
 def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:

@@ -176,14 +176,27 @@ class DiffusersModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        vae: Any = self.vae
-        if vae is None:
-            raise ModelError("This model was loaded without its autoencoder, so it cannot show pictures.")
+        vae = self._autoencoder()
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         # A few at a time: decoding needs far more memory than denoising.
         pieces = scaled.to(next(vae.parameters()).dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
         pictures = torch.cat([vae.decode(piece).sample.float().cpu() for piece in pieces])
         return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    @torch.no_grad()
+    def latents_of(self, pictures: Tensor) -> Tensor:
+        vae = self._autoencoder()
+        parameter = next(vae.parameters())
+        scaled = (pictures.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
+        encoded = [vae.encode(piece).latent_dist.mode().float() for piece in torch.split(scaled, 1)]
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents: Tensor = (torch.cat(encoded) - shift) * vae.config.scaling_factor
+        return latents
+
+    def _autoencoder(self) -> Any:
+        if self.vae is None:
+            raise ModelError("This model was loaded without its autoencoder, so it can neither show nor read pictures.")
+        return self.vae
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:

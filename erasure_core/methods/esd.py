@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +12,7 @@ from .registry import TrainingSettings, method, option
 
 if TYPE_CHECKING:
     from ..trainer import Step
+    from ..trajectory import Draw
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class EsdSettings(TrainingSettings):
 
     negative: float = option(1.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
+
+
+def target(settings: Any, concept: Draw) -> Tensor:
+    """eps0(z, "") + w g0(z, a) - eta g0(z, c), [B, C, H, W], from settings with ``negative`` and ``towards``."""
+    wanted: Tensor = concept.teacher["empty"] - settings.negative * concept.guidance
+    if "alternative" in concept.teacher:
+        wanted = wanted + settings.towards * (concept.teacher["alternative"] - concept.teacher["empty"])
+    return wanted
 
 
 @method(
@@ -32,11 +41,8 @@ class EsdSettings(TrainingSettings):
 def esd(settings: EsdSettings, step: Step) -> dict[str, Tensor]:
     """||eps(z, c) - [eps0(z, "") + w g0(z, a) - eta g0(z, c)]||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2."""
     concept, kept = step.concept, step.kept
-    target = concept.teacher["empty"] - settings.negative * concept.guidance
-    if "alternative" in concept.teacher:
-        target = target + settings.towards * (concept.teacher["alternative"] - concept.teacher["empty"])
     erased, same = step.predict(concept, kept)
     return {
-        "erase": F.mse_loss(erased, target),
+        "erase": F.mse_loss(erased, target(settings, concept)),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }

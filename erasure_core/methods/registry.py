@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InvalidSettings
 from ..layers import LAYER_GROUPS
+from ..run_state import RunState
 
 if TYPE_CHECKING:
     from ..concept import Concept
@@ -90,6 +91,10 @@ class TrainingSettings(SolverSettings):
     driver: str = option("original", "who draws the trajectories", choices=("original", "training"))
     max_batch: int = option(16, "most latents in one call without gradients", low=1, high=1024, neutral=True)
     checkpointing: bool = option(False, "recompute activations to save memory", neutral=True)
+    spare_layout: float = option(
+        0.0, "share of the timesteps, the noisiest ones, that keep the concept's layout", low=0.0, high=0.95
+    )
+    start: str = option("nothing", "what the training starts from", choices=("nothing", "closed_form"))
     stop_below: float | None = option(None, "stop when the residual guidance falls below this", low=-100.0, high=1.0)
 
 
@@ -105,6 +110,7 @@ class Method:
         settings: the frozen dataclass of its settings.
         loss: named loss terms of one step; ``None`` for a solver.
         solve: computes the change at once; ``None`` for a loss.
+        state: what the loss carries through a run.
     """
 
     name: str
@@ -114,18 +120,24 @@ class Method:
     settings: type[SolverSettings]
     loss: Loss | None = None
     solve: Solve | None = None
+    state: type[RunState] = RunState
 
 
 METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, title: str, reference: str, status: str, settings: type[SolverSettings]
+    name: str,
+    title: str,
+    reference: str,
+    status: str,
+    settings: type[SolverSettings],
+    state: type[RunState] = RunState,
 ) -> Callable[[Loss], Loss]:
     """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
 
     def register(loss: Loss) -> Loss:
-        METHODS[name] = Method(name, title, reference, status, settings, loss=loss)
+        METHODS[name] = Method(name, title, reference, status, settings, loss=loss, state=state)
         return loss
 
     return register

@@ -119,7 +119,7 @@ def test_accumulated_batches_equal_their_mean(pico: DiffusersModel) -> None:
     with pico.trainable(), fresh.attached(pico.layers()):
         parts = []
         for part in range(2):
-            generator = trainer._chance(1_000_000_007 + part)
+            generator = trainer.chance(1_000_000_007 + part)
             concept, kept = (trainer.pools[name].draw(settings.batch, generator) for name in ("concept", "kept"))
             terms = METHODS["esd"].loss(settings, Step(concept, kept, trainer))  # type: ignore[misc]
             total = torch.stack(list(terms.values())).sum()

@@ -1,0 +1,89 @@
+"""All but One: change nothing but the guidance towards the concept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..run_state import RunState
+from .registry import TrainingSettings, method, option
+
+if TYPE_CHECKING:
+    from ..trainer import Step, Trainer
+    from ..trajectory import Draw
+
+BINS = 5
+
+
+@dataclass(frozen=True)
+class AllButOneSettings(TrainingSettings):
+    """Settings of All but One."""
+
+    without: str = option(
+        "neutralise",
+        "what the guidance becomes where no alternative is given: none, or the opposite of the concept's",
+        choices=("neutralise", "hard"),
+    )
+    negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
+    drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
+
+
+def goal(settings: AllButOneSettings, concept: Draw) -> Tensor:
+    """G: g0(z, a) where an alternative is given, else 0 (neutralise) or -eta g0(z, c) (hard)."""
+    if "alternative" in concept.teacher:
+        return concept.teacher["alternative"] - concept.teacher["empty"]
+    if settings.without == "hard":
+        return -settings.negative * concept.guidance
+    return torch.zeros_like(concept.guidance)
+
+
+class Diagnostics(RunState):
+    """Keeps the last states' drift and residual guidance for each part of the schedule, for the history."""
+
+    def closing(self) -> dict[str, float]:
+        return diagnose(self.trainer)
+
+
+@torch.no_grad()
+def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
+    """For each fifth of the schedule, from clean to noisy, over ``count`` states of the concept's pool:
+
+    ``drift``: ||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")||, and ``residual``: ||g(z, c) - G|| / ||g0(z, c)||.
+    """
+    draw = trainer.pools["concept"].draw(count, trainer.chance(700_000_001))
+    prompt, empty = trainer.predict([(draw, draw.prompts), (draw, [""] * count)])
+    assert isinstance(trainer.settings, AllButOneSettings)
+    missed = prompt - empty - goal(trainer.settings, draw)
+    found = {}
+    for part in range(BINS):
+        rows = (draw.t * BINS // len(trainer.model.schedule)) == part
+        if rows.any():
+            drift = (empty - draw.teacher["empty"])[rows].norm() / draw.teacher["empty"][rows].norm()
+            found[f"drift {part + 1}/{BINS}"] = float(drift)
+            found[f"residual {part + 1}/{BINS}"] = float(missed[rows].norm() / draw.guidance[rows].norm())
+    return found
+
+
+@method(
+    "all_but_one",
+    "All but One (surgical guidance)",
+    "All but One: Surgical Concept Erasing with Model Preservation, AAAI 2024, arXiv 2312.12807",
+    "reconstruction from the published description",
+    AllButOneSettings,
+    Diagnostics,
+)
+def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
+    """||[eps(z, c) - sg eps(z, "")] - G||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention of kept prompts."""
+    concept, kept = step.concept, step.kept
+    guided, empty, same = step.trainer.predict(
+        [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
+    )
+    return {
+        "surgical": F.mse_loss(guided - empty.detach(), goal(settings, concept)),
+        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+    }

@@ -1,0 +1,111 @@
+"""Boundary points as part of a training: found by self-checks every few steps, kept, and handed out to losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidSettings
+from ..model import Conditioning, PromptModel
+from ..run_state import RunState
+from ..self_check import BoundaryPoints, SelfCheck, self_check
+from .registry import TrainingSettings, option
+
+if TYPE_CHECKING:
+    from ..trajectory import Draw
+
+
+@dataclass(frozen=True)
+class CheckSettings(TrainingSettings):
+    """Settings of methods that check themselves while they train."""
+
+    warm_up: int = option(50, "steps before the first self-check", low=0, high=100_000)
+    check_every: int = option(25, "steps between self-checks; 0 makes none", low=0, high=100_000)
+    check_starts: int = option(8, "searches in one self-check", low=1, high=256)
+    check_steps: int = option(15, "optimiser steps of a self-check", low=1, high=1000)
+    check_rate: float = option(0.2, "learning rate of a self-check, in spreads of the embeddings", low=1e-6, high=10.0)
+    check_margin: float = option(0.5, "least similarity of a boundary point to the concept", low=-1.0, high=1.0)
+    check_diversity: float = option(0.3, "weight of differing from earlier boundary points", low=0.0, high=100.0)
+    check_memory: int = option(32, "boundary points kept", low=1, high=4096)
+
+
+class Boundary(RunState):
+    """The boundary points found so far, a ring of ``check_memory``, and how the last check found the boundary."""
+
+    @property
+    def settings(self) -> CheckSettings:
+        settings = self.trainer.settings
+        assert isinstance(settings, CheckSettings)
+        return settings
+
+    @property
+    def model(self) -> PromptModel:
+        model: Any = self.trainer.model
+        if not hasattr(model, "encode_embeddings"):
+            raise InvalidSettings(
+                "This host cannot encode token embeddings, which a self-check needs; choose another method."
+            )
+        prompts: PromptModel = model
+        return prompts
+
+    def before_step(self) -> dict[str, Tensor]:
+        s, step = self.settings, self.trainer.step
+        if not s.check_every or step < s.warm_up or (step - s.warm_up) % s.check_every:
+            return self.tensors
+        words = self.trainer.concept.words
+        which = (step - s.warm_up) // s.check_every % len(words)
+        past = self.tensors["features"] if self.tensors else None
+        found = self_check(
+            self.model,
+            self.trainer.deltas,
+            words[which],
+            self._search(),
+            self.trainer.chance(3_000_000_019 + step),
+            past,
+        )
+        return self._with(found, which)
+
+    def _search(self) -> SelfCheck:
+        s = self.settings
+        return SelfCheck(
+            s.check_starts, s.check_steps, s.check_rate, margin=s.check_margin, diversity=s.check_diversity
+        )
+
+    def _with(self, found: BoundaryPoints, word: int) -> dict[str, Tensor]:
+        """The memory with new points at its end; those of another time of the run are as far as the model was then."""
+        new = {f"embeddings.{i}": given for i, given in enumerate(found.embeddings)}
+        new |= {"ends": torch.tensor(found.ends), "word": torch.full((len(found.ends),), word)}
+        new |= {"features": found.features, "belonging": found.belonging, "remaining": found.remaining}
+        memory = self.settings.check_memory
+        old = self.tensors or {key: value[:0] for key, value in new.items()}
+        return {key: torch.cat([old[key].to(value.device), value])[-memory:] for key, value in new.items()}
+
+    def figures(self) -> dict[str, float]:
+        """Radius of the boundary in the original's text space, and the share of points still read as the concept."""
+        if not self.tensors:
+            return {}
+        points = self.tensors
+        return {
+            "boundary radius": float((1 - points["belonging"]).mean()),
+            "still the concept": float((points["remaining"] > 0.5).float().mean()),
+        }
+
+    def conditioning(self, draw: Draw, generator: torch.Generator) -> Conditioning | None:
+        """For each state of a draw a boundary point of the word that its prompt says; ``None`` before the first."""
+        if not self.tensors:
+            return None
+        concept = self.trainer.concept
+        word_of = {p: i // (len(concept.prompts()) // len(concept.words)) for i, (p, _) in enumerate(concept.prompts())}
+        chosen = [self._one_of(word_of[prompt], generator) for prompt in draw.prompts]
+        count = sum(key.startswith("embeddings.") for key in self.tensors)
+        embeddings = [self.tensors[f"embeddings.{i}"][chosen] for i in range(count)]
+        return self.model.encode_embeddings(embeddings, [int(self.tensors["ends"][i]) for i in chosen])
+
+    def _one_of(self, word: int, generator: torch.Generator) -> int:
+        own = (self.tensors["word"] == word).nonzero()[:, 0]
+        if not len(own):
+            own = torch.arange(len(self.tensors["word"]))
+        return int(own[torch.randint(len(own), (1,), generator=generator)])

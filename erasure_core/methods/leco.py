@@ -1,0 +1,45 @@
+"""LECO: ESD's target trained into a LoRA, as its users know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .esd import target
+from .registry import TrainingSettings, method, option
+
+if TYPE_CHECKING:
+    from ..trainer import Step
+
+
+@dataclass(frozen=True)
+class LecoSettings(TrainingSettings):
+    """Settings of LECO. Kept prompts are not looked at: the original has no retention."""
+
+    driver: str = option("training", "who draws the trajectories", choices=("original", "training"))
+    keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    negative: float = option(1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0)
+    towards: float = option(1.0, "guidance towards the neutral prompt, if one is given", low=0.0, high=10.0)
+
+
+@method(
+    "leco",
+    "LECO (LoRA from ESD's target)",
+    "p1atdev/LECO, 2023: Low-rank adaptation for erasing concepts from diffusion models",
+    "reimplementation of the published script's erase action, with pooled trajectories",
+    LecoSettings,
+)
+def leco(settings: LecoSettings, step: Step) -> dict[str, Tensor]:
+    """||eps(z, c) - [eps0(z, neutral) - eta (eps0(z, c) - eps0(z, ""))]||^2."""
+    concept, kept = step.concept, step.kept
+    if not settings.keep_weight:
+        (erased,) = step.predict(concept)
+        return {"erase": F.mse_loss(erased, target(settings, concept))}
+    erased, same = step.predict(concept, kept)
+    return {
+        "erase": F.mse_loss(erased, target(settings, concept)),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+    }

@@ -1,0 +1,124 @@
+"""SAGE: erase the whole domain of a concept, by finding its boundary and unlearning what is found, in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..model import Conditioning
+from ..self_check import Reader, similarity
+from .boundary_points import Boundary, CheckSettings
+from .esd import target
+from .registry import method, option
+
+if TYPE_CHECKING:
+    from ..trainer import Step
+
+TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class SageSettings(CheckSettings):
+    """Settings of SAGE."""
+
+    negative: float = option(1.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
+    erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
+    boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
+    global_weight: float = option(1.0, "weight of keeping how kept prompts relate to each other", low=0.0, high=1000.0)
+
+
+def relations(features: Tensor) -> Tensor:
+    """log softmax of S_ij = cos(E(r_i), E(r_j)) / 0.07 over all other prompts j, [N, N] with 0 on the diagonal."""
+    scores: Tensor = similarity(features, features) / TEMPERATURE
+    itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
+    logs: Tensor = torch.log_softmax(scores.masked_fill(itself, float("-inf")), dim=-1)
+    return logs.masked_fill(itself, 0.0)
+
+
+def relation_change(before: Tensor, after: Tensor) -> Tensor:
+    """Mean KL(softmax S0 || softmax S) of the relations of kept prompts, from log softmaxes [N, N]."""
+    itself = torch.eye(len(before), dtype=torch.bool, device=before.device)
+    terms = before.exp() * (before - after)
+    return terms.masked_fill(itself, 0.0).sum(dim=-1).mean()
+
+
+@method(
+    "sage",
+    "SAGE (semantic-augment erasing)",
+    "SAGE: Exploring the Boundaries of Unsafe Concept Domain with Semantic-Augment Erasing, 2025, arXiv 2506.09363",
+    "reconstruction from the published description",
+    SageSettings,
+    Boundary,
+)
+def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
+    """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.
+
+    ||eps(z, E(tau_c)) - T||^2 + ||eps(z, E(tau_p)) - T||^2 + KL(S0 || S) + ||eps(z_r, E(r)) - eps0(z_r, E0(r))||^2
+    """
+    assert isinstance(step.state, Boundary)
+    points = step.state.conditioning(step.concept, step.generator)
+    terms = _erase_text(step, points, settings) if settings.erase_in == "text" else _erase_noise(step, points, settings)
+    if settings.global_weight:
+        terms["relations"] = settings.global_weight * _relations_term(step)
+    return terms
+
+
+def _erase_noise(step: Step, points: Conditioning | None, settings: SageSettings) -> dict[str, Tensor]:
+    concept, kept = step.concept, step.kept
+    wanted: list[Any] = [(concept, concept.prompts), (kept, kept.prompts)]
+    if points is not None and settings.boundary_weight:
+        wanted.append((concept, points))
+    erased, same, *bounding = step.trainer.predict(wanted)
+    goal = target(settings, concept)
+    terms = {
+        "erase": F.mse_loss(erased, goal),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+    }
+    if bounding:
+        terms["boundary"] = settings.boundary_weight * F.mse_loss(bounding[0], goal)
+    return terms
+
+
+def _erase_text(step: Step, points: Conditioning | None, settings: SageSettings) -> dict[str, Tensor]:
+    """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
+    trainer, kept = step.trainer, step.kept
+    instead = dict(trainer.concept.prompts())
+    with torch.no_grad(), trainer.deltas.off():
+        anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])
+    said = trainer.model.encode(step.concept.prompts)
+    (same,) = step.predict(kept)
+    terms = {
+        "erase": text_distance(said, anchors),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+    }
+    if points is not None and settings.boundary_weight:
+        terms["boundary"] = settings.boundary_weight * text_distance(points, anchors)
+    return terms
+
+
+def text_distance(said: Conditioning, anchors: Conditioning) -> Tensor:
+    """Mean squared distance of states, each prompt aligned with its anchor by the distance from the last token."""
+    parts = []
+    for i in range(len(said)):
+        ours = said.context[i, said.ends[i] - 1 :]
+        theirs = anchors.context[i, max(anchors.ends[i] - 1, 0) :]
+        shared = min(len(ours), len(theirs))
+        parts.append(F.mse_loss(ours[:shared].float(), theirs[:shared].float()))
+    return torch.stack(parts).mean()
+
+
+def _relations_term(step: Step) -> Tensor:
+    trainer = step.trainer
+    assert isinstance(step.state, Boundary)
+    prompts = [prompt for prompt in trainer.concept.kept_prompts if prompt]
+    if len(prompts) < 3:
+        return torch.zeros((), device=trainer.model.device)
+    reader = Reader(step.state.model, trainer.deltas)
+    with torch.no_grad(), trainer.deltas.off():
+        before = relations(reader(trainer.model.encode(prompts)))
+    return relation_change(before, relations(reader(trainer.model.encode(prompts))))

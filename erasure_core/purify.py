@@ -1,0 +1,123 @@
+"""Take a concept out of a given picture: follow it back to noise, and paint it again with the erased model.
+
+From All but One (arXiv 2312.12807): DDIM inversion (Song et al. 2021; Dhariwal & Nichol 2021, app. F) with the empty
+prompt at guidance 1, then sampling with the erasure applied and a caption that says the concept, which the erased model
+reads as what takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .delta import DeltaSet
+from .erasing import applied
+from .errors import Cancelled, InvalidSettings
+from .model import Conditioning, LoadedModel
+from .progress import Progress, Report, Silent
+
+
+@torch.no_grad()
+def invert(
+    model: LoadedModel, latents: Tensor, steps: int = 50, share: float = 1.0, progress: Progress | None = None
+) -> Tensor:
+    """The noisy latents from which DDIM with the empty prompt leads back to given pictures.
+
+    Args:
+        model: the loaded model.
+        latents: clean pictures [B, C, H, W].
+        steps: DDIM steps of the whole way.
+        share: of the way that is gone back, 0 to 1.
+        progress: reports and cancellation.
+
+    Raises:
+        Cancelled: the user stopped.
+        InvalidSettings: the share is not between 0 and 1.
+    """
+    progress = progress or Silent()
+    empty = model.encode([""])[[0] * len(latents)]
+    ascending = _way(model, steps, share)[::-1]
+    z, now = latents.to(model.device), -1
+    for i, following in enumerate(ascending):
+        _ask(progress, "inverting", i, len(ascending))
+        t_next = torch.full((len(z),), following, device=model.device)
+        # The prediction belongs to the next, noisier timestep; the step between them is small.
+        predicted = model.predict(z, t_next, empty)
+        z = _noisier(model, z, now, t_next, predicted)
+        now = following
+    return z
+
+
+def _noisier(model: LoadedModel, z: Tensor, now: int, t_next: Tensor, predicted: Tensor) -> Tensor:
+    """The inverse of ``NoiseSchedule.step`` from ``t_next`` to ``now`` for the same prediction."""
+    schedule = model.schedule
+    a_next, s_next = schedule.scales(t_next)
+    a_now, s_now = (1.0, 0.0) if now < 0 else schedule.scales(torch.full_like(t_next, now))
+    if schedule.prediction == "epsilon":
+        return a_next * (z - s_now * predicted) / a_now + s_next * predicted
+    if schedule.prediction == "v_prediction":
+        # x0 = a z' - s v and n = s z' + a v at the noisier z', and z = a_now x0 + s_now n: solved for z'.
+        scale = a_now * a_next + s_now * s_next
+        return (z - (s_now * a_next - a_now * s_next) * predicted) / scale
+    # Straight paths: x0 = z' - s v, n = z' + a v with a = 1 - s.
+    return (z - (s_now * a_next - a_now * s_next) * predicted) / (a_now + s_now)
+
+
+def _way(model: LoadedModel, steps: int, share: float) -> list[int]:
+    if not 0 < share <= 1:
+        raise InvalidSettings(f"The share of the way back is {share}; it must lie above 0 and be at most 1.")
+    timesteps = model.schedule.timesteps(steps)
+    return timesteps[len(timesteps) - max(1, round(share * steps)) :]
+
+
+def _ask(progress: Progress, stage: str, step: int, total: int) -> None:
+    if progress.cancelled():
+        raise Cancelled("Stopped while purifying.")
+    progress.update(Report(stage, step, total))
+
+
+@torch.no_grad()
+def purify(
+    model: LoadedModel,
+    latents: Tensor,
+    captions: Sequence[str],
+    erasures: Sequence[tuple[DeltaSet, float]],
+    steps: int = 50,
+    guidance: float = 5.0,
+    share: float = 0.8,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Paint given pictures again without the concept.
+
+    Args:
+        model: the loaded model, without erasures.
+        latents: clean pictures [B, C, H, W].
+        captions: one for each picture; they may say the concept.
+        erasures: what is applied while the pictures are painted again.
+        steps: DDIM steps of the whole way.
+        guidance: classifier-free guidance scale towards the caption.
+        share: of the way that is gone back: less keeps more of the picture, and more of the concept.
+        progress: reports and cancellation.
+
+    Returns:
+        Clean latents [B, C, H, W].
+
+    Raises:
+        Cancelled: the user stopped.
+        InvalidSettings: the share is not between 0 and 1.
+        PromptTooLong: a caption has more tokens than the text encoder reads.
+    """
+    progress = progress or Silent()
+    z = invert(model, latents, steps, share, progress)
+    timesteps = _way(model, steps, share)
+    with applied(model, erasures):
+        both = Conditioning.cat([model.encode([""] * len(z)), model.encode(list(captions))])
+        for i, now in enumerate(timesteps):
+            _ask(progress, "painting again", i, len(timesteps))
+            t = torch.full((len(z),), now, device=model.device)
+            empty, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
+            z = model.schedule.step(z, t, torch.full_like(t, following), empty + guidance * (within - empty))
+    return z

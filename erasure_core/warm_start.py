@@ -1,0 +1,31 @@
+"""Start a training from a finished change, such as the closed form, instead of from nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
+
+
+@torch.no_grad()
+def start_from(deltas: DeltaSet, start: DeltaSet) -> None:
+    """Write ``start`` into fresh ``deltas``; layers without a counterpart stay at nothing.
+
+    A low-rank change must have at most the rank of the delta that takes it, else its smallest parts are left out.
+    """
+    for name in deltas:
+        if name in start.deltas:
+            _take(deltas[name], start[name])
+
+
+def _take(delta: Delta, start: Delta) -> None:
+    if isinstance(delta, DenseDelta):
+        delta.weight.copy_(start.change())
+        return
+    assert isinstance(delta, LowRankDelta) and isinstance(start, LowRankDelta)
+    rank = min(delta.rank, start.rank)
+    # Rows of unit length, as those of a fresh delta: one learning rate suits both.
+    down, up = start.down[:rank].flatten(1), start.up[:, :rank].flatten(1)
+    length = down.norm(dim=1).clamp_min(1e-12)
+    delta.down[:rank] = (down / length[:, None]).view_as(delta.down[:rank])
+    delta.up[:, :rank] = (up * length).view_as(delta.up[:, :rank])

@@ -1,0 +1,204 @@
+"""Each method's loss against a slow reference straight from its formula: values and gradients, eps and v models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import CONCEPT, Slow, assert_same, stopped
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.image_prompt import refined
+from erasure_core.methods import find_method
+from erasure_core.methods.all_but_one import diagnose
+from erasure_core.methods.co_erasing import blurred
+from erasure_core.trainer import Step
+
+FAMILIES = ["sd1", "sd2"]
+"""The first predicts eps, the second v."""
+
+
+def loss_of(step: Step) -> Tensor:
+    trainer = step.trainer
+    assert trainer.method.loss is not None
+    return torch.stack(list(trainer.method.loss(trainer.settings, step).values())).sum()
+
+
+def mean(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).mean()
+
+
+def kept_term(slow: Slow, step: Step) -> Tensor:
+    states = zip(step.kept.latents, step.kept.t, step.kept.prompts, strict=True)
+    return mean([(slow.now(z, t, r) - slow.before(z, t, r)).pow(2).mean() for z, t, r in states])
+
+
+def esd_target(slow: Slow, s: Any, z: Tensor, t: Tensor, prompt: str, instead: str | None) -> Tensor:
+    empty = slow.before(z, t, "")
+    wanted = empty - s.negative * (slow.before(z, t, prompt) - empty)
+    return wanted if instead is None else wanted + s.towards * (slow.before(z, t, instead) - empty)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("alternative", "without"), [("box", "hard"), (None, "neutralise"), (None, "hard")])
+def test_all_but_one(pico_models: dict[str, DiffusersModel], family: str, alternative: str, without: str) -> None:
+    concept = replace(CONCEPT, alternative=alternative)
+    options = {"without": without, "negative": 1.5, "drift_weight": 0.6, "keep_weight": 0.7}
+    with stopped(pico_models[family], concept, "all_but_one", layers="cross-attention", **options) as (trainer, step):
+        slow, instead, surgical, drift = Slow(trainer), dict(concept.prompts()), [], []
+        for z, t, prompt in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
+            empty = slow.before(z, t, "")
+            goal = torch.zeros_like(z)
+            if alternative is not None:
+                goal = slow.before(z, t, instead[prompt]) - empty
+            elif without == "hard":
+                goal = -1.5 * (slow.before(z, t, prompt) - empty)
+            now = slow.now(z, t, "")
+            surgical.append((slow.now(z, t, prompt) - now.detach() - goal).pow(2).mean())
+            drift.append((now - empty).pow(2).mean())
+        reference = mean(surgical) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step)
+        assert_same(trainer, loss_of(step), reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("alternative", [None, "box"])
+@pytest.mark.parametrize("layers", ["text-encoder", "cross-attention-kv"])
+def test_sage_in_noise(
+    pico_models: dict[str, DiffusersModel], family: str, alternative: str | None, layers: str
+) -> None:
+    concept = replace(CONCEPT, alternative=alternative)
+    options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 4, "check_steps": 2}
+    options |= {"negative": 1.5, "boundary_weight": 0.8, "global_weight": 0.5, "keep_weight": 0.7}
+    with stopped(pico_models[family], concept, "sage", layers=layers, **options) as (trainer, step):
+        s, slow, instead = trainer.settings, Slow(trainer), dict(concept.prompts())
+        state = step.state
+        points = state.conditioning(step.concept, torch.Generator().manual_seed(2))  # type: ignore[attr-defined]
+        erase, boundary = [], []
+        for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
+            goal = esd_target(slow, s, z, t, p, instead[p] if alternative else None)
+            erase.append((slow.now(z, t, p) - goal).pow(2).mean())
+            at_boundary = trainer.model.predict(z[None], t[None], points[[i]])[0]
+            boundary.append((at_boundary - goal).pow(2).mean())
+        reference = mean(erase) + 0.8 * mean(boundary) + 0.7 * kept_term(slow, step)
+        reference = reference + 0.5 * relations_by_hand(trainer, layers)
+        assert_same(trainer, loss_of(step), reference)
+
+
+def relations_by_hand(trainer: Any, layers: str) -> Tensor:
+    """KL(softmax S0 || softmax S) row by row, with the diagonal left out."""
+
+    def features() -> list[Tensor]:
+        found = []
+        for prompt in trainer.concept.keep:
+            both = trainer.model.encode([prompt, ""])
+            states = [both.context[row, both.ends[row]] for row in range(2)]
+            if layers == "cross-attention-kv":
+                reading = [trainer.layers[name] for name in sorted(trainer.layers)]
+                states = [torch.cat([layer(state) for layer in reading]) for state in states]
+            found.append(states[0] - states[1])
+        return found
+
+    with torch.no_grad(), trainer.deltas.off():
+        before = features()
+    now, rows = features(), []
+    for i in range(len(now)):
+        others = [j for j in range(len(now)) if j != i]
+        old = torch.stack([F.cosine_similarity(before[i], before[j], dim=0) / 0.07 for j in others]).softmax(0)
+        new = torch.stack([F.cosine_similarity(now[i], now[j], dim=0) / 0.07 for j in others]).log_softmax(0)
+        rows.append((old * (old.log() - new)).sum())
+    return mean(rows)
+
+
+def test_sage_in_text(pico: DiffusersModel) -> None:
+    concept = replace(CONCEPT, alternative="box")
+    options: dict[str, Any] = {"erase_in": "text", "check_every": 0, "global_weight": 0.0, "keep_weight": 0.7}
+    with stopped(pico, concept, "sage", layers="text-encoder", **options) as (trainer, step):
+        slow, instead, parts = Slow(trainer), dict(concept.prompts()), []
+        for prompt in step.concept.prompts:
+            said = trainer.model.encode([prompt])
+            with torch.no_grad(), trainer.deltas.off():
+                anchor = trainer.model.encode([instead[prompt]])
+            # Both end with one word, so their last words and what follows stand at the same places.
+            assert said.ends == anchor.ends
+            parts.append((said.context[0, said.ends[0] - 1 :] - anchor.context[0, said.ends[0] - 1 :]).pow(2).mean())
+        assert_same(trainer, loss_of(step), mean(parts) + 0.7 * kept_term(slow, step))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("at", [0, 5])
+def test_co_erasing_in_both_stages(pico_models: dict[str, DiffusersModel], family: str, at: int) -> None:
+    options: dict[str, Any] = {"steps": 10, "text_share": 0.5, "negative": 1.5, "keep_weight": 0.7}
+    options |= {"pictures": 2, "inversion_steps": 2, "picture_share": 0.6}
+    with stopped(pico_models[family], CONCEPT, "co_erasing", at=at, **options) as (trainer, step):
+        slow, erase, shown = Slow(trainer), [], 0
+        tokens, which = trainer.state.tensors["tokens"], trainer.state.tensors["which"]
+        for z, t, p, trajectory in zip(
+            step.concept.latents, step.concept.t, step.concept.prompts, step.concept.which.tolist(), strict=True
+        ):
+            picture = int(which[trajectory]) if at else -1
+            said = trainer.model.encode([p])
+            if picture >= 0:
+                shown += 1
+                query = tokens[picture]
+                text = said.context[0, 1 : said.ends[0] + 1]
+                said = replace(said, image=((query @ text.T / math.sqrt(64)).softmax(-1) @ text)[None])
+            if at:
+                # The teacher of the second stage is the change as it was when the stage began: as it is now.
+                with torch.no_grad():
+                    empty, within = slow.now(z, t, ""), trainer.model.predict(z[None], t[None], said)[0]
+            else:
+                empty, within = slow.before(z, t, ""), slow.before(z, t, p)
+            goal = empty - 1.5 * (within - empty)
+            erase.append((trainer.model.predict(z[None], t[None], said)[0] - goal).pow(2).mean())
+        assert bool(at) == bool(shown), "the draw has to hold pictures in the second stage for this to test anything"
+        assert_same(trainer, loss_of(step), mean(erase) + 0.7 * kept_term(slow, step))
+
+
+def test_leco_without_retention_is_the_erasing_term_alone(pico: DiffusersModel) -> None:
+    with stopped(pico, CONCEPT, "leco", negative=1.5) as (trainer, step):
+        slow, parts = Slow(trainer), []
+        for z, t, prompt in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
+            goal = esd_target(slow, trainer.settings, z, t, prompt, None)
+            parts.append((slow.now(z, t, prompt) - goal).pow(2).mean())
+        assert_same(trainer, loss_of(step), mean(parts))
+
+
+def test_refinement_follows_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, text = torch.randn(4, 16, generator=generator), torch.randn(5, 16, generator=generator)
+    for i, row in enumerate(refined(tokens, text)):
+        weights = [math.exp(float(tokens[i] @ text[j]) / 4) for j in range(5)]
+        expected = sum(w / sum(weights) * text[j] for j, w in enumerate(weights))
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blur_keeps_the_mean_and_widens_a_point() -> None:
+    point = torch.zeros(1, 2, 9, 9)
+    point[..., 4, 4] = 1
+    wide = blurred(point, 1.0)
+    assert wide.sum().item() == pytest.approx(2.0, abs=1e-4)
+    assert wide[0, 0, 4, 4] / wide[0, 0, 4, 6] == pytest.approx(math.exp(2), rel=1e-4)
+    assert torch.equal(blurred(point, 0.0), point)
+
+
+def test_diagnostics_of_an_untouched_model(pico: DiffusersModel) -> None:
+    with stopped(pico, CONCEPT, "all_but_one", without="hard", negative=1.0) as (trainer, _):
+        with torch.no_grad():
+            for parameter in trainer.deltas.parameters():
+                parameter.zero_()
+        figures = diagnose(trainer)
+    drifts = [value for name, value in figures.items() if name.startswith("drift")]
+    residuals = [value for name, value in figures.items() if name.startswith("residual")]
+    assert drifts and max(drifts) < 1e-5
+    assert residuals == pytest.approx([2.0] * len(residuals), abs=1e-3), "g0 is away from its opposite by twice itself"
+
+
+def test_every_method_says_how_it_relates_to_its_paper() -> None:
+    for name in ("sage", "all_but_one"):
+        assert find_method(name).status == "reconstruction from the published description"
+    assert find_method("co_erasing").status == "reimplementation with corrections"
