@@ -1,0 +1,295 @@
+"""The gate that every generation passes: what it asks to be erased is on the model, or no picture comes out.
+
+The hosts print and swallow every exception of a hook and go on without it. So there are two nets. Before the work, a
+request that cannot be met interrupts the generation: no picture, and a comment that says why. While sampling, before
+*every* step and whatever script, extension or API call started it, the model is checked again; if it is not as it must
+be, the latent is replaced by an object that raises at its first use, outside of the host's safety net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from modules import errors, extra_networks, shared
+
+from erasure_core.errors import ErasureError
+from erasure_core.hosts.webui_patching import ForgePatcher, PatchFailed
+from erasure_core.hosts.webui_slots import Applied, key_of
+
+from . import places, wishes
+from .session import SESSION, checkpoint_of
+from .wishes import Wish
+
+STATE = "_concept_erasure"
+INFOTEXT, INFOTEXT_PROFILE = "Concept erasure", "Concept erasure profile"
+
+
+class Refused(ErasureError):
+    """This generation was stopped, because what it asked for could not be erased."""
+
+
+class Refusal:
+    """Stands in for a latent. Whatever the sampler does with it raises the reason."""
+
+    def __init__(self, reason: str) -> None:
+        object.__setattr__(self, "reason", reason)
+
+    def _raise(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise Refused(object.__getattribute__(self, "reason"))
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = _raise
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _raise
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        mine = next((a for a in _flat(args) if isinstance(a, Refusal)), None)
+        raise Refused("stopped" if mine is None else object.__getattribute__(mine, "reason"))
+
+
+def _flat(values: Any) -> list[Any]:
+    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+@dataclass
+class State:
+    """What is known of one generation, kept on the host's processing object.
+
+    Args:
+        panel: wishes of the panel and the XYZ plot.
+        tags: wishes of the present batch's prompt.
+        refusal: why no picture may come out, or an empty text.
+        bound: what must be on the model.
+        bound_to: the model and checkpoint that ``bound`` was matched to.
+    """
+
+    panel: list[Wish] = field(default_factory=list)
+    tags: list[Wish] = field(default_factory=list)
+    refusal: str = ""
+    bound: list[Applied] | None = None
+    bound_to: tuple[int, str] = (0, "")
+
+
+def state_of(p: Any) -> State:
+    found = p.__dict__.get(STATE)
+    if not isinstance(found, State):
+        found = p.__dict__[STATE] = State()
+    return found
+
+
+def _model_now() -> tuple[int, str]:
+    return id(shared.sd_model), checkpoint_of(shared.sd_model)
+
+
+def begin(p: Any, panel_values: Sequence[Any]) -> None:
+    """Before the work: everything that this generation asks for must be there, or no picture is made."""
+    state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
+    try:
+        state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(getattr(p, "concept_erasure_xyz", ""))]
+        for prompt in _first_prompts(p):
+            state.tags = wishes.from_prompt(prompt)
+            _match(p)
+        _note(p)
+    except Exception as error:
+        refuse(p, error)
+        shared.state.interrupted = True
+
+
+def _first_prompts(p: Any) -> list[str]:
+    """The prompts whose tags count: the first of each batch, and of each batch's hires pass."""
+    size = max(1, int(p.batch_size))
+    hires = getattr(p, "all_hr_prompts", None) if getattr(p, "enable_hr", False) else None
+    return [*p.all_prompts[::size], *(hires or [])[::size]]
+
+
+def _note(p: Any) -> None:
+    """Say in the infotext what was erased, in every generation."""
+    state, profile = state_of(p), places.profile()
+    if state.panel:
+        p.extra_generation_params[INFOTEXT] = wishes.to_text(state.panel)
+    if profile is not None:
+        p.extra_generation_params[INFOTEXT_PROFILE] = f"{places.profile_name()} {profile.digest()}"
+
+
+def refuse(p: Any, error: Exception) -> None:
+    """Remember why this generation must not show a picture, and tell the user."""
+    if not isinstance(error, ErasureError):
+        errors.report("Concept Erasure: unexpected error", exc_info=True)
+    reason = f"Concept Erasure: {error} No picture was made."
+    state_of(p).refusal = reason
+    if hasattr(p, "comment"):
+        p.comment(reason)
+
+
+def _match(p: Any) -> list[Applied]:
+    """Bind what this generation asks for to the model that is loaded now.
+
+    Raises:
+        ErasureError: something cannot be applied.
+    """
+    state, profile = state_of(p), places.profile()
+    always = SESSION.bind_profile(profile) if profile is not None else []
+    asked = [*state.panel, *state.tags]
+    # Without any wish the model need not even be of a known kind.
+    state.bound = [*always, *(SESSION.bind(asked) if asked else [])]
+    state.bound_to = _model_now()
+    return state.bound
+
+
+class EraseTag(extra_networks.ExtraNetwork):
+    """``<erase:name:strength>``. The host calls it before it reads the prompts, in every batch and in the hires pass,
+    also for prompts without the tag and for generations that run without scripts."""
+
+    def __init__(self) -> None:
+        super().__init__("erase")
+
+    def activate(self, p: Any, params_list: Sequence[Any]) -> None:
+        state = state_of(p)
+        try:
+            state.tags = [wishes.from_tag([str(item) for item in params.items]) for params in params_list]
+            bound = _match(p)
+            if _is_swapping():
+                put_on(p, bound)
+        except Exception as error:
+            refuse(p, error)
+
+    def deactivate(self, p: Any) -> None:
+        """What is on the model stays until the next generation asks for something else."""
+
+
+def _is_swapping() -> bool:
+    """Whether erasures go on before the prompts are encoded, all at once. A model that nobody asked to change is left
+    alone, of whatever kind it is."""
+    return getattr(shared.sd_model, "forge_objects", None) is None
+
+
+def put_on(p: Any, bound: list[Applied]) -> None:
+    """A1111: make the model paint with exactly these erasures."""
+    if not bound and not SESSION.touched():
+        return
+    patcher = SESSION.patcher()
+    before = _text_key(getattr(patcher, "painting", []))
+    if not patcher.in_effect(bound):
+        patcher.apply(bound)
+    patcher.painting = list(bound)
+    if _text_key(bound) != before:
+        forget_conditioning(p)
+
+
+def _text_key(bound: Sequence[Applied]) -> str:
+    return key_of([one for one in bound if one.layers(text=True)])
+
+
+def forget_conditioning(p: Any) -> None:
+    """Hosts reuse encoded prompts; those of another text encoder must not be."""
+    for holder in (p, *type(p).__mro__):
+        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+            cache = vars(holder).get(name)
+            if isinstance(cache, list):
+                cache[:] = [None] * len(cache)
+
+
+def put_on_text(p: Any) -> None:
+    """Forge family, before the prompts are encoded: change the text encoders and see that they are changed."""
+    state = state_of(p)
+    if _is_swapping() or state.refusal:
+        return
+    try:
+        bound = _bound(p)
+        text_key = _text_key(bound)
+        if getattr(shared.sd_model, "_concept_erasure_text", "") != text_key:
+            forget_conditioning(p)
+            shared.sd_model._concept_erasure_text = text_key
+        if not text_key:
+            return
+        patcher = SESSION.patcher()
+        assert isinstance(patcher, ForgePatcher)
+        forget_conditioning(p)
+        patcher.apply(bound, text=True)
+        patcher.load_text()
+        if not patcher.in_effect(bound, text=True):
+            raise PatchFailed("The host did not put the erasure on its text encoder.")
+    except Exception as error:
+        refuse(p, error)
+
+
+def put_on_unet(p: Any) -> None:
+    """Forge family, before every sampling, hires pass included: patch the network that the host will use."""
+    state = state_of(p)
+    if _is_swapping() or state.refusal:
+        return
+    try:
+        bound = _bound(p)
+        if bound:
+            patcher = SESSION.patcher()
+            patcher.apply(bound)
+            if _text_key(bound) and isinstance(patcher, ForgePatcher):
+                patcher.apply(bound, text=True)  # the hires pass encodes its own prompts
+    except Exception as error:
+        refuse(p, error)
+
+
+def _bound(p: Any) -> list[Applied]:
+    """What must be on the model now; matched anew if the host has changed its model meanwhile."""
+    state = state_of(p)
+    if state.bound is None or state.bound_to != _model_now():
+        return _match(p)
+    return state.bound
+
+
+def check_step(params: Any) -> None:
+    """Before every sampling step of every generation."""
+    p = getattr(getattr(params, "denoiser", None), "p", None)
+    try:
+        if p is None:
+            if places.profile() is not None:
+                raise Refused("This sampler does not say what it paints for, so the safety profile cannot be checked.")
+            return
+        _verify(p)
+    except Exception as error:
+        if p is not None and not state_of(p).refusal:
+            refuse(p, error)
+        reason = str(error) if p is None else state_of(p).refusal
+        params.x = Refusal(reason)
+        shared.state.textinfo = reason
+
+
+def _verify(p: Any) -> None:
+    """Raises:
+    ErasureError: the model is not as this generation needs it.
+    """
+    state = state_of(p)
+    if state.refusal:
+        raise Refused(state.refusal)
+    bound = _bound(p)
+    if not bound and not SESSION.touched():
+        return
+    patcher = SESSION.patcher()
+    if patcher.in_effect(bound):
+        return
+    if not patcher.applies_while_sampling:
+        raise PatchFailed(
+            "The erasure is not on the model that is painting. If another extension started this generation, allow it "
+            "to run the script concept_erasure (in ADetailer: Settings, 'Script names to apply')."
+        )
+    if _text_key(bound):
+        raise PatchFailed("The model was changed during the generation, after the prompts had been encoded.")
+    put_on(p, bound)
+    if not patcher.in_effect(bound):
+        raise PatchFailed("The host did not keep the erasure on its model.")
+
+
+def model_loaded(sd_model: Any) -> None:
+    """The host has read a checkpoint, maybe into a model that erasures were on, maybe in mid-generation."""
+    SESSION.model_was_loaded(sd_model)
+
+
+def leave() -> None:
+    """The extension is unloaded: the model is left as the host made it."""
+    SESSION.take_off()
+    extra_networks.extra_network_registry.pop("erase", None)
+
+
+def register() -> None:
+    extra_networks.register_extra_network(EraseTag())

@@ -1,0 +1,73 @@
+"""Where the extension keeps its files, and what the operator of this web UI allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modules import paths, shared
+
+from erasure_core.errors import ErasureError
+from erasure_core.library import Library
+from erasure_core.profile import SafetyProfile, profile_names, profile_path, read_profile
+
+NO_PROFILE = "None"
+
+
+def options() -> Any:
+    """The host's command-line options; ours are missing if the extension was enabled without a restart."""
+    return shared.cmd_opts
+
+
+def folder() -> Path:
+    """Where erasures and profiles are kept."""
+    chosen = getattr(options(), "concept_erasure_dir", None)
+    return Path(chosen) if chosen else Path(paths.models_path) / "erasures"
+
+
+def library() -> Library:
+    return Library([folder()])
+
+
+def locked_profile() -> str | None:
+    """The profile that the operator has pinned on the command line."""
+    return getattr(options(), "concept_erasure_profile", None)
+
+
+def profile_name() -> str:
+    """The profile in force, or ``NO_PROFILE``."""
+    return locked_profile() or str(getattr(shared.opts, "concept_erasure_profile", NO_PROFILE) or NO_PROFILE)
+
+
+def profile() -> SafetyProfile | None:
+    """The profile in force.
+
+    Raises:
+        ProfileFailed: it is missing or damaged: then nothing may be generated.
+    """
+    name = profile_name()
+    return None if name == NO_PROFILE else read_profile(profile_path(folder(), name))
+
+
+def profile_choices() -> list[str]:
+    return [NO_PROFILE, *profile_names(folder())]
+
+
+def allows_other_bases() -> bool:
+    return bool(getattr(shared.opts, "concept_erasure_other_base", False))
+
+
+def is_open_to_others() -> bool:
+    """Whether people beyond this machine use the web UI: then nobody deletes files or names paths."""
+    given = options()
+    return bool(getattr(given, "webui_is_non_local", False) or getattr(given, "hide_ui_dir_config", False))
+
+
+def refuse_if_open_to_others(what: str) -> None:
+    """Raises:
+    ErasureError: others use this web UI.
+    """
+    if is_open_to_others():
+        raise ErasureError(
+            f"{what} is switched off, because this web UI is open to others; do it on the machine itself."
+        )

@@ -1,0 +1,103 @@
+"""What a generation asks to be erased: by panel, by prompt tag, by XYZ plot. No host in here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erasure_core.errors import InvalidSettings
+from erasure_core.library import SUFFIX
+
+TAG = re.compile(r"<erase:([^>]+)>")
+SLOTS = 4
+"""Erasures that the panel can hold; the prompt can name more."""
+MAX_STRENGTH = 4.0
+NONE = "None"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Args:
+    name: of the file, without suffix.
+    unet: strength for the diffusion network.
+    text: strength for the text encoders.
+
+    Raises:
+        InvalidSettings: a strength that is no number or out of range.
+    """
+
+    name: str
+    unet: float = 1.0
+    text: float = 1.0
+
+    def __post_init__(self) -> None:
+        for strength in (self.unet, self.text):
+            if not math.isfinite(strength) or not 0 <= strength <= MAX_STRENGTH:
+                raise InvalidSettings(f"The strength of {self.name!r} is {strength}; allowed is 0 to {MAX_STRENGTH:g}.")
+
+    @property
+    def file(self) -> str:
+        return self.name + SUFFIX
+
+    def __str__(self) -> str:
+        same = f"{self.name}:{self.unet:g}"
+        return same if self.text == self.unet else f"{same}:{self.text:g}"
+
+
+def from_tag(items: Sequence[str]) -> Wish:
+    """A tag's parts: ``<erase:name>``, ``<erase:name:0.8>``, ``<erase:name:0.8:0>`` or with ``unet=`` and ``te=``.
+
+    Raises:
+        InvalidSettings: no name, or something that is no strength.
+    """
+    named = dict(item.split("=", 1) for item in items if "=" in item)
+    plain = [item.strip() for item in items if "=" not in item]
+    if not plain or not plain[0] or len(plain) > 3 or set(named) - {"unet", "te"}:
+        raise InvalidSettings(f"<erase:{':'.join(items)}> cannot be read; write <erase:name:strength>.")
+    unet = _number(named.get("unet", plain[1] if len(plain) > 1 else "1"), items)
+    text = _number(named.get("te", plain[2] if len(plain) > 2 else str(unet)), items)
+    return Wish(plain[0].removesuffix(SUFFIX), unet, text)
+
+
+def from_prompt(prompt: str) -> list[Wish]:
+    """All tags of a prompt; raises as ``from_tag``."""
+    return [from_tag(found.split(":")) for found in TAG.findall(prompt)]
+
+
+def from_panel(values: Sequence[Any]) -> list[Wish]:
+    """The panel's values: whether it is on, then name and strength for each slot. Missing ones count as empty.
+
+    Raises:
+        InvalidSettings: a value of the wrong kind, as an API user may send.
+    """
+    if not values or not values[0]:
+        return []
+    wishes = []
+    for place in range(SLOTS):
+        pair = list(values[1 + 2 * place : 3 + 2 * place])
+        if pair and pair[0] not in (None, "", NONE):
+            if not isinstance(pair[0], str):
+                raise InvalidSettings(f"The panel names {pair[0]!r}, which is not the name of an erasure.")
+            strength = _number(pair[1] if len(pair) > 1 else 1.0, [pair[0]])
+            wishes.append(Wish(pair[0].removesuffix(SUFFIX), strength, strength))
+    return wishes
+
+
+def from_text(text: str) -> list[Wish]:
+    """Inverse of ``to_text``; raises as ``from_tag``."""
+    return [from_tag(part.strip().split(":")) for part in text.split(",") if part.strip()]
+
+
+def to_text(wishes: Iterable[Wish]) -> str:
+    """For the infotext."""
+    return ", ".join(str(wish) for wish in wishes)
+
+
+def _number(value: Any, items: Sequence[str]) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidSettings(f"{value!r} in <erase:{':'.join(items)}> is not a strength.") from error

@@ -1,0 +1,37 @@
+"""An axis for the host's XYZ plot: erasures by name and strength."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from modules import scripts
+
+from . import wishes
+from .panel import choices
+
+LABEL = "[Concept Erasure] name:strength"
+
+
+def register() -> None:
+    """Add the axis once; a reload of the UI loads the plot's module anew."""
+    for module in _plots():
+        if not any(option.label == LABEL for option in module.axis_options):
+            module.axis_options.append(module.AxisOption(LABEL, str, _apply, confirm=_confirm, choices=choices))
+
+
+def _plots() -> list[Any]:
+    loaded = [data.module for data in scripts.scripts_data]
+    loaded += [module for name, module in sys.modules.items() if name.endswith("xyz_grid")]
+    return [module for module in loaded if hasattr(module, "axis_options") and hasattr(module, "AxisOption")]
+
+
+def _apply(p: Any, value: str, values: Any) -> None:
+    p.concept_erasure_xyz = "" if value == wishes.NONE else value
+
+
+def _confirm(p: Any, values: list[str]) -> None:
+    """Say before the whole plot that a value cannot be read."""
+    for value in values:
+        if value != wishes.NONE:
+            wishes.from_text(value)

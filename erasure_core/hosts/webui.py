@@ -1,0 +1,193 @@
+"""The model that AUTOMATIC1111, Forge, Forge classic, reForge or Forge Neo has loaded.
+
+A1111 keeps an LDM model and merges LoRAs lazily into its weights; the Forge family keeps a UNet and patchers around it.
+Both run the UNet in the original layout, so that one adapter serves them. Everything that differs is in ``LdmHost`` and
+``ForgeHost``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..delta import weight_of
+from ..errors import ModelError
+from ..model import Conditioning
+from ..schedule import NoiseSchedule
+from .ldm_modules import canonical_unet_names
+from .webui_hosts import ForgeHost, LdmHost, host_of
+from .webui_text import TextSide, is_layer, text_sides
+from .webui_training import OutOfPlace, frozen, make_normal, recomputing
+
+LATENT_SIDE = {"sd1": 64, "sd2": 64, "sdxl": 128}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DECODED_AT_ONCE = 64 * 64
+"""Latent pixels decoded in one call."""
+
+
+class WebuiModel:
+    """A ``PromptModel`` and ``PictureModel`` around a web UI's loaded model.
+
+    Args:
+        sd_model: ``modules.shared.sd_model``.
+        latent_side: side of the square latents to train on; by default that of the family.
+
+    Raises:
+        ModelError: no model is loaded, or its kind is not supported.
+    """
+
+    def __init__(self, sd_model: Any, latent_side: int | None = None) -> None:
+        self.sd_model = sd_model
+        self.host: LdmHost | ForgeHost = host_of(sd_model)
+        self.unet = self.host.unet
+        self.family = _family(sd_model, self.unet)
+        self.texts: list[TextSide] = text_sides(sd_model)
+        self.schedule: NoiseSchedule = self.host.schedule()
+        side = latent_side or LATENT_SIDE[self.family]
+        self.latent_shape = (4, side, side)
+        parameter = next(p for p in self.unet.parameters() if p.dim() > 1)
+        self.device, self.dtype = self.host.device(parameter.device), parameter.dtype
+        self._layers: dict[str, nn.Module] | None = None
+
+    @property
+    def title(self) -> str:
+        """The checkpoint's name for people."""
+        info = getattr(self.sd_model, "sd_checkpoint_info", None)
+        return str(getattr(info, "name_for_extra", None) or getattr(info, "title", "unnamed"))
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self.texts[0].tokenize(prompts)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.texts[0].detokenize(ids)
+
+    def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
+        return [side.rows(rows).to(self.device) for side in self.texts], tuple(len(row) + 1 for row in rows)
+
+    def token_tables(self) -> list[Tensor]:
+        return [side.table for side in self.texts]
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        rows, ends = self.token_rows(self.tokenize(prompts))
+        return self._encode(rows, ends)
+
+    def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
+        with ExitStack() as stack:
+            for side, vectors in zip(self.texts, embeddings, strict=True):
+                stack.enter_context(side.reading(vectors))
+            return self._encode([side.placed(ends).to(self.device) for side in self.texts], tuple(ends))
+
+    def _encode(self, rows: Sequence[Tensor], ends: tuple[int, ...]) -> Conditioning:
+        self.host.text_ready()
+        contexts, pooled = [], None
+        with self._precision():
+            for side, ids in zip(self.texts, rows, strict=True):
+                context, pooled = side.encode(ids)
+                contexts.append(context.to(self.device))
+        return Conditioning(torch.cat(contexts, dim=-1).float(), ends, None if pooled is None else pooled.float())
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.host.unet_ready()
+        extra: dict[str, Any] = self.host.unet_options()
+        if conditioning.pooled is not None:
+            extra["y"] = torch.cat([conditioning.pooled, _size_features(latents)], dim=1).to(self.dtype)
+        with self._precision(), OutOfPlace():
+            out = self.unet(latents.to(self.dtype), t, context=conditioning.context.to(self.dtype), **extra)
+        prediction: Tensor = out
+        return prediction.float()
+
+    def _precision(self) -> Any:
+        """The host's own half precision: masters of the deltas stay float32."""
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=self.dtype if half else torch.bfloat16, enabled=half)
+
+    def layers(self) -> dict[str, nn.Module]:
+        if self._layers is None:
+            paths = {path: layer for path, layer in self.unet.named_modules() if is_layer(layer)}
+            names = canonical_unet_names(path for path, _ in self.unet.named_modules() if path)
+            self._layers = {f"unet.{names[path]}": layer for path, layer in paths.items() if path in names}
+            for side in self.texts:
+                self._layers |= dict(side.layers())
+        return self._layers
+
+    def base_weight(self, name: str) -> Tensor:
+        return self.host.base_parameter(self.layers()[name], "weight")
+
+    def weight(self, name: str) -> Tensor:
+        return weight_of(self.layers()[name])
+
+    def other_parameters(self) -> dict[str, Tensor]:
+        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
+        names = canonical_unet_names(path for path, _ in self.unet.named_modules() if path)
+        weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers()}
+        found = {
+            f"{names[path]}.{leaf}": parameter
+            for path, leaf, parameter in ((*key.rpartition(".")[::2], p) for key, p in self.unet.named_parameters())
+            if path in names
+        }
+        return {name: parameter for name, parameter in found.items() if name not in weights}
+
+    @contextmanager
+    def trainable(self, checkpointing: bool = False) -> Iterator[None]:
+        """As of ``LoadedModel``; the host's LoRAs and our erasures are taken off first.
+
+        Raises:
+            ModelError: a state of the host in which training would be wrong; nothing was changed.
+        """
+        self._check_trainable()
+        self.host.clean()
+        networks = [self.unet, *(side.network for side in self.texts)]
+        with torch.inference_mode(False), torch.enable_grad():
+            self.host.text_ready()
+            self.host.unet_ready()
+            make_normal(networks)
+            with frozen(networks), ExitStack() as stack:
+                if checkpointing:
+                    stack.enter_context(recomputing(self.unet))
+                yield
+
+    def _check_trainable(self) -> None:
+        reason = self.host.untrainable()
+        weights = [p for p in self.unet.parameters() if p.dim() > 1]
+        kinds = {p.dtype for p in weights}
+        if not kinds <= set(FLOATS) or any(hasattr(p, "gguf_cls") or hasattr(p, "bnb_quantized") for p in weights):
+            reason = "its weights are quantised; load it in 16 or 32 bits"
+        elif len({p.device for p in weights}) > 1:
+            reason = "its weights lie on several devices; start the web UI without low-memory options"
+        elif "forward" in self.unet.__dict__:
+            reason = "another extension has replaced its forward function; disable that extension"
+        if reason:
+            raise ModelError(f"The loaded model cannot be trained now: {reason}.")
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        # A few at a time: decoding needs far more memory than denoising.
+        pieces = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
+        pictures = torch.cat([self.host.decode(piece).float().cpu() for piece in pieces])
+        return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _family(sd_model: Any, unet: nn.Module) -> str:
+    families = [family for family in ("sdxl", "sd2", "sd1") if getattr(sd_model, f"is_{family}", False)]
+    first = next((p for p in unet.parameters() if p.dim() == 4), None)
+    if not families or first is None or not hasattr(unet, "input_blocks"):
+        raise ModelError(
+            "The loaded model is of a kind that is not supported; load an SD1.x, SD2.x or SDXL checkpoint."
+        )
+    if first.shape[1] != 4:
+        raise ModelError("The loaded model is an inpainting or depth model; load one that reads 4 channels.")
+    return families[0]
+
+
+def _size_features(latents: Tensor) -> Tensor:
+    """SDXL's size conditioning [B, 1536]: sines of original size, crop and target size (Podell et al. 2023)."""
+    height, width = (8 * side for side in latents.shape[-2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=torch.float32)
+    rates = torch.exp(-math.log(10000) * torch.arange(128, device=latents.device) / 128)
+    angles = sizes[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=1).flatten().expand(len(latents), -1)

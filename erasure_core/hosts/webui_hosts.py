@@ -1,0 +1,201 @@
+"""What A1111 and the Forge family do differently with a loaded model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..schedule import NoiseSchedule
+from .webui_swap import lora_module, original_of, restore_all
+
+
+def host_of(sd_model: Any) -> LdmHost | ForgeHost:
+    """The host's ways with this model.
+
+    Raises:
+        ModelError: no model is loaded.
+    """
+    if getattr(sd_model, "forge_objects", None) is not None:
+        return ForgeHost(sd_model)
+    if isinstance(getattr(getattr(sd_model, "model", None), "diffusion_model", None), nn.Module):
+        return LdmHost(sd_model)
+    raise ModelError("No model is loaded yet; choose a checkpoint and generate a picture, then try again.")
+
+
+class LdmHost:
+    """A1111: an LDM or SGM model whose Lora extension merges into the weights at each module's next forward."""
+
+    def __init__(self, sd_model: Any) -> None:
+        self.sd_model = sd_model
+        unet = sd_model.model.diffusion_model
+        assert isinstance(unet, nn.Module)
+        self.unet: nn.Module = unet
+
+    def unet_now(self) -> Any:
+        """The UNet that the model holds now; a host may exchange it."""
+        return self.sd_model.model.diffusion_model
+
+    def device(self, weights: torch.device) -> torch.device:
+        return weights
+
+    def schedule(self) -> NoiseSchedule:
+        model = self.sd_model
+        # alphas_cumprod may be down-cast or rescaled by settings; the original is what the model was trained with.
+        alphas = getattr(model, "alphas_cumprod_original", None)
+        return NoiseSchedule.from_alphas_cumprod(
+            model.alphas_cumprod if alphas is None else alphas, _prediction(getattr(model, "parameterization", "eps"))
+        )
+
+    def unet_options(self) -> dict[str, Any]:
+        return {}
+
+    def text_ready(self) -> None:
+        """A1111 without low-memory options has everything in place."""
+
+    def unet_ready(self) -> None:
+        """As ``text_ready``."""
+
+    def clean(self) -> None:
+        """Take LoRAs and erasures off all layers."""
+        lora = lora_module()
+        if lora is not None:
+            lora.load_networks([], [], [], [])
+        restore_all(self.sd_model)
+
+    def base_parameter(self, module: nn.Module, leaf: str) -> Tensor:
+        return original_of(module, leaf)
+
+    def untrainable(self) -> str:
+        """Why training would be wrong now, or an empty text."""
+        from modules import sd_unet, shared
+
+        if getattr(self.sd_model, "lowvram", False):
+            return "the web UI runs with --medvram or --lowvram; start it without"
+        if sd_unet.current_unet is not None:
+            return "an alternative UNet is active; choose 'Automatic' or 'None' under Settings, SD Unet"
+        if shared.loaded_hypernetworks:
+            return "a hypernetwork is loaded; remove it from the prompt and generate once"
+        return ""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] from -1 to 1."""
+        from modules import devices
+
+        with devices.without_autocast():
+            pictures: Tensor = self.sd_model.decode_first_stage(latents.to(devices.dtype_vae))
+        return pictures
+
+
+class ForgeHost:
+    """Forge and its descendants: a UNet wrapped by patchers, moved to the device when it is needed."""
+
+    def __init__(self, sd_model: Any) -> None:
+        self.sd_model = sd_model
+        network = sd_model.forge_objects.unet.model.diffusion_model
+        assert isinstance(network, nn.Module)
+        self.unet: nn.Module = network
+
+    def unet_now(self) -> Any:
+        """The UNet that the model holds now."""
+        return self.sd_model.forge_objects.unet.model.diffusion_model
+
+    def device(self, weights: torch.device) -> torch.device:
+        # Weights may rest in main memory; what counts is where they will be when they are used.
+        return torch.device(self.sd_model.forge_objects_original.unet.load_device)
+
+    def schedule(self) -> NoiseSchedule:
+        k_model = self.sd_model.forge_objects.unet.model
+        sampling: Any = getattr(k_model, "predictor", None)
+        if sampling is None:
+            sampling = k_model.model_sampling
+            kind = str(getattr(getattr(k_model, "model_type", None), "name", "EPS"))
+        else:
+            kind = str(sampling.prediction_type)
+        sigmas = torch.as_tensor(sampling.sigmas).detach().double().cpu()
+        return NoiseSchedule.from_alphas_cumprod(1 / (sigmas**2 + 1), _prediction(kind))
+
+    def unet_options(self) -> dict[str, Any]:
+        # Forge writes into this dictionary, whose default all calls share.
+        return {"transformer_options": {}}
+
+    def load(self, patcher: Any) -> None:
+        """Have the host put a patcher's model, with its patches, where it will run."""
+        _memory().load_model_gpu(patcher)
+
+    def text_ready(self) -> None:
+        self.load(self.sd_model.forge_objects_original.clip.patcher)
+
+    def unet_ready(self) -> None:
+        self.load(self.sd_model.forge_objects_original.unet)
+
+    def clean(self) -> None:
+        """Take every patch off the weights; the host puts those it needs back at its next generation."""
+        for patcher in (self.sd_model.forge_objects_original.unet, self.sd_model.forge_objects_original.clip.patcher):
+            loader = getattr(patcher, "lora_loader", None)
+            if loader is not None:
+                loader.refresh(lora_patches={}, offload_device=patcher.offload_device)
+        if not hasattr(self.sd_model.forge_objects_original.unet, "lora_loader"):
+            _memory().unload_all_models()
+
+    def base_parameter(self, module: nn.Module, leaf: str) -> Tensor:
+        weight = self._backups().get((id(module), leaf))
+        return weight if weight is not None else _parameter(module, leaf)
+
+    def _backups(self) -> dict[tuple[int, str], Tensor]:
+        """Original values of the weights that are patched now."""
+        found: dict[tuple[int, str], Tensor] = {}
+        for root, backup in self._backup_tables():
+            modules = dict(root.named_modules())
+            for key, weight in backup.items():
+                path, _, leaf = key.rpartition(".")
+                if path in modules:
+                    found[(id(modules[path]), leaf)] = getattr(weight, "weight", weight)
+        return found
+
+    def _backup_tables(self) -> list[tuple[nn.Module, dict[str, Any]]]:
+        originals = self.sd_model.forge_objects_original
+        roots = [originals.unet.model, originals.clip.patcher.model]
+        loaders = [(root, root.lora_loader.backup) for root in roots if hasattr(root, "lora_loader")]
+        if loaders:
+            return loaders
+        loaded = [entry.model for entry in _memory().current_loaded_models]
+        return [(p.model, p.backup) for p in loaded if p is not None and any(p.model is root for root in roots)]
+
+    def untrainable(self) -> str:
+        """Why training would be wrong now, or an empty text."""
+        return ""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] from -1 to 1."""
+        pictures: Tensor = self.sd_model.decode_first_stage(latents)
+        return pictures
+
+
+def _memory() -> Any:
+    """The module that moves models, by whichever name the host gives it."""
+    for name in ("backend.memory_management", "ldm_patched.modules.model_management"):
+        if name in sys.modules:
+            return sys.modules[name]
+    raise ModelError("This host manages its models in an unknown way; update this extension.")
+
+
+def _parameter(module: nn.Module, leaf: str) -> Tensor:
+    parameter = module._parameters[leaf]
+    assert parameter is not None
+    return parameter
+
+
+def _prediction(name: str) -> str:
+    """Our name of a host's prediction type.
+
+    Raises:
+        ModelError: a type that no UNet of a supported family has.
+    """
+    names = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+    if name.lower() not in names:
+        raise ModelError(f"The loaded model predicts {name!r}; only epsilon and v-prediction models are supported.")
+    return names[name.lower()]

@@ -1,0 +1,210 @@
+"""Putting erasures on a web UI's model for a generation, and knowing whether they are on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .webui import WebuiModel
+from .webui_hosts import ForgeHost
+from .webui_slots import Applied, PatchView, Slot, key_of, summed
+from .webui_swap import exchange, exchanged, forget_all, restore, without_lora
+
+MIN_EFFECT = 1e-3
+"""Least share of a change that must be found in a patched weight; half precision rounds far less away."""
+
+
+class PatchFailed(ModelError):
+    """An erasure did not get onto the model; no picture may be made."""
+
+
+@dataclass
+class _State:
+    """What was put on a model: the key of the request, the checkpoint it was for, and our parameters."""
+
+    key: str
+    checkpoint: str
+    places: list[tuple[nn.Module, str, nn.Parameter]]
+
+
+class SwapPatcher:
+    """A1111: exchanges parameters of the loaded model, which stay until the next request differs."""
+
+    applies_while_sampling = True
+
+    def __init__(self, model: WebuiModel) -> None:
+        self.model, self.view = model, PatchView(model)
+        self.state: _State | None = None
+        self.painting: list[Applied] = []
+        """What the last generation asked for."""
+
+    def _checkpoint(self) -> str:
+        return str(getattr(self.model.sd_model, "sd_model_checkpoint", ""))
+
+    def apply(self, wanted: Sequence[Applied]) -> None:
+        """Make the model paint with exactly these erasures."""
+        if self.in_effect(wanted):
+            return
+        self.clear()
+        places = []
+        for text in (False, True):
+            for slot, change in summed(wanted, self.view.slots, text):
+                places.append((slot.module, slot.leaf, exchange(slot.module, slot.leaf, slot.owner, change)))
+        self.state = _State(key_of(wanted), self._checkpoint(), places)
+
+    def in_effect(self, wanted: Sequence[Applied]) -> bool:
+        """Whether exactly these erasures are on the model now. Cheap: asked at every sampling step."""
+        key = key_of(wanted)
+        if self.state is None:
+            return not key
+        same = self.state.key == key and self.state.checkpoint == self._checkpoint()
+        return same and all(module._parameters.get(leaf) is ours for module, leaf, ours in self.state.places)
+
+    def clear(self) -> None:
+        """Put the host's own parameters back."""
+        owners = {(id(slot.module), slot.leaf): slot.owner for slot in self.view.slots.values()}
+        for module, leaf, _ in self.state.places if self.state else ():
+            if exchanged(module, leaf) is not None:
+                without_lora(owners[id(module), leaf])
+            restore(module, leaf)
+        self.state = None
+
+    def forget(self) -> None:
+        """The host has loaded another checkpoint into the same parameters: what was kept is of the old one."""
+        forget_all(self.model.sd_model.modules())
+        self.state = None
+
+
+class ForgePatcher:
+    """The Forge family: patches on clones of the host's patchers, renewed for every sampling."""
+
+    applies_while_sampling = False
+
+    def __init__(self, model: WebuiModel) -> None:
+        assert isinstance(model.host, ForgeHost)
+        self.model, self.host, self.view = model, model.host, PatchView(model)
+        self._sums: dict[bool, tuple[str, list[tuple[Slot, Tensor]]]] = {}
+        self._cache: dict[bool, tuple[Any, str, Any]] = {}
+        self._checked: dict[bool, list[tuple[nn.Module, str, Tensor]]] = {}
+
+    @property
+    def objects(self) -> Any:
+        return self.model.sd_model.forge_objects
+
+    def apply(self, wanted: Sequence[Applied], text: bool = False) -> None:
+        """Put one side's changes on the patchers that the host will use next.
+
+        Raises:
+            PatchFailed: the host does not know one of the layers.
+        """
+        changes, key = self._changes(wanted, text), key_of(wanted)
+        if not changes:
+            return
+        base = self.objects.clip if text else self.objects.unet
+        cached = self._cache.get(text)
+        if cached is None or cached[0] is not base or cached[1] != key:
+            clone = base.clone()
+            _add(clone.patcher if text else clone, changes, f"concept-erasure-{key}-{'text' if text else 'unet'}")
+            cached = (base, key, clone)
+            self._cache[text] = cached
+        if text:
+            self.objects.clip = cached[2]
+        else:
+            self.objects.unet = cached[2]
+
+    def in_effect(self, wanted: Sequence[Applied], text: bool = False) -> bool:
+        """Whether the weights that the host computes with now hold these changes.
+
+        The first question after a patching compares the weights with the host's backup of the originals; the following
+        ones only whether they are still the same objects.
+        """
+        changes = summed(wanted, self.view.slots, text)
+        if not changes:
+            return True
+        side = self.objects.clip.patcher if text else self.objects.unet
+        cached = self._cache.get(text)
+        if (
+            cached is None
+            or cached[1] != key_of(wanted)
+            or not _descends(side, cached[2].patcher if text else cached[2])
+        ):
+            return False
+        seen = self._checked.get(text)
+        # After another generation the host may have patched anew: then the weights are others, and checked again.
+        if seen is not None and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
+            return True
+        if not all(self._holds(slot, change) for slot, change in changes):
+            return False
+        self._checked[text] = [(slot.module, slot.leaf, _now(slot)) for slot, _ in changes]
+        return True
+
+    def _changes(self, wanted: Sequence[Applied], text: bool) -> list[tuple[Slot, Tensor]]:
+        key, cached = key_of(wanted), self._sums.get(text)
+        if cached is None or cached[0] != key:
+            cached = self._sums[text] = (key, summed(wanted, self.view.slots, text))
+        return cached[1]
+
+    @torch.no_grad()
+    def _holds(self, slot: Slot, change: Tensor) -> bool:
+        """Whether a weight differs from its backup along the change. LoRAs may add to it, but hardly cancel it."""
+        now, before = _now(slot), self.host.base_parameter(slot.module, slot.leaf)
+        if now is before:
+            return not change.any()
+        moved = now.detach().float().cpu() - before.detach().float().cpu()
+        return bool((moved * change).sum() >= MIN_EFFECT * change.square().sum() and moved.any())
+
+    def clear(self) -> None:
+        """Nothing of ours outlives a generation but caches; the host takes its patches off by itself."""
+        self._sums, self._cache, self._checked = {}, {}, {}
+
+    forget = clear
+
+    def load_text(self) -> None:
+        """Have the host put the text encoder, as it is patched now, where it will run."""
+        self.host.load(self.objects.clip.patcher)
+
+
+def patcher_for(model: WebuiModel) -> SwapPatcher | ForgePatcher:
+    return ForgePatcher(model) if isinstance(model.host, ForgeHost) else SwapPatcher(model)
+
+
+def _now(slot: Slot) -> Tensor:
+    weight = slot.module._parameters[slot.leaf]
+    assert weight is not None
+    return weight
+
+
+def _add(patcher: Any, changes: Sequence[tuple[Slot, Tensor]], name: str) -> None:
+    """Add the changes to a patcher by the host's names.
+
+    Raises:
+        PatchFailed: the host did not accept all of them.
+    """
+    paths = {id(module): path for path, module in patcher.model.named_modules()}
+    missing = [slot for slot, _ in changes if id(slot.module) not in paths]
+    if missing:
+        raise PatchFailed("The host's patcher does not hold a layer that the erasure changes; update this extension.")
+    patches = {f"{paths[id(slot.module)]}.{slot.leaf}": ("diff", (change,)) for slot, change in changes}
+    options: dict[str, Any] = {"patches": patches, "strength_patch": 1.0, "strength_model": 1.0}
+    if "filename" in inspect.signature(patcher.add_patches).parameters:
+        options["filename"] = name
+    taken = set(patcher.add_patches(**options))
+    if taken != set(patches):
+        raise PatchFailed(f"The host accepted {len(taken)} of {len(patches)} changes of the erasure.")
+
+
+def _descends(side: Any, ours: Any) -> bool:
+    """Whether a patcher is ours or a clone that another extension made of it."""
+    if side is ours:
+        return True
+    if hasattr(ours, "lora_patches"):
+        return side.model is ours.model and set(ours.lora_patches) <= set(side.lora_patches)
+    return side.model is ours.model and all(
+        any(patch in side.patches.get(key, []) for patch in wanted) for key, wanted in ours.patches.items()
+    )

@@ -1,0 +1,137 @@
+"""Where each canonical layer's weight lives in a web UI's model: a parameter, or some rows of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..delta import DeltaSet
+from ..layers import is_text
+from .webui import WebuiModel
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Args:
+    module: holds the parameter.
+    leaf: its name there.
+    owner: the module that A1111's Lora extension keeps its state on.
+    rows: first and last row of a joined weight, or ``None`` for all of it.
+    """
+
+    module: nn.Module
+    leaf: str
+    owner: nn.Module
+    rows: tuple[int, int] | None = None
+
+
+class Rows(nn.Module):
+    """Looks like a linear layer, but is part of a joined weight: open_clip keeps query, key and value in one."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self.slot = [slot]  # in a list, so that the slot's modules do not become children
+
+    @property
+    def weight(self) -> Tensor:
+        slot = self.slot[0]
+        whole = slot.module._parameters[slot.leaf]
+        assert whole is not None
+        return whole if slot.rows is None else whole[slice(*slot.rows)]
+
+
+class PatchView:
+    """A loaded model as far as ``StoredErasure.bind`` needs it, with all layers that can be *patched*.
+
+    ``WebuiModel.layers`` has only those that can also be trained: whose forward the host calls.
+    """
+
+    def __init__(self, model: WebuiModel) -> None:
+        self.model = model
+        self.family = model.family
+        self.device = CPU
+        self.slots = {name: Slot(layer, "weight", layer) for name, layer in model.layers().items()}
+        self._layers: dict[str, nn.Module] = dict(model.layers())
+        for name, slot in _attention_slots(model).items():
+            self.slots[name] = slot
+            self._layers[name] = Rows(slot)
+
+    def layers(self) -> dict[str, nn.Module]:
+        return self._layers
+
+    def base_weight(self, name: str) -> Tensor:
+        slot = self.slots[name]
+        whole = self.model.host.base_parameter(slot.module, slot.leaf)
+        return whole if slot.rows is None else whole[slice(*slot.rows)]
+
+
+def _attention_slots(model: WebuiModel) -> dict[str, Slot]:
+    """The attention layers of open_clip text encoders by canonical name."""
+    found: dict[str, Slot] = {}
+    for side in model.texts:
+        for path, module in side.network.named_modules() if side.is_open_clip else ():
+            if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+                out = side.canonical(f"{path}.out_proj")
+                assert out is not None
+                stem, width = out.removesuffix("out_proj"), module.embed_dim
+                for place, part in enumerate(("q_proj", "k_proj", "v_proj")):
+                    rows = (place * width, (place + 1) * width)
+                    found[stem + part] = Slot(module, "in_proj_weight", module, rows)
+                found[out] = Slot(module.out_proj, "weight", module)
+    return found
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One erasure bound to a model.
+
+    Args:
+        label: name for people.
+        digest: of the file's content.
+        deltas: changes by canonical layer name.
+        unet: strength for the diffusion network.
+        text: strength for the text encoders.
+    """
+
+    label: str
+    digest: str
+    deltas: DeltaSet
+    unet: float = 1.0
+    text: float = 1.0
+
+    def strength(self, layer: str) -> float:
+        return self.text if is_text(layer) else self.unet
+
+    def layers(self, text: bool) -> list[str]:
+        """The layers of one side that it changes at its strengths."""
+        return [name for name in self.deltas if is_text(name) == text and self.strength(name) != 0]
+
+
+def key_of(wanted: Sequence[Applied]) -> str:
+    """What decides which weights result; empty if nothing is changed."""
+    parts = [f"{one.digest}:{one.unet!r}:{one.text!r}" for one in wanted if one.layers(True) or one.layers(False)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else ""
+
+
+@torch.no_grad()
+def summed(wanted: Sequence[Applied], slots: Mapping[str, Slot], text: bool) -> list[tuple[Slot, Tensor]]:
+    """The whole change of every touched parameter of one side, float32 on the CPU, at its strengths added up."""
+    totals: dict[tuple[int, str], tuple[Slot, Tensor]] = {}
+    for one in wanted:
+        for name in one.layers(text):
+            slot = slots[name]
+            parameter = slot.module._parameters[slot.leaf]
+            assert parameter is not None
+            place = (id(slot.module), slot.leaf)
+            if place not in totals:
+                totals[place] = (slot, torch.zeros(parameter.shape))
+            part = totals[place][1] if slot.rows is None else totals[place][1][slice(*slot.rows)]
+            with torch.autocast("cpu", enabled=False):  # hosts call us inside their own half precision
+                part += one.strength(name) * one.deltas[name].change().detach().view(part.shape)
+    return list(totals.values())

@@ -1,0 +1,298 @@
+"""A web UI without a web UI: a pico model in A1111's or Forge's shape, and the host's modules as far as we call them.
+
+The fakes copy the behaviour that makes the hosts dangerous: exceptions of hooks are swallowed, LoRAs are merged lazily
+and left in place, a checkpoint of the same architecture is copied into the same parameters, patched weights stay.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.naming import ldm_paths
+
+
+class LdmUnet(nn.Module):
+    """diffusers' layers under LDM's module paths. The layers are the same objects, so that all that is done to them
+    shows in the prediction."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.inner = [unet]  # in a list, so that its names do not show
+        named = {path: module for path, module in unet.named_modules() if module._parameters}
+        for name, path in ldm_paths(named).items():
+            self._place(path.split("."), named[name])
+
+    def _place(self, parts: list[str], module: nn.Module) -> None:
+        parent: nn.Module = self
+        for part in parts[:-1]:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]  # type: ignore[assignment]
+        parent.add_module(parts[-1], module)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
+        return self.inner[0](x, timesteps, context, return_dict=False)[0]
+
+
+class Engine:
+    """The host's text object: what ``FrozenCLIPEmbedderWithCustomWords`` and Forge's engine have in common."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any) -> None:
+        self.wrapped = types.SimpleNamespace(transformer=_prefixed(encoder), tokenizer=tokenizer)
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.id_start, self.id_end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.id_pad = tokenizer.pad_token_id
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, truncation=False, add_special_tokens=False)["input_ids"]
+
+    def encode_with_transformers(self, tokens: Tensor) -> Tensor:
+        return self.encoder(tokens).last_hidden_state
+
+
+def _prefixed(encoder: nn.Module) -> nn.Module:
+    """transformers 5 dropped ``text_model.``; A1111's transformers have it."""
+    if hasattr(encoder, "text_model"):
+        return encoder
+    outer = nn.Module()
+    outer.text_model = encoder
+    return outer
+
+
+class Checkpoint:
+    def __init__(self, name: str) -> None:
+        self.filename = self.title = self.name_for_extra = name
+
+
+class SdModel(nn.Module):
+    """What A1111 has in ``shared.sd_model``."""
+
+    is_sd1, is_sd2, is_sdxl, parameterization = True, False, False, "eps"
+
+    def __init__(self, source: DiffusersModel, name: str = "one.safetensors") -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.diffusion_model = LdmUnet(source.unet)
+        self.cond_stage_model = Engine(source.text_encoders[0], source.tokenizers[0])
+        self.alphas_cumprod = self.alphas_cumprod_original = source.schedule.signal.double() ** 2
+        self.sd_checkpoint_info, self.sd_model_checkpoint = Checkpoint(name), name
+        self.text = source.text_encoders[0]
+
+    def load(self, state: dict[str, Tensor], name: str) -> None:
+        """Another checkpoint of the same architecture: copied into the same Parameter objects, as A1111 does."""
+        self.load_state_dict(state)
+        self.sd_checkpoint_info, self.sd_model_checkpoint = Checkpoint(name), name
+
+
+class Lora:
+    """A1111's Lora extension (module ``networks``): merges at the layer's forward, leaves the merge."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, dict[nn.Module, Tensor]]] = []
+
+    def load_networks(self, names: list[Any], *strengths: list[float]) -> None:
+        self.loaded = [(name, change) for name, change in names]
+
+    @torch.no_grad()
+    def network_restore_weights_from_backup(self, module: Any) -> None:
+        backup = getattr(module, "network_weights_backup", None)
+        if backup is not None:
+            module.weight.copy_(backup)
+
+    def network_reset_cached_weight(self, module: Any) -> None:
+        module.network_current_names, module.network_weights_backup = (), None
+
+    @torch.no_grad()
+    def before_forward(self, module: Any, inputs: Any) -> None:
+        """Stands for the patched ``Linear.forward``."""
+        wanted = tuple(name for name, _ in self.loaded)
+        if getattr(module, "network_weights_backup", None) is None and wanted:
+            module.network_weights_backup = module.weight.detach().clone()
+        if getattr(module, "network_current_names", ()) != wanted:
+            self.network_restore_weights_from_backup(module)
+            for _, changes in self.loaded:
+                if module in changes:
+                    module.weight.add_(changes[module])
+            module.network_current_names = wanted
+
+    def attach(self, root: nn.Module) -> None:
+        for module in root.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.network_layer_name = "known"
+                module.register_forward_pre_hook(self.before_forward)
+
+
+class Patcher:
+    """Forge's ``ModelPatcher`` and its loader: patched weights stay until other patches are asked for."""
+
+    load_device = offload_device = torch.device("cpu")
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.lora_patches: dict[Any, dict[str, Any]] = {}
+        if not hasattr(model, "lora_loader"):
+            model.lora_loader = Loader(model)
+        self.lora_loader = model.lora_loader
+        self.refuses: set[str] = set()
+
+    def clone(self) -> Patcher:
+        other = Patcher(self.model)
+        other.lora_patches, other.refuses = dict(self.lora_patches), self.refuses
+        return other
+
+    def add_patches(
+        self, *, filename: str, patches: dict[str, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> set[str]:
+        known = {name for name, _ in self.model.named_parameters()} - self.refuses
+        taken = {key: patch for key, patch in patches.items() if key in known}
+        self.lora_patches[(filename, strength_patch, strength_model)] = taken
+        return set(taken)
+
+
+class Loader:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.backup, self.loaded = model, {}, "[]"
+        self.is_broken = False
+
+    @torch.inference_mode()
+    def refresh(self, lora_patches: dict[Any, Any], offload_device: Any = None) -> None:
+        wanted = str(list(lora_patches))
+        if wanted == self.loaded:
+            return
+        for key, weight in self.backup.items():
+            self._set(key, weight)
+        self.backup = {}
+        for (_, strength, _), patches in lora_patches.items():
+            for key, (_, (change,)) in patches.items():
+                weight = self.model.get_parameter(key)
+                self.backup.setdefault(key, weight)
+                if not self.is_broken:
+                    self._set(key, nn.Parameter(weight + strength * change, requires_grad=False))
+        self.loaded = wanted
+
+    def _set(self, key: str, weight: nn.Parameter) -> None:
+        path, _, leaf = key.rpartition(".")
+        self.model.get_submodule(path)._parameters[leaf] = weight
+
+
+class ForgeModel:
+    """What Forge has in ``shared.sd_model``: made in inference mode, like the host's loader."""
+
+    is_sd1, is_sd2, is_sdxl = True, False, False
+
+    def __init__(self, source: DiffusersModel, name: str = "one.safetensors") -> None:
+        unet = nn.Module()
+        unet.diffusion_model = LdmUnet(source.unet)
+        sigmas = source.schedule.noise.double() / source.schedule.signal.double()
+        unet.predictor = types.SimpleNamespace(sigmas=sigmas, prediction_type="epsilon")
+        self.text_processing_engine = Engine(source.text_encoders[0], source.tokenizers[0])
+        text = nn.Module()
+        text.clip_l = self.text_processing_engine.wrapped.transformer
+        clip = types.SimpleNamespace(patcher=Patcher(text))
+        clip.clone = lambda: types.SimpleNamespace(patcher=clip.patcher.clone(), clone=clip.clone)
+        self.forge_objects = Objects(Patcher(unet), clip)
+        self.forge_objects_original = self.forge_objects.shallow_copy()
+        self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
+        self.sd_checkpoint_info = Checkpoint(name)
+        with torch.inference_mode():
+            for module in [m for root in (unet, text) for m in root.modules()]:
+                for leaf, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[leaf] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+
+    def prepare(self) -> None:
+        """What Forge does right before it samples: load the network with the patches of the patcher in use."""
+        memory.load_model_gpu(self.forge_objects.unet)
+
+
+class Objects:
+    def __init__(self, unet: Any, clip: Any) -> None:
+        self.unet, self.clip = unet, clip
+
+    def shallow_copy(self) -> Objects:
+        return Objects(self.unet, self.clip)
+
+
+memory = types.ModuleType("backend.memory_management")
+memory.load_model_gpu = lambda patcher: patcher.lora_loader.refresh(patcher.lora_patches)  # type: ignore[attr-defined]
+
+
+class Processing:
+    """The host's ``p``."""
+
+    cached_c: list[Any] = [None, None]  # noqa: RUF012  # shared by all generations, as in the host
+    cached_uc: list[Any] = [None, None]  # noqa: RUF012
+
+    def __init__(self, prompts: list[str], batch_size: int = 1) -> None:
+        self.all_prompts, self.batch_size = prompts, batch_size
+        self.extra_generation_params: dict[str, Any] = {}
+        self.comments: list[str] = []
+        self.cached_c, self.cached_uc = Processing.cached_c, Processing.cached_uc
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+class Params:
+    """The host's ``CFGDenoiserParams``."""
+
+    def __init__(self, p: Processing | None, x: Tensor) -> None:
+        self.x = x
+        self.denoiser = types.SimpleNamespace(p=p) if p is not None else None
+
+
+def install(folder: Path) -> dict[str, types.ModuleType]:
+    """The host's modules, as far as we import them, by name."""
+    made = {name: types.ModuleType(name) for name in ("modules", *(f"modules.{part}" for part in PARTS), "gradio")}
+    for part in PARTS:
+        setattr(made["modules"], part, made[f"modules.{part}"])
+    shared = made["modules.shared"]
+    shared.cmd_opts = types.SimpleNamespace()
+    shared.opts = types.SimpleNamespace()
+    shared.state = types.SimpleNamespace(interrupted=False, textinfo="")
+    shared.sd_model = None
+    shared.loaded_hypernetworks = []
+    made["modules.paths"].models_path = str(folder)
+    made["modules.sd_unet"].current_unet = None
+    made["modules.errors"].report = lambda *a, **k: None
+    made["modules.extra_networks"].ExtraNetwork = _ExtraNetwork
+    made["modules.extra_networks"].extra_network_registry = {}
+    made["modules.scripts"].Script = object
+    made["modules.scripts"].AlwaysVisible = object()
+    return made
+
+
+PARTS = ("shared", "paths", "errors", "extra_networks", "scripts", "script_callbacks", "sd_unet", "devices")
+
+
+class _ExtraNetwork:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@contextmanager
+def swallowing() -> Iterator[list[Exception]]:
+    """How every host calls a hook: whatever it raises is printed, and the generation goes on."""
+    swallowed: list[Exception] = []
+    try:
+        yield swallowed
+    except Exception as error:
+        swallowed.append(error)
+
+
+def forget_package() -> None:
+    """Unload the extension, so that the next test imports it against its own host."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "concept_erasure_webui"]:
+        del sys.modules[name]
+
+
+Hook = Callable[..., None]

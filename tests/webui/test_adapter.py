@@ -1,0 +1,174 @@
+"""The adapter tells the same of a web UI's model as the stand-alone one does of the same weights."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import fakes
+import pytest
+import torch
+
+from erasure_core import Concept, erase
+from erasure_core.errors import ModelError, PromptTooLong
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.ldm_modules import canonical_unet_names
+from erasure_core.hosts.webui import WebuiModel
+from erasure_core.hosts.webui_training import OutOfPlace, recomputing
+from erasure_core.methods.esd import EsdSettings
+from erasure_core.naming import ldm_paths
+
+SHORT = EsdSettings(steps=3, batch=1, trajectories=1, trajectory_steps=2, rank=2, refresh=2)
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_names_of_ldm_modules_are_the_inverse_of_file_names(
+    family: str, pico_models: dict[str, DiffusersModel]
+) -> None:
+    names = [path for path, module in pico_models[family].unet.named_modules() if module._parameters]
+    there = ldm_paths(names)
+    back = canonical_unet_names(there.values())
+    assert len(there) == len(names)
+    assert {back[path]: path for path in there.values()} == there
+
+
+@pytest.mark.parametrize("kind", ["a1111", "forge"])
+def test_it_agrees_with_the_stand_alone_adapter(
+    kind: str, source: DiffusersModel, request: pytest.FixtureRequest
+) -> None:
+    model = WebuiModel(request.getfixturevalue(kind).model, latent_side=8)
+    assert (model.family, model.latent_shape) == (source.family, source.latent_shape)
+    assert model.layers().keys() == source.layers().keys()
+    torch.testing.assert_close(model.schedule.signal, source.schedule.signal)
+    mine, theirs = model.encode(["a red ball", ""]), source.encode(["a red ball", ""])
+    assert mine.ends == theirs.ends
+    torch.testing.assert_close(mine.context, theirs.context)
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
+    torch.testing.assert_close(model.predict(z, t, mine), source.predict(z, t, theirs))
+
+
+def test_prompts_taken_apart_encode_to_the_same_bits(a1111: SimpleNamespace, source: DiffusersModel) -> None:
+    model = WebuiModel(a1111.model)
+    ids = model.tokenize(["a red ball"])
+    assert model.detokenize(ids[0]) == source.detokenize(ids[0])
+    rows, ends = model.token_rows(ids)
+    vectors = [table[row] for table, row in zip(model.token_tables(), rows, strict=True)]
+    assert torch.equal(model.encode_embeddings(vectors, ends).context, model.encode(["a red ball"]).context)
+    with pytest.raises(PromptTooLong, match="75 are read"):
+        model.token_rows([[5] * 76])
+
+
+@pytest.mark.parametrize("kind", ["a1111", "forge"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_gives_the_same_change_and_leaves_the_host_as_it_was(
+    kind: str, checkpointing: bool, source: DiffusersModel, request: pytest.FixtureRequest
+) -> None:
+    settings = EsdSettings(**{**SHORT.__dict__, "checkpointing": checkpointing})
+    wanted, _ = erase(copy.deepcopy(source), Concept(("ball",)), "esd", settings)
+    host = request.getfixturevalue(kind).model
+    unet = host.model.diffusion_model if kind == "a1111" else host.forge_objects.unet.model.diffusion_model
+    flags = [p.requires_grad for p in unet.parameters()]
+    before = _weights(unet)
+    made, _ = erase(WebuiModel(host, latent_side=8), Concept(("ball",)), "esd", settings)
+    assert made.manifest.base_fingerprint == wanted.manifest.base_fingerprint
+    for name in wanted.deltas:
+        torch.testing.assert_close(made.deltas[name].change(), wanted.deltas[name].change(), rtol=1e-3, atol=1e-7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert [p.requires_grad for p in unet.parameters()] == flags
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+class BasicTransformerBlock(torch.nn.Module):
+    """Forge's way: ``x += n``, which overwrites what backward needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = torch.tanh(self.a(x))
+        x = x * n
+        n += x
+        return n * x
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_place_additions_get_right_gradients(checkpointing: bool) -> None:
+    net = torch.nn.Sequential(BasicTransformerBlock(), BasicTransformerBlock()).double()
+    x = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
+    plain = net(x).detach()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if not checkpointing:
+            with OutOfPlace():
+                return net(x)
+        with recomputing(net), OutOfPlace():
+            return net(x)
+
+    assert torch.equal(run(x), plain)
+    assert torch.autograd.gradcheck(lambda x: _backward_inside(net, x, checkpointing), (x,))
+
+
+def _backward_inside(net: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> torch.Tensor:
+    with OutOfPlace():
+        if not checkpointing:
+            return net(x)
+        with recomputing(net):
+            return net(x)
+
+
+def test_an_in_place_addition_fails_without_the_cure() -> None:
+    net, x = BasicTransformerBlock(), torch.randn(3, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        net(x).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model, shared: setattr(model, "lowvram", True), "medvram"),
+        (lambda model, shared: shared.loaded_hypernetworks.append("one"), "hypernetwork"),
+        (lambda model, shared: model.model.diffusion_model.half(), None),
+        (lambda model, shared: model.model.diffusion_model.to(torch.float8_e4m3fn), "quantised"),
+        (
+            lambda model, shared: model.model.diffusion_model.__dict__.__setitem__("forward", lambda *a: None),
+            "replaced its forward",
+        ),
+    ],
+)
+def test_training_is_refused_where_it_would_be_wrong(
+    spoil: object, message: str | None, a1111: SimpleNamespace
+) -> None:
+    spoil(a1111.model, a1111.shared)  # type: ignore[operator]
+    model = WebuiModel(a1111.model)
+    if message is None:
+        with model.trainable():
+            assert model.dtype == torch.float16
+    else:
+        with pytest.raises(ModelError, match=message), model.trainable():
+            raise AssertionError("it must not come this far")
+
+
+def test_models_of_other_kinds_are_refused(a1111: SimpleNamespace) -> None:
+    a1111.model.is_sd1 = False
+    with pytest.raises(ModelError, match="not supported"):
+        WebuiModel(a1111.model)
+    with pytest.raises(ModelError, match="No model is loaded"):
+        WebuiModel(SimpleNamespace())
+
+
+def test_base_weights_come_without_erasures_and_merged_loras(a1111: SimpleNamespace, lora: fakes.Lora) -> None:
+    model = WebuiModel(a1111.model, latent_side=8)
+    name = next(name for name in model.layers() if name.endswith("attn2.to_k"))
+    layer = model.layers()[name]
+    clean = model.base_weight(name).clone()
+    lora.load_networks([("style", {layer: torch.ones_like(clean)})])
+    model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode([""]))
+    assert not torch.equal(model.weight(name), clean)
+    assert torch.equal(model.base_weight(name), clean)
+    with model.trainable():
+        assert torch.equal(model.weight(name), clean)
