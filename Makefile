@@ -1,5 +1,6 @@
 # make demo    erases one object from the bundled model and leaves the pictures, the file and a report in out/
 # make test    everything CI runs: ruff, mypy, pytest
+# make gpu-check  what only a GPU can show, in at most 8 minutes and without network; without a GPU it says so
 # make lint    ruff and mypy alone          make clean   removes .venv, out/ and caches
 #
 # All of them share the private environment .venv, made on first use and again when pyproject.toml changes.
@@ -20,13 +21,16 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 PY = .venv/bin/python
 
 .NOTPARALLEL:
-.PHONY: demo test lint format clean env env-dev
+.PHONY: demo test gpu-check lint format clean env env-dev
 
 demo: env
 	@$(PY) -m proving_ground demo --out out
 
 test: lint
 	@$(PY) -m pytest -q
+
+gpu-check: env
+	@$(PY) -m benchmarks.gpu_check
 
 lint: env-dev
 	@$(PY) -m ruff check .

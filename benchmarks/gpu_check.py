@@ -1,0 +1,234 @@
+"""What only a GPU can show, in one command without network: ``make gpu-check``.
+
+Every check runs on the CPU too (``--device cpu``, which the tests do), where memory limits are acted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from erasure_core import Concept, Erasure, LoadedModel, Report, Silent, applied, erase, read_erasure, write_erasure
+from erasure_core.errors import Cancelled, DeviceOutOfMemory
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.esd import EsdSettings
+
+from .architectures import build
+
+CONCEPT = Concept(("ball",), None, ("a red box",))
+QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2}
+STEPS = 12
+EXACT, CLOSE, ROUNDED = 1e-3, 2e-2, 5e-2
+"""Relative distances allowed between devices: one call in float32, a training in float32, one call in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where to check, and on how large a model.
+
+    Args:
+        device: ``cuda``, or ``cpu`` for a rehearsal.
+        tiny: a tenth of the channels.
+    """
+
+    device: str
+    tiny: bool
+
+    def model(self, dtype: torch.dtype = torch.float32, device: str | None = None, tiny: bool = True) -> DiffusersModel:
+        is_tiny = tiny or self.tiny
+        return build("sd15", 64 if is_tiny else 512, device or self.device, dtype, tiny=is_tiny)
+
+
+class StopAt(Silent):
+    """A user who stops after a step of the training."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.done = step, 0
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training":
+            self.done = report.step
+
+    def cancelled(self) -> bool:
+        return self.done >= self.step
+
+
+def weights_hash(model: DiffusersModel) -> str:
+    """SHA-256 over all weights of the network and the text encoders, bit by bit."""
+    digest = hashlib.sha256()
+    for module in (model.unet, *model.text_encoders):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def prediction(model: LoadedModel, count: int = 2) -> Tensor:
+    """What the model predicts for fixed noise and the concept's prompt, on the CPU."""
+    z = torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(1)).to(model.device)
+    t = torch.full((count,), 500, device=model.device)
+    return model.predict(z, t, model.encode(["a ball"] * count)).cpu()
+
+
+def apart(first: Tensor, second: Tensor) -> float:
+    """Relative distance ||first - second|| / ||second||."""
+    return float((first.double() - second.double()).norm() / second.double().norm())
+
+
+def expect(holds: bool, what: str) -> None:
+    """Raises:
+    AssertionError: it does not hold (unlike ``assert``, also under ``python -O``).
+    """
+    if not holds:
+        raise AssertionError(what)
+
+
+def trains_and_restores(bench: Bench, dtype: torch.dtype) -> str:
+    """Trains at true size in 16 bits; written, read and applied, the change acts; off, every bit is as before."""
+    model = bench.model(dtype, tiny=False)
+    weights, before = weights_hash(model), prediction(model)
+    erasure, history = erase(model, CONCEPT, "esd", EsdSettings(steps=STEPS, **QUICK))
+    expect(len(history.losses) == STEPS, "all steps were run")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ball.safetensors"
+        write_erasure(path, erasure, model)
+        deltas = read_erasure(path).bind(model)
+    with applied(model, [(deltas, 1.0)]):
+        changed = apart(prediction(model), before)
+    expect(changed > 0, "the erasure changes the prediction")
+    expect(torch.equal(prediction(model), before), "without it the prediction is the same to the bit")
+    expect(weights_hash(model) == weights, "all weights are the same to the bit")
+    return f"prediction moved by {changed:.1e}; restored to the bit"
+
+
+def cancels(bench: Bench) -> str:
+    """Stops within a step, keeps the state, and goes on to the end."""
+    model, settings = bench.model(), EsdSettings(steps=STEPS, **QUICK)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        try:
+            erase(model, CONCEPT, "esd", settings, StopAt(3), state)
+            raise AssertionError("it was not stopped")
+        except Cancelled:
+            expect(state.exists(), "the state was saved")
+        _, history = erase(model, CONCEPT, "esd", settings, None, state)
+    expect(len(history.losses) == STEPS, "the rest was trained")
+    return "stopped at step 3, went on to the end"
+
+
+@contextmanager
+def memory_for(model: DiffusersModel, latents: int) -> Iterator[None]:
+    """Inside, the device has memory for calls of about ``latents`` latents and no more."""
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        prediction(model, latents)
+        share = 1.1 * torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(model.device).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return
+    forward = model.predict
+
+    def scarce(z: Tensor, *rest: object) -> Tensor:
+        if len(z) > latents:
+            raise DeviceOutOfMemory("acted: the device is full")
+        return forward(z, *rest)  # type: ignore[arg-type]
+
+    model.predict = scarce  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.predict  # type: ignore[attr-defined]
+
+
+def steps_down(bench: Bench) -> str:
+    """Draws trajectories in smaller pieces when a call of 64 does not fit, instead of failing."""
+    model = bench.model(tiny=False)
+    settings = EsdSettings(steps=1, max_batch=64, **{**QUICK, "trajectories": 32, "trajectory_steps": 1, "batch": 1})
+    sizes: list[int] = []
+    handle = model.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with memory_for(model, 8):
+        erasure, _ = erase(model, CONCEPT, "esd", settings)
+    handle.remove()
+    expect(len(erasure.deltas.changed()) > 0, "the training finished")
+    drawn = max(size for i, size in enumerate(sizes) if i + 1 == len(sizes) or sizes[i + 1] >= size)
+    expect(drawn < 64, "calls of 64 did not fit")
+    return f"called with 64, went through with {drawn}"
+
+
+def equals_the_cpu(bench: Bench) -> str:
+    """One call and a short training, the same as on the CPU but for rounding."""
+    here, there = bench.model(), bench.model(device="cpu")
+    call = apart(prediction(here), prediction(there))
+    expect(call <= EXACT, f"one call in float32 differs by {call:.1e}")
+    settings = EsdSettings(steps=5, learning_rate=1e-4, **QUICK)
+    ours, theirs = (erase(model, CONCEPT, "esd", settings)[0] for model in (here, there))
+    training = apart(_flat(ours), _flat(theirs))
+    expect(training <= CLOSE, f"a training in float32 differs by {training:.1e}")
+    rounded = {
+        dtype: apart(prediction(bench.model(dtype)), prediction(there)) for dtype in (torch.bfloat16, torch.float16)
+    }
+    for dtype, distance in rounded.items():
+        expect(distance <= ROUNDED, f"one call in {dtype} differs by {distance:.1e}")
+    return f"call {call:.1e}, training {training:.1e}, bf16 {rounded[torch.bfloat16]:.1e}"
+
+
+def _flat(erasure: Erasure) -> Tensor:
+    return torch.cat([parameter.detach().cpu().flatten() for parameter in erasure.deltas.parameters()])
+
+
+CHECKS: dict[str, Callable[[Bench], str]] = {
+    "equality with the CPU": equals_the_cpu,
+    "training in bfloat16, apply and restore": lambda bench: trains_and_restores(bench, torch.bfloat16),
+    "training in float16, apply and restore": lambda bench: trains_and_restores(bench, torch.float16),
+    "cancel and go on": cancels,
+    "out of memory": steps_down,
+}
+
+
+def run_checks(bench: Bench) -> bool:
+    """Run all checks and print a line for each; returns whether all held."""
+    failed = 0
+    for name, check in CHECKS.items():
+        started = time.monotonic()
+        try:
+            verdict = f"ok      {check(bench)}"
+        except Exception as error:  # a check that breaks is a failed check; the others still run
+            failed += 1
+            verdict = f"FAILED  {type(error).__name__}: {error}"
+        print(f"{name:42} {time.monotonic() - started:6.1f} s  {verdict}", flush=True)
+    return not failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal")
+    parser.add_argument("--tiny", action="store_true", help="small models only")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU")
+        return 0
+    # TensorFloat-32 keeps 10 bits: float32 on both sides would not be compared with itself.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    print(f"{name}, torch {torch.__version__}")
+    return 0 if run_checks(Bench(options.device, options.tiny)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
