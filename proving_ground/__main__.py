@@ -95,14 +95,25 @@ def _words(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from .bench import cells, missing, read_results, run_bench, table
+    from .bench import cells, missing, read_results, run_bench
+    from .bench_table import summary
 
     wanted = cells(options.method, options.concept, options.seeds)
-    if not options.table:
-        for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
-            shares = ", ".join(f"{name} {figure['share']:.0%}" for name, figure in result["shares"].items())
-            print(f"{result['method']} {result['concept']} {result['seed']}: {shares}", flush=True)
-    print(table(read_results()))
+    for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
+        figures = ", ".join(f"{name} {figure['value']:.1%}" for name, figure in result["figures"].items())
+        print(f"{result['method']} {result['concept']} {result['seed']}: {figures}", flush=True)
+    print(summary(read_results()))
+
+
+def _table(options: argparse.Namespace) -> None:
+    from .bench import read_results
+    from .bench_table import tables, write_tables
+
+    if options.write:
+        write_tables(options.write, read_results())
+        print(options.write)
+    else:
+        print(tables(read_results()))
 
 
 def _pool(options: argparse.Namespace) -> None:
@@ -172,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
     bench.add_argument("--missing", action="store_true", help="only what has no result file yet")
     bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
-    bench.add_argument("--table", action="store_true", help="only print the table of what there is")
+    table = add("table", _table, "print the benchmark's tables, made from the result files")
+    table.add_argument("--write", type=Path, help="put them between the marks of this Markdown file instead")
     pool = add("pool", _pool, "the trajectory pool against ESD's published loop, in one run")
     pool.add_argument("--concept", default="ball", choices=list(CONCEPTS), metavar="CONCEPT")
     pool.add_argument("--steps", type=int, default=300, help="optimiser steps of each way")

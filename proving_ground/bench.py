@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import multiprocessing
+import re
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from erasure_core import Concept, PictureModel, erase, read_erasure, write_erasure
+import torch
+
+from erasure_core import Concept, DeltaSet, PictureModel, erase, read_erasure, write_erasure
+from erasure_core.methods import find_method
 from erasure_core.safe_files import write_bytes
 
 from . import lexicon
-from .evaluation import GROUPS, evaluate, picture_distance, unconditional_drift
-from .figures import Figure
+from .evaluation import evaluate, picture_distance, unconditional_drift
+from .figures import Figure, Measure
 from .judge import Judge, load_judge
 from .lexicon import CONCEPTS, OBJECTS
 from .painting import load_model
+from .tokens import MODEL_DIR
 
 RESULTS = Path(__file__).parent / "results"
 UNTOUCHED = "untouched"
@@ -27,6 +35,8 @@ METHODS = ("esd", "closed_form")
 BENCH_CONCEPTS = ("ball", "house", "star", "umbrella", "fish", "red", "striped")
 COUNT = 96
 """Pictures in each group."""
+DRIFT, DISTANCE, INTACT, UNASKED = "drift", "distance", "intact", "unasked"
+"""Figures beside the groups': see ``unconditional_drift``, ``picture_distance`` (kept prompts) and ``Evaluation``."""
 
 
 @dataclass(frozen=True)
@@ -66,40 +76,72 @@ def concept_of(erased: lexicon.Concept) -> Concept:
     return Concept(erased.named, None, kept_prompts(erased))
 
 
-def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) -> dict[str, Any]:
-    """Erase, write, read back, paint and judge. Returns what goes into the result file."""
-    erased = CONCEPTS[cell.concept]
-    result: dict[str, Any] = {"method": cell.method, "concept": cell.concept, "seed": cell.seed, "count": count}
-    erasures = []
-    if cell.method != UNTOUCHED:
-        from erasure_core.methods import find_method
+def model_mark() -> str:
+    """A mark of the bundled model's weights: results of another model are no results."""
+    return hashlib.sha256((MODEL_DIR / "SHA256SUMS").read_bytes()).hexdigest()[:16]
 
-        started = time.monotonic()
-        settings = find_method(cell.method).settings(seed=cell.seed)
-        erasure, _ = erase(model, concept_of(erased), cell.method, settings)
-        result["seconds"] = round(time.monotonic() - started, 2)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "erasure.safetensors"
-            write_erasure(path, erasure, model)
-            result["file_bytes"] = path.stat().st_size
-            erasures = [(read_erasure(path).bind(model), 1.0)]
-        result["unconditional_drift"] = unconditional_drift(model, erasures)
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held since its program began.
+
+    Not ``ru_maxrss`` where it can be helped: Linux hands that on from the process that started this one.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _erased(cell: Cell, model: PictureModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
+    """Erase, write and read back; returns what to apply and what it cost."""
+    settings = find_method(cell.method).settings(seed=cell.seed)
+    started = time.monotonic()
+    erasure, _ = erase(model, concept_of(CONCEPTS[cell.concept]), cell.method, settings)
+    cost = {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory(), "settings": asdict(settings)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "erasure.safetensors"
+        write_erasure(path, erasure, model)
+        return [(read_erasure(path).bind(model), 1.0)], cost | {"file_bytes": path.stat().st_size}
+
+
+def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) -> dict[str, Any]:
+    """Erase, write, read back, paint and judge. Returns what goes into the result file.
+
+    The peak of memory is that of this process up to the end of erasing, so it means something in a process of its own.
+    """
+    erased = CONCEPTS[cell.concept]
+    result: dict[str, Any] = {"method": cell.method, "concept": cell.concept, "seed": cell.seed, "model": model_mark()}
+    erasures: list[tuple[DeltaSet, float]] = []
+    if cell.method == UNTOUCHED:
+        result["peak_memory"] = peak_memory()
+    else:
+        erasures, cost = _erased(cell, model)
+        result |= cost
     found = evaluate(model, judge, erased, erasures, count)
+    figures = {name: _figure(f) for name, f in found.shares.items()}
+    figures |= {INTACT: _figure(found.intact), UNASKED: _figure(found.unasked)}
     if erasures:
         before = evaluate(model, judge, erased, (), count, groups=("kept",))
-        result["kept_picture_distance"] = picture_distance(before.pictures["kept"], found.pictures["kept"])
-    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    result["shares"] = {f.name: _figure(f) for f in (*found.shares.values(), found.intact)}
-    return result
+        figures[DISTANCE] = _figure(picture_distance(before.pictures["kept"], found.pictures["kept"]))
+        figures[DRIFT] = _figure(unconditional_drift(model, erasures))
+    return result | {"figures": figures}
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    return {"share": round(figure.share, 5), "count": figure.count, "interval": [round(x, 5) for x in figure.interval]}
+def _figure(figure: Figure | Measure) -> dict[str, Any]:
+    value = figure.share if isinstance(figure, Figure) else figure.value
+    return {"value": round(value, 5), "count": figure.count, "interval": [round(x, 5) for x in figure.interval]}
 
 
 def missing(wanted: Sequence[Cell]) -> list[Cell]:
-    """The cells without a result file."""
-    return [cell for cell in wanted if not cell.path.exists()]
+    """The cells without a result file, or with one of another model."""
+    mark = model_mark()
+    return [c for c in wanted if not c.path.exists() or json.loads(c.path.read_text("utf-8")).get("model") != mark]
+
+
+def _run_alone(cell: Cell, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    return run_cell(cell, load_model(), load_judge())
 
 
 def run_bench(
@@ -107,41 +149,21 @@ def run_bench(
     budget: float | None = None,
     notify: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Any]]:
-    """Run cells one after the other and write each result at once; stop when ``budget`` seconds are over."""
+    """Run cells one after the other, each in a process of its own, so that one's peak of memory is not another's.
+
+    Each result is written at once. Stops when ``budget`` seconds are over.
+    """
     started = time.monotonic()
-    model, judge = load_model(), load_judge()
     for place, cell in enumerate(wanted):
         if budget is not None and time.monotonic() - started > budget:
             notify(f"out of time; {len(wanted) - place} cells are left, run again with --missing")
             return
-        result = run_cell(cell, model, judge)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            result = alone.submit(_run_alone, cell, torch.get_num_threads()).result()
         write_bytes(cell.path, (json.dumps(result, indent=1) + "\n").encode())
         yield result
 
 
-def read_results() -> list[dict[str, Any]]:
-    """All committed results."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*/*.json"))]
-
-
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: one row for each method, means over concepts; retention as a share of the untouched model's."""
-    untouched = {r["concept"]: r["shares"] for r in results if r["method"] == UNTOUCHED}
-    names = [*GROUPS, "intact"]
-    lines = ["| method | concepts | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for method in dict.fromkeys([UNTOUCHED, *(r["method"] for r in results)]):
-        rows = [r for r in results if r["method"] == method]
-        cells_text = [_mean(rows, name, untouched) for name in names]
-        lines.append(f"| {method} | {len({r['concept'] for r in rows})} | " + " | ".join(cells_text) + " |")
-    return "\n".join(lines)
-
-
-def _mean(rows: Sequence[dict[str, Any]], name: str, untouched: dict[str, Any]) -> str:
-    values = []
-    for row in rows:
-        if name not in row["shares"]:
-            continue
-        share = row["shares"][name]["share"]
-        is_retention = name in GROUPS[3:] and row["method"] != UNTOUCHED
-        values.append(share / untouched[row["concept"]][name]["share"] if is_retention else share)
-    return f"{sum(values) / len(values):.1%}" if values else "-"
+def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All results in a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]

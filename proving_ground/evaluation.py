@@ -13,7 +13,7 @@ from erasure_core import DeltaSet, PictureModel, applied
 from erasure_core.sampling import seeded_noise
 
 from .captions import DOUBLE, SINGLE, filler_words, noun_phrase
-from .figures import Figure, share_of
+from .figures import Figure, Measure, mean_of, norm_ratio_of, share_of
 from .judge import Judge, Verdict, sees
 from .lexicon import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Concept
 from .painting import paint
@@ -23,6 +23,8 @@ LEAKS = ("named", "unnamed", "descriptions")
 RETENTION = ("look-alikes", "kept", "attributes", "two objects")
 """Groups whose figure is how often the judge sees something else that the prompt asks for."""
 GROUPS = (*LEAKS, *RETENTION)
+OTHERS = ("look-alikes", "kept")
+"""Groups of prompts that do not say the concept at all."""
 KINDS: dict[str, dict[str, Concept]] = {"object": OBJECTS, "colour": COLOURS, "style": STYLES}
 
 
@@ -111,11 +113,14 @@ class Evaluation:
     Args:
         shares: by group, of pictures that show the concept (leak) or what else they were asked for (retention).
         intact: of the pictures for prompts with the concept, those that are sound pictures of something.
+        unasked: of the pictures for prompts without the concept, those in which the judge sees it. On the untouched
+            model that is the floor of all leaks: the judge's mistakes and the model's.
         pictures: by group, uint8 [B, 3, 64, 64].
     """
 
     shares: dict[str, Figure]
     intact: Figure
+    unasked: Figure
     pictures: dict[str, Tensor]
 
 
@@ -133,6 +138,7 @@ def evaluate(
     shares: dict[str, Figure] = {}
     pictures: dict[str, Tensor] = {}
     of_concept: list[Verdict] = []
+    of_others: list[Verdict] = []
     with applied(model, erasures):
         for group in groups:
             asked = questions(erased, group, count, seed)
@@ -144,20 +150,25 @@ def evaluate(
             shares[group] = share_of(group, (sees(v, q.shows) for v, q in zip(verdicts, asked, strict=True)))
             if group in LEAKS:
                 of_concept += verdicts
-    return Evaluation(shares, share_of("intact", (verdict.intact for verdict in of_concept)), pictures)
+            elif group in OTHERS:
+                of_others += verdicts
+    intact = share_of("intact", (verdict.intact for verdict in of_concept))
+    unasked = share_of("unasked", (sees(verdict, erased.name) for verdict in of_others))
+    return Evaluation(shares, intact, unasked, pictures)
 
 
-def picture_distance(before: Tensor, after: Tensor) -> float:
+def picture_distance(before: Tensor, after: Tensor) -> Measure:
     """Mean absolute difference of same-seed pictures, as a share of the full range of brightness."""
-    return float((before.float() - after.float()).abs().mean() / 255)
+    return mean_of(((before.float() - after.float()).abs().flatten(1).mean(1) / 255).tolist())
 
 
 @torch.no_grad()
-def unconditional_drift(model: PictureModel, erasures: Sequence[tuple[DeltaSet, float]], count: int = 64) -> float:
+def unconditional_drift(model: PictureModel, erasures: Sequence[tuple[DeltaSet, float]], count: int = 64) -> Measure:
     """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| over random noisy latents at evenly spread timesteps."""
     z = seeded_noise(model.latent_shape, range(count)).to(model.device)
     t = torch.linspace(20, len(model.schedule) - 1, count).long().to(model.device)
     before = model.predict(z, t, model.encode([""] * count))
     with applied(model, erasures):
         after = model.predict(z, t, model.encode([""] * count))
-    return float((after - before).norm() / before.norm())
+    squares = [x.double().square().flatten(1).sum(1).tolist() for x in (after - before, before)]
+    return norm_ratio_of(squares[0], squares[1])

@@ -155,7 +155,7 @@ def test_markup_in_a_manifest_is_text(tmp_path: Path) -> None:
     stored = read_erasure(path).manifest
     assert stored is not None and stored.words == ("<script>alert(1)</script>",)
     shares = {name: Figure(name, 0.5, 8) for name in ("named", "unnamed", "descriptions", "kept")}
-    seen = Evaluation(shares, Figure("intact", 1.0, 8), {})
+    seen = Evaluation(shares, Figure("intact", 1.0, 8), Figure("unasked", 0.0, 8), {})
     shown = page(replace(stored, dtype="float32"), {"untouched": seen, "erased": seen}, 1000, 1.0)
     assert "<script>" not in shown and "<b>" not in shown and "&lt;script&gt;" in shown
 

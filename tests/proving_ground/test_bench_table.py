@@ -1,0 +1,120 @@
+"""The benchmark's tables: made from result files, the untouched model and the floor first, intervals that hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from erasure_core.errors import InvalidFile
+from proving_ground import bench
+from proving_ground.bench import Cell
+from proving_ground.bench_table import BEGIN, END, summary, tables, write_tables
+from proving_ground.evaluation import GROUPS, LEAKS
+from proving_ground.figures import Figure, mean_of, norm_ratio_of
+
+
+def figure(value: float, count: int = 96) -> dict[str, Any]:
+    return {"value": value, "count": count, "interval": list(Figure("", value, count).interval)}
+
+
+def result(method: str, concept: str, leak: float, kept: float, seed: int = 0) -> dict[str, Any]:
+    figures = {name: figure(leak if name in LEAKS else kept) for name in GROUPS}
+    figures |= {"intact": figure(0.97), "unasked": figure(0.01, 192)}
+    made: dict[str, Any] = {"method": method, "concept": concept, "seed": seed, "figures": figures}
+    if method == bench.UNTOUCHED:
+        return made | {"peak_memory": 600_000_000}
+    figures |= {"drift": figure(0.02, 64), "distance": figure(0.05)}
+    return made | {"seconds": 30.0, "peak_memory": 900_000_000, "file_bytes": 123_000}
+
+
+RESULTS = [
+    result("closed_form", "ball", 0.5, 0.8),
+    result("esd", "ball", 0.0625, 0.75),
+    result("esd", "house", 0.125, 0.8),
+    result("untouched", "ball", 0.95, 1.0),
+    result("untouched", "house", 0.96, 0.8),
+]
+
+
+def rows(markdown: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
+
+
+def test_the_untouched_model_and_the_floor_come_first() -> None:
+    head, _, first, second, *rest = rows(summary(RESULTS))
+    assert [first[0], second[0]] == ["untouched", "judge's floor"] and [row[0] for row in rest] == [
+        "closed_form",
+        "esd",
+    ]
+    named = head.index("named")
+    assert second[named].startswith("1.0 % [") and second[named].endswith(" 384")
+    for row in (first, *rest):
+        assert all("[" in cell or cell in ("-", "2", "1") for cell in row[1:] if cell[-2:] != " 1"), row
+
+
+def test_retention_is_a_share_of_the_untouched_models() -> None:
+    head, _, *body = rows(summary(RESULTS))
+    esd = next(row for row in body if row[0] == "esd")
+    assert esd[head.index("named")].startswith("9.4 % [")
+    assert esd[head.index("kept")].startswith("87.5 % ["), "the mean of 75 % and 100 %"
+    assert esd[head.index("named")].endswith(" 192")
+
+
+def test_every_method_and_concept_has_its_row() -> None:
+    text = tables(RESULTS)
+    for method, concept in (("esd", "ball"), ("esd", "house"), ("closed_form", "ball"), ("untouched", "house")):
+        assert text.count(f"| {method} | {concept} |") == 3
+    assert text.count("| judge's floor | ball |") == 1
+    assert "30.0 s 1 |" in text and "900 MB 1 |" in text and "123 kB 1 |" in text
+
+
+def test_tables_are_written_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
+    document = tmp_path / "quality.md"
+    document.write_text(f"# Quality\n\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_tables(document, RESULTS)
+    first = document.read_text(encoding="utf-8")
+    assert first.startswith(f"# Quality\n\n{BEGIN}\n") and first.endswith(f"{END}\nafter\n") and "old" not in first
+    write_tables(document, RESULTS)
+    assert document.read_text(encoding="utf-8") == first
+    document.write_text("no marks", encoding="utf-8")
+    with pytest.raises(InvalidFile, match="lacks the marks"):
+        write_tables(document, RESULTS)
+    with pytest.raises(InvalidFile, match="no results"):
+        tables([])
+    assert document.read_text(encoding="utf-8") == "no marks"
+
+
+def test_results_of_another_model_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "model_mark", lambda: "now")
+    cells = [Cell("esd", concept, 0) for concept in ("ball", "house", "star")]
+    for cell, mark in zip(cells, ("now", "before"), strict=False):
+        cell.path.parent.mkdir(exist_ok=True)
+        cell.path.write_text(json.dumps({"model": mark}))
+    assert bench.missing(cells) == cells[1:]
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(200):
+        low, high = mean_of(rng.normal(3.0, 1.0, 60).tolist()).interval
+        held.append(low <= 3.0 <= high)
+    assert 0.88 <= np.mean(held) <= 0.99
+
+
+def test_a_ratio_of_norms_is_that_of_all_cases_together() -> None:
+    measure = norm_ratio_of([1.0, 4.0], [100.0, 100.0])
+    assert measure.value == pytest.approx((5 / 200) ** 0.5) and measure.count == 2
+    assert measure.interval == pytest.approx((0.1, 0.2))
+
+
+def test_peak_memory_is_this_process_own() -> None:
+    before = bench.peak_memory()
+    block = np.ones(60_000_000, np.uint8)
+    assert bench.peak_memory() - before > 20_000_000 or before > 60_000_000
+    assert 50_000_000 < bench.peak_memory() < 64e9 and block[0] == 1
