@@ -18,6 +18,7 @@ import torch
 
 from .checkpoint import checkpoint_path, identity
 from .concept import Concept
+from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .erasing import erase
 from .erasure_file import Erasure, read_erasure, write_erasure
@@ -172,10 +173,16 @@ def model_state(model: LoadedModel) -> str:
     return digest.hexdigest()
 
 
-def request_key(model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings) -> str:
+def request_key(
+    model: LoadedModel,
+    concept: Concept,
+    method: Method,
+    settings: SolverSettings,
+    pictures: ConceptPictures | None = None,
+) -> str:
     """A hash of all that decides what an erasure becomes, 12 hexadecimal digits."""
     layers = select(model.layers(), settings.layers)
-    text = identity(model, concept, method.name, settings, layers) + model_state(model)
+    text = identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -187,6 +194,7 @@ def make_erasure(
     settings: SolverSettings,
     progress: Progress,
     save_every: float = SAVE_EVERY,
+    pictures: ConceptPictures | None = None,
 ) -> Made:
     """Erase a concept and write the file, or find the file that the same request has made before.
 
@@ -197,11 +205,12 @@ def make_erasure(
         model, concept, settings, progress: as of ``erase``.
         method: a registered method.
         save_every: seconds between two saves of the resumable state.
+        pictures: of the concept, for methods that read them.
 
     Raises:
         ErasureError: as ``erase`` and ``write_erasure``; after Cancelled or OutOfMemory the state is kept.
     """
-    key = request_key(model, concept, method, settings)
+    key = request_key(model, concept, method, settings, pictures)
     path = library.new_path(f"{safe_stem(concept.name)[:60]}-{method.name}-{key}")
     _make_folder(path.parent)
     with exclusive(path):
@@ -209,7 +218,7 @@ def make_erasure(
         if found is not None:
             return found
         checkpoint = checkpoint_path(path)
-        erasure, history = erase(model, concept, method.name, settings, progress, checkpoint, save_every)
+        erasure, history = erase(model, concept, method.name, settings, progress, checkpoint, save_every, pictures)
         manifest = write_erasure(path, erasure, model)
         write_bytes(_history_path(path), json.dumps(_history_json(history)).encode())
         checkpoint.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io, ui
 
+from ..erasure_core.concept_pictures import ConceptPictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.hosts.comfyui import ComfyModel
@@ -16,7 +17,7 @@ from ..erasure_core.library import Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of
-from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, library, say, working
+from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, fit, library, say, working
 from .training_progress import NodeProgress, preview_latents
 from .widgets import inputs_of, settings_from
 
@@ -75,7 +76,8 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         loaded = ComfyModel(model, clip, others.get("vae"), others["resolution"])
         progress = NodeProgress(node_id, loaded, concept, others.get("preview_every", 0))
         settings = settings_from(method.settings, others)
-        made = make_erasure(library(), loaded, concept.concept, method, settings, progress)
+        shown_pictures = _concept_pictures(loaded, concept)
+        made = make_erasure(library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures)
         if made.reused:
             say(node_id, f"Made earlier with the same inputs, used again:\n{made.path.name}")
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
@@ -87,6 +89,15 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         image = pictures if pictures is not None else torch.zeros(1, 64, 64, 3)
         stack = (Item(read_erasure(made.path)),)
         return io.NodeOutput(patcher, text, stack, read_tensors(made.path)[0], {"loss": losses}, image, ui=shown)
+
+
+def _concept_pictures(model: ComfyModel, request: ConceptRequest) -> ConceptPictures | None:
+    """The connected pictures as latents of the size that the erasure is made at."""
+    if request.pictures is None:
+        return None
+    side = 8 * model.latent_shape[-1]
+    pictures = fit(request.pictures, side)
+    return ConceptPictures(latents=model.latents_of(pictures))
 
 
 def _told(made: Made) -> dict[str, Any]:

@@ -137,6 +137,16 @@ def as_image(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.movedim(1, -1).float() / 255
 
 
+def fit(image: torch.Tensor, side: int) -> torch.Tensor:
+    """An IMAGE cut to its middle square and scaled, uint8 [B, 3, side, side]."""
+    height, width = image.shape[1:3]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    square = image[:, top : top + edge, left : left + edge, :3].movedim(-1, 1).float()
+    scaled = torch.nn.functional.interpolate(square, size=(side, side), mode="bilinear", antialias=True)
+    return (scaled * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
 def lines(text: str) -> tuple[str, ...]:
     """The lines of a multi-line widget, without empty ones."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -26,7 +26,7 @@ LOAD_STATE = ("current_weight_patches_uuid", "device", "model_loaded_weight_memo
 
 
 class ComfyModel:
-    """A ``PromptModel`` and ``PictureModel`` over objects of a ComfyUI graph. Never changes them.
+    """A ``PromptModel`` and ``PictureReader`` over objects of a ComfyUI graph. Never changes them.
 
     Args:
         patcher: MODEL; ``None`` where only text encoders are looked at.
@@ -189,6 +189,15 @@ class ComfyModel:
             pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
             shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
             return shown
+
+    def latents_of(self, pictures: Tensor) -> Tensor:
+        """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; as ``decode``, not inside ``trainable``."""
+        if self.vae is None:
+            raise ModelError("No VAE is connected, so no pictures can be read.")
+        with torch.no_grad():
+            encoded = self.vae.encode(pictures.movedim(1, -1).float() / 255)
+            latents: Tensor = self._unet_patcher().model.process_latent_in(encoded.clone())
+            return latents.float().to(self.device)
 
     def _enter_networks(self, stack: ExitStack, checkpointing: bool) -> None:
         import comfy.model_management as mm

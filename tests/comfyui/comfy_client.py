@@ -160,7 +160,9 @@ def make_base(base: Path, checkpoint: Path) -> Path:
     return base
 
 
-def sampler(model: list[Any], clip: list[Any], prompt: str = "a red ball", seed: int = 1, steps: int = 4) -> dict[str, Any]:
+def sampler(
+    model: list[Any], clip: list[Any], prompt: str = "a red ball", seed: int = 1, steps: int = 4
+) -> dict[str, Any]:
     """Nodes that paint one picture and save it as node ``save``; the checkpoint is node ``base``."""
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "twin.safetensors"}},

@@ -1,6 +1,6 @@
 """Starts a ComfyUI's main.py on a machine whose torchvision does not fit its torch: python launch_host.py FOLDER ARGS.
 
-A CUDA build of torchvision beside a CPU torch cannot load its operators and then fails at import; two schemas cure that.
+A CUDA build of torchvision beside a CPU torch cannot load its operators and fails at import; two schemas cure that.
 """
 
 from __future__ import annotations

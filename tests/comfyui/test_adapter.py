@@ -1,0 +1,321 @@
+"""The ComfyUI adapter against the diffusers adapter on the same pico models, under the host's conditions."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import fake_comfy
+import pytest
+import torch
+from fake_comfy import CLIP, VAE, Continuous, Interrupted, LoRAAdapter, ModelPatcher, Switches, loaded
+
+from erasure_core import Concept
+from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
+from erasure_core.erasing import applied, erase
+from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong
+from erasure_core.hosts.comfyui import ComfyModel
+from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied, parse_blocks
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
+from erasure_core.methods import find_method
+from erasure_core.progress import Silent
+
+PROMPTS = ["a red ball", "", "one blue cat"]
+BALL = Concept(("ball",), keep=("a red box",))
+SHORT = find_method("esd").settings(steps=3, trajectories=5, trajectory_steps=3, batch=2, rank=4)
+KEY = "diffusion_model.inner.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+NAME = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+pytestmark = pytest.mark.usefixtures("fake_host")
+
+
+@pytest.fixture
+def oracle(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
+    return copy.deepcopy(pico_models["sd1"])
+
+
+def on_host(oracle: DiffusersModel, dtype: torch.dtype = torch.float32) -> tuple[ModelPatcher, CLIP, VAE]:
+    parts = loaded(copy.deepcopy(oracle), dtype)
+    parts[0].model.model_config.unet_config["context_dim"] = 1024 if oracle.family == "sd2" else 768
+    return parts
+
+
+def adapter(oracle: DiffusersModel, dtype: torch.dtype = torch.float32) -> ComfyModel:
+    return ComfyModel(*on_host(oracle, dtype), resolution=64)
+
+
+def state(model: ComfyModel) -> str:
+    """A hash of all that an extension must leave alone: weights, flags and attributes of every module."""
+    digest = hashlib.sha256()
+    for root in (model.patcher.model, model.clip.cond_stage_model):
+        for name, module in root.named_modules():
+            digest.update(f"{name} {sorted(set(module.__dict__) - {'layer'})} {len(module._forward_hooks)}".encode())
+            digest.update(str(len(module._forward_pre_hooks)).encode())
+            for key, weight in module._parameters.items():
+                if weight is not None:
+                    digest.update(f"{key} {id(weight)} {weight.requires_grad} {weight.grad is None}".encode())
+                    digest.update(weight.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_encodes_and_predicts_as_diffusers_does(family: str, pico_models: dict[str, DiffusersModel]) -> None:
+    oracle = pico_models[family]
+    with torch.inference_mode():
+        model = adapter(oracle)
+        z, t = torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 990])
+        ours, theirs = model.encode(PROMPTS), oracle.encode(PROMPTS)
+        assert ours.ends == theirs.ends and model.family == oracle.family
+        assert torch.allclose(ours.context, theirs.context, atol=1e-5)
+        assert torch.allclose(model.predict(z, t, ours), oracle.predict(z, t, theirs), atol=1e-4)
+    assert model.schedule.prediction == oracle.schedule.prediction
+    assert torch.allclose(model.schedule.signal, oracle.schedule.signal, atol=1e-5)
+    assert set(oracle.layers()) - set(model.layers()) <= {n for n in oracle.layers() if "text_projection" in n}
+    assert set(model.layers()) <= set(oracle.layers())
+
+
+def test_training_gives_what_it_gives_stand_alone(oracle: DiffusersModel) -> None:
+    with torch.inference_mode():
+        model = adapter(oracle)
+        before = state(model)
+        with torch.inference_mode(False):
+            ours, _ = erase(model, BALL, "esd", SHORT)
+    theirs, _ = erase(oracle, BALL, "esd", SHORT)
+    assert state(model) == before
+    assert ours.manifest.base_fingerprint == theirs.manifest.base_fingerprint
+    for name in theirs.deltas:
+        assert torch.allclose(ours.deltas[name].change(), theirs.deltas[name].change(), atol=2e-5)
+
+
+def test_text_encoder_learns_through_layers_that_add_in_place(oracle: DiffusersModel) -> None:
+    settings = find_method("esd").settings(**{**SHORT.__dict__, "layers": "text-encoder+cross-attention-kv"})
+    model = adapter(oracle)
+    ours, theirs = erase(model, BALL, "esd", settings)[0], erase(oracle, BALL, "esd", settings)[0]
+    trained = [name for name in ours.deltas if name.startswith("text_encoder")]
+    assert trained and all(ours.deltas[name].norm() > 0 for name in trained)
+    for name in theirs.deltas:
+        assert torch.allclose(ours.deltas[name].change(), theirs.deltas[name].change(), atol=5e-5)
+
+
+class RaiseAt(Silent):
+    """Lets an operation of the host raise by itself in the second training step."""
+
+    def update(self, report) -> None:
+        if report.stage == "training" and report.step == 1:
+            Switches.calls_until_raise = 40
+
+
+def test_an_interrupt_from_inside_a_layer_leaves_the_host_untouched(oracle: DiffusersModel, tmp_path: Path) -> None:
+    model, saved = adapter(oracle), tmp_path / "state"
+    before = state(model)
+    with pytest.raises(Interrupted):
+        erase(model, BALL, "esd", SHORT, RaiseAt(), saved)
+    Switches.reset()
+    assert state(model) == before and saved.exists()
+    resumed, whole = erase(model, BALL, "esd", SHORT, None, saved)[0], erase(model, BALL, "esd", SHORT)[0]
+    assert all(torch.equal(resumed.deltas[name].change(), whole.deltas[name].change()) for name in whole.deltas)
+
+
+def test_an_error_leaves_the_host_untouched(oracle: DiffusersModel) -> None:
+    model = adapter(oracle)
+    before = state(model)
+    with pytest.raises(ZeroDivisionError), model.trainable(checkpointing=True):
+        raise ZeroDivisionError
+    assert state(model) == before
+
+
+def lora(rank: int = 2) -> dict[str, LoRAAdapter]:
+    torch.manual_seed(1)
+    return {KEY: LoRAAdapter(set(), (torch.randn(64, rank), torch.randn(rank, 64), float(rank), None, None, None))}
+
+
+@pytest.mark.parametrize("how", ["unloaded", "loaded", "lazily"])
+def test_loras_before_the_node_count_in_every_load_state(oracle: DiffusersModel, how: str) -> None:
+    patcher, clip, vae = on_host(oracle)
+    patched = patcher.clone()
+    assert patched.add_patches(lora(), 0.5) == [KEY]
+    if how != "unloaded":
+        patched.load(lazily=how == "lazily")
+    model = ComfyModel(patched, clip, vae, resolution=64)
+    base = oracle.base_weight(NAME)
+    up, down = lora()[KEY].weights[:2]
+    assert torch.equal(model.base_weight(NAME), base)
+    assert torch.allclose(model.weight(NAME), base + 0.5 * up @ down, atol=1e-5)
+    z, t, conditioning = torch.randn(1, 4, 8, 8), torch.tensor([500]), oracle.encode(["a ball"])
+    with applied(oracle, [(DeltaSet({NAME: LowRankDelta(down, up)}), 0.5)]):
+        expected = oracle.predict(z, t, conditioning)
+    assert torch.allclose(model.predict(z, t, conditioning), expected, atol=1e-4)
+    plain = ComfyModel(patcher, clip, vae, resolution=64)  # the same network, from the graph before the LoRA
+    assert torch.allclose(plain.predict(z, t, conditioning), oracle.predict(z, t, conditioning), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_trains_on_weights_in_any_floating_format(oracle: DiffusersModel, dtype: torch.dtype) -> None:
+    model = adapter(oracle, dtype)
+    before = state(model)
+    erasure, history = erase(model, BALL, "esd", SHORT)
+    assert len(history.losses) == 3 and erasure.deltas.changed() and state(model) == before
+    assert model.base_weight(NAME).dtype == dtype
+
+
+def test_checkpointing_gives_the_same_gradients(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    monkeypatch.setattr("erasure_core.hosts.comfyui._blocks", lambda: (BasicTransformerBlock, ResnetBlock2D))
+    model, found = adapter(oracle), []
+    for checkpointing in (False, True):
+        with model.trainable(checkpointing):
+            deltas = new_deltas(select(model.layers(), "cross-attention"), 0, 0)
+            with deltas.attached(model.layers()):
+                out = model.predict(torch.ones(2, 4, 8, 8), torch.tensor([5, 900]), model.encode(["a cat", "a dog"]))
+                out.square().mean().backward()
+            found.append([p.grad for p in deltas.parameters()])
+    assert all(torch.equal(plain, again) and plain.abs().sum() > 0 for plain, again in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_token_embeddings_encode_as_their_tokens_and_carry_gradients(
+    family: str, pico_models: dict[str, DiffusersModel]
+) -> None:
+    model = adapter(pico_models[family])
+    ids, ends = model.token_rows(model.tokenize(PROMPTS))
+    with model.trainable():
+        rows = [table[row].requires_grad_() for table, row in zip(model.token_tables(), ids, strict=True)]
+        soft, hard = model.encode_embeddings(rows, ends), model.encode(PROMPTS)
+        assert torch.allclose(soft.context, hard.context, atol=1e-6) and soft.ends == hard.ends
+        if family == "sdxl":
+            assert soft.pooled is not None and torch.allclose(soft.pooled, hard.pooled, atol=1e-6)
+        soft.context.square().mean().backward()
+    assert all(row.grad is not None and row.grad.abs().sum() > 0 for row in rows)
+    words = model.tokenize(["a red ball"])[0]
+    assert model.detokenize(words) == pico_models[family].detokenize(words)
+
+
+def test_too_long_prompts_are_refused(oracle: DiffusersModel) -> None:
+    with pytest.raises(PromptTooLong, match="at most 75"):
+        adapter(oracle).encode(["ball " * 80])
+
+
+def test_what_cannot_be_trained_is_refused_in_one_sentence(oracle: DiffusersModel) -> None:
+    patcher, clip, _ = on_host(oracle)
+    with pytest.raises(ModelError, match="connect CLIP"), ComfyModel(patcher).trainable():
+        pass
+    patcher.model.model_config.unet_config["in_channels"] = 9
+    with pytest.raises(ModelError, match="9 channels"), ComfyModel(patcher, clip).trainable():
+        pass
+    patcher.model.model_config.unet_config |= {"in_channels": 4, "context_dim": 2048}
+    with pytest.raises(ModelError, match="not supported"):
+        ComfyModel(patcher, clip)
+
+
+def test_quantised_weights_are_not_trained(oracle: DiffusersModel) -> None:
+    class QuantizedTensor(torch.Tensor): ...
+
+    model = adapter(oracle)
+    layer = model.layers()[NAME]
+    layer._parameters["weight"] = layer._parameters["weight"].data.as_subclass(QuantizedTensor)
+    with pytest.raises(ModelError, match="quantised"), model.trainable():
+        pass
+
+
+def test_models_with_another_noise_schedule_are_refused(oracle: DiffusersModel) -> None:
+    patcher, clip, _ = on_host(oracle)
+    patcher.model.model_sampling = Continuous(patcher.model.model_sampling.sigmas)
+    with pytest.raises(ModelError, match="noise schedule"):
+        _ = ComfyModel(patcher, clip).schedule
+
+
+def test_applied_patches_paint_as_the_deltas_do(oracle: DiffusersModel) -> None:
+    erasure, _ = erase(oracle, BALL, "esd", SHORT)
+    model = adapter(oracle)
+    patcher, clip = apply_deltas(model, erasure.deltas, Strengths(0.5))
+    assert patcher is not model.patcher and model.patcher.patches == {}
+    z, t, conditioning = torch.randn(1, 4, 8, 8), torch.tensor([500]), oracle.encode(["a ball"])
+    with applied(oracle, [(erasure.deltas, 0.5)]):
+        expected = oracle.predict(z, t, conditioning)
+    assert torch.allclose(ComfyModel(patcher, clip).predict(z, t, conditioning), expected, atol=1e-4)
+    assert is_applied(patcher, {key: held[0][1] for key, held in patcher.patches.items()})
+    assert not is_applied(model.patcher, {KEY: object()})
+
+
+def test_a_key_that_does_not_take_stops_the_graph(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host leaves unknown keys out without a word."""
+    model = adapter(oracle)
+    deltas = DeltaSet({NAME: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
+    model.layers()
+    monkeypatch.setitem(model._keys, NAME, KEY + "x")
+    with pytest.raises(ModelError, match="did not take"):
+        apply_deltas(model, deltas, Strengths())
+
+
+def test_text_changes_need_clip(oracle: DiffusersModel) -> None:
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    patcher, clip, _ = on_host(oracle)
+    deltas = DeltaSet({name: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
+    with pytest.raises(ModelError, match="connect CLIP"):
+        apply_deltas(ComfyModel(patcher), deltas, Strengths())
+    _, changed = apply_deltas(ComfyModel(patcher, clip), deltas, Strengths(text=0.5))
+    assert list(changed.patcher.patches) == ["clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"]
+    assert clip.patcher.patches == {}
+
+
+def test_block_weights_scale_the_layers_they_fit(oracle: DiffusersModel) -> None:
+    erasure, _ = erase(oracle, BALL, "closed_form")
+    model = adapter(oracle)
+    strengths = Strengths(blocks=parse_blocks("# down less\nunet.down_blocks.* = 0.5\nunet.mid_block.* = 0"))
+    patcher, _ = apply_deltas(model, erasure.deltas, strengths)
+    found = {key.split(".")[2]: held[0][0] for key, held in patcher.patches.items()}
+    assert found == {"down_blocks": 0.5, "up_blocks": 1.0}
+    with pytest.raises(InvalidSettings, match="No changed layer fits"):
+        apply_deltas(model, erasure.deltas, Strengths(blocks={"nothing.*": 0.5}))
+
+
+@pytest.mark.parametrize("text", ["x", "= 1", "a = b", "a = 100", "a = nan"])
+def test_wrong_block_weights_are_refused(text: str) -> None:
+    with pytest.raises(InvalidSettings, match="no block weight"):
+        parse_blocks(text)
+
+
+def test_a_range_of_steps_changes_only_those(oracle: DiffusersModel) -> None:
+    deltas = DeltaSet({NAME: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
+    model = adapter(oracle)
+    patcher, _ = apply_deltas(model, deltas, Strengths(start=0.0, end=0.5))
+    assert patcher.patches == {} and len(patcher.wrappers["apply_model"]) == 1
+    wrapper, hooked = patcher.wrappers["apply_model"][0], []
+
+    def executor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        hooked.append(len(model.layers()[NAME]._forward_hooks))
+        return x
+
+    for sigma in (patcher.model.model_sampling.sigmas[-1], patcher.model.model_sampling.sigmas[0]):
+        wrapper(executor, torch.ones(1), sigma.view(1))
+    assert hooked == [1, 0] and not model.layers()[NAME]._forward_hooks
+
+
+def test_pictures_go_both_ways(oracle: DiffusersModel) -> None:
+    model = adapter(oracle)
+    pictures = model.decode(torch.randn(2, 4, 8, 8))
+    assert pictures.shape == (2, 3, 64, 64) and pictures.dtype == torch.uint8
+    assert model.latents_of(pictures).shape == (2, 4, 8, 8)
+    model.vae = None
+    with pytest.raises(ModelError, match="No VAE"):
+        model.decode(torch.randn(1, 4, 8, 8))
+
+
+def test_cancelling_saves_the_state(oracle: DiffusersModel, tmp_path: Path) -> None:
+    class Cancelling(Silent):
+        def cancelled(self) -> bool:
+            return bool(fake_comfy.ProgressBar.shown)
+
+        def update(self, report) -> None:
+            if report.stage == "training":
+                fake_comfy.ProgressBar.shown.append((report.step, report.total))
+
+    fake_comfy.ProgressBar.shown.clear()
+    with pytest.raises(Cancelled):
+        erase(adapter(oracle), BALL, "esd", SHORT, Cancelling(), tmp_path / "state")
+    assert (tmp_path / "state").exists() and len(fake_comfy.ProgressBar.shown) == 1
+    fake_comfy.ProgressBar.shown.clear()
