@@ -37,7 +37,9 @@ def oracle(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
 
 
 def on_host(oracle: DiffusersModel, dtype: torch.dtype = torch.float32) -> tuple[ModelPatcher, CLIP, VAE]:
-    parts = loaded(copy.deepcopy(oracle), dtype)
+    copied = copy.deepcopy(oracle)
+    copied.tokenizers = oracle.tokenizers  # a copied tokenizer forgets how to decode
+    parts = loaded(copied, dtype)
     parts[0].model.model_config.unet_config["context_dim"] = 1024 if oracle.family == "sd2" else 768
     return parts
 

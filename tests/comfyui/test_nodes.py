@@ -1,0 +1,385 @@
+"""The nodes on a fake host: schemas of the oldest host, files, profiles that fail closed, graphs that are rewritten."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import fake_comfy
+import pytest
+import torch
+from conftest import PACK, ROOT
+from fake_comfy import Interrupted, Switches, loaded
+
+from erasure_core.hosts.diffusers import DiffusersModel
+
+
+class Nodes:
+    """The pack's nodes by id, and what they are made of."""
+
+    def __init__(self) -> None:
+        entry = importlib.import_module(f"{PACK}.nodes").comfy_entrypoint
+        self.all = {node.define_schema().node_id: node for node in asyncio.run(asyncio.run(entry()).get_node_list())}
+        self.host, self.server, self.profiles, self.erase = (
+            importlib.import_module(f"{PACK}.nodes.{name}") for name in ("host", "server", "profiles", "erase")
+        )
+        self.core: Any = importlib.import_module(f"{PACK}.erasure_core.errors")
+
+    def run(self, kind: str, /, **inputs: Any) -> Any:
+        """Run a node as the host does: widgets at their defaults, in inference mode."""
+        node = self.all[f"ConceptErasure{kind}"]
+        schema = node.define_schema()
+        defaults = {each.id: each.default for each in schema.inputs if each.default is not None}
+        with torch.inference_mode():
+            return node.execute(**{**defaults, **inputs})
+
+
+@pytest.fixture
+def nodes(pack: ModuleType) -> Nodes:
+    return Nodes()
+
+
+@pytest.fixture
+def graph(pico_models: dict[str, DiffusersModel]) -> dict[str, Any]:
+    """MODEL, CLIP and VAE as a loader hands them on."""
+    oracle = copy.deepcopy(pico_models["sd1"])
+    oracle.tokenizers = pico_models["sd1"].tokenizers
+    return dict(zip(("model", "clip", "vae"), loaded(oracle), strict=True))
+
+
+def concept(nodes: Nodes, words: str = "ball", **more: Any) -> Any:
+    return nodes.run("Concept", words=words, **more).args[0]
+
+
+SMALL = {"steps": 3, "trajectories": 5, "trajectory_steps": 3, "batch": 2, "rank": 4, "resolution": 64}
+
+
+def instant(nodes: Nodes, graph: dict[str, Any], word: str = "ball") -> Any:
+    chosen = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes, word), "resolution": 64}
+    return nodes.run("Erase_closed_form", **chosen)
+
+
+def test_there_is_a_node_for_every_method(nodes: Nodes) -> None:
+    methods = importlib.import_module(f"{PACK}.erasure_core.methods").METHODS
+    assert {f"ConceptErasureErase_{name}" for name in methods} <= set(nodes.all)
+    for name, method in methods.items():
+        schema = nodes.all[f"ConceptErasureErase_{name}"].define_schema()
+        widgets = {each.id: each for each in schema.inputs}
+        for setting in method.settings.__dataclass_fields__.values():
+            assert widgets[setting.name].tooltip.endswith("."), setting.name
+        assert method.status in schema.description
+
+
+def test_widgets_give_the_settings_their_defaults(nodes: Nodes) -> None:
+    widgets = importlib.import_module(f"{PACK}.nodes.widgets")
+    for method in importlib.import_module(f"{PACK}.erasure_core.methods").METHODS.values():
+        values = {each.id: each.default for each in widgets.inputs_of(method.settings)}
+        assert widgets.settings_from(method.settings, values) == method.settings()
+
+
+def test_seeds_do_not_change_by_themselves(nodes: Nodes) -> None:
+    """The front end gives every INT called seed a control that changes it after each run, unless it is told not to."""
+    for node in nodes.all.values():
+        for each in node.define_schema().inputs:
+            assert each.id != "seed" or each.control_after_generate is False
+
+
+def test_every_node_has_help_and_translations(nodes: Nodes) -> None:
+    for node_id in nodes.all:
+        if "internal" in nodes.all[node_id].define_schema().category:
+            continue
+        page = ROOT / "web" / "docs" / f"{node_id}.md"
+        assert page.is_file(), f"{page} is missing"
+        text = page.read_text(encoding="utf-8")
+        for each in nodes.all[node_id].define_schema().inputs:
+            assert f"`{each.id}`" in text, f"{page.name} does not explain {each.id}"
+
+
+def test_erasing_writes_a_file_and_finds_it_again(nodes: Nodes, graph: dict[str, Any], fake_host: Path) -> None:
+    inputs = {**graph, "concept": concept(nodes, keep="a red box"), **SMALL}
+    first, again = nodes.run("Erase_esd", **inputs), nodes.run("Erase_esd", **inputs)
+    model, clip, erasure, lora, loss, preview = first.args
+    files = list((fake_host / "erasures").glob("*.safetensors"))
+    assert len(files) == 1 and [i.stored.path for i in erasure] == files
+    assert (first.ui["erasure"][0]["reused"], again.ui["erasure"][0]["reused"]) == (False, True)
+    assert len(loss["loss"]) == 3 and again.args[4] == loss and all(key.startswith("lora_unet") for key in lora)
+    assert preview.shape == (4, 64, 64, 3) and 0 <= preview.min() <= preview.max() <= 1
+    assert model.patches and not graph["model"].patches and not clip.patcher.patches
+    assert not torch.is_inference_mode_enabled() and fake_comfy.ProgressBar.shown[-1][0] > 0
+
+
+def test_interrupting_ends_as_the_host_wants_and_goes_on_later(
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {**graph, "concept": concept(nodes), **SMALL, "steps": 4}
+    original = fake_comfy.ProgressBar.update_absolute
+
+    def stop_in_training(bar: Any, value: int, total: int | None = None, preview: Any = None) -> None:
+        Switches.interrupt = total == 4 and value == 2
+        original(bar, value, total, preview)
+
+    monkeypatch.setattr(fake_comfy.ProgressBar, "update_absolute", stop_in_training)
+    weights = {key: w.clone() for key, w in graph["model"].model.state_dict().items()}
+    with pytest.raises(Interrupted):
+        nodes.run("Erase_esd", **inputs)
+    assert all(torch.equal(w, weights[key]) for key, w in graph["model"].model.state_dict().items())
+    assert [p.name for p in (fake_host / "erasures").iterdir() if p.name.endswith(".partial")]
+    monkeypatch.setattr(fake_comfy.ProgressBar, "update_absolute", original)
+    resumed = nodes.run("Erase_esd", **inputs)
+    assert len(resumed.args[4]["loss"]) == 4
+    assert not [p for p in (fake_host / "erasures").iterdir() if p.name.endswith(".partial")]
+
+
+def test_explicit_concepts_are_not_shown(nodes: Nodes, graph: dict[str, Any]) -> None:
+    shown = nodes.run("Erase_closed_form", **graph, concept=concept(nodes, explicit=True), resolution=64)
+    assert shown.args[5].shape[0] == 2
+
+
+def test_load_and_apply_do_what_erase_did(nodes: Nodes, graph: dict[str, Any]) -> None:
+    made = instant(nodes, graph)
+    name = made.args[2][0].stored.path.name
+    loaded_erasure = nodes.run("Load", file=name, erases="").args[0]
+    applied = nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=loaded_erasure).args[0]
+    ours, theirs = (
+        [w for patches in model.patches.values() for w in patches[0][1].weights[:2]]
+        for model in (applied, made.args[0])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    "file", ["../x.safetensors", "/etc/passwd", "loras/../../x.safetensors", "missing.safetensors"]
+)
+def test_files_outside_the_folders_are_not_loaded(nodes: Nodes, file: str) -> None:
+    node = nodes.all["ConceptErasureLoad"]
+    assert "There is no file" in node.validate_inputs(file=file)
+    with pytest.raises(nodes.core.InvalidFile):
+        nodes.run("Load", file=file, erases="")
+
+
+def test_a_file_for_another_base_stops_the_graph(
+    nodes: Nodes, graph: dict[str, Any], pico_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    erasure = instant(nodes, graph).args[2]
+    layer = graph["model"].model.diffusion_model.inner.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    with torch.inference_mode():
+        layer._parameters["weight"] = torch.nn.Parameter(layer._parameters["weight"] * -1)
+    with pytest.raises(nodes.core.WrongBase, match="another base model"):
+        nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=erasure)
+    allowed = nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=erasure, allow_other_base=True)
+    assert allowed.args[0].patches
+
+
+def test_stacks_add_up_and_are_saved_as_one_file(nodes: Nodes, graph: dict[str, Any]) -> None:
+    one, two = (instant(nodes, graph, word).args[2] for word in ("ball", "cat"))
+    stack = nodes.run("Stack", first=one, second=two, strength_second=0.5).args[0]
+    applied = nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=stack).args[0]
+    assert all([p[0] for p in patches] == [1.0, 0.5] for patches in applied.patches.values())
+    with pytest.raises(nodes.core.ModelError, match="connect the MODEL"):
+        nodes.run("Save", erasure=stack, name="both")
+    saved = nodes.run("Save", erasure=stack, name="../both", model=graph["model"], clip=graph["clip"])
+    assert Path(saved.args[1]).name == "both.safetensors" and saved.ui["erasure"][0]["words"] == ["ball", "cat"]
+    assert Path(nodes.run("Save", erasure=one, name="both").args[1]).name == "both-2.safetensors"
+    assert "erased: ball, cat" in nodes.run("Inspect", erasure=saved.args[0]).args[0]
+
+
+def test_conversion_keeps_the_change(nodes: Nodes, graph: dict[str, Any]) -> None:
+    erasure = instant(nodes, graph).args[2]
+    dense, error = nodes.run("Convert", erasure=erasure, model=graph["model"], form="dense").args
+    assert error == 0
+    back, error = nodes.run("Convert", erasure=dense, model=graph["model"], form="low-rank").args
+    assert error < 1e-5
+    for name, delta in erasure[0].stored.changes.items():
+        assert torch.allclose(back[0].stored.changes[name].change(), delta.change(), atol=1e-5)
+
+
+@pytest.fixture
+def profile(nodes: Nodes, graph: dict[str, Any]) -> str:
+    stack = nodes.run("Stack", first=instant(nodes, graph).args[2], second=instant(nodes, graph, "cat").args[2]).args[0]
+    nodes.run("SaveSafetyProfile", erasure=stack, name="studio")
+    return "studio"
+
+
+def test_a_profile_is_applied_once_however_often_it_is_asked_for(
+    nodes: Nodes, graph: dict[str, Any], profile: str
+) -> None:
+    once = nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile).args
+    digest = nodes.profiles.load_profile(profile).digest()
+    twice = nodes.run("ServerProfile", model=once[0], clip=once[1], profile=profile, digest=digest).args
+    assert [len(p) for p in twice[0].patches.values()] == [len(p) for p in once[0].patches.values()]
+    assert {len(p) for p in once[0].patches.values()} == {2}
+
+
+def test_a_mark_without_its_patches_is_worth_nothing(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
+    """A node may hand on a model without the patches but with the attachments."""
+    safe = nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile).args[0]
+    stripped = safe.clone()
+    stripped.patches = {}
+    again = nodes.run("SafetyProfile", model=stripped, clip=graph["clip"], profile=profile).args[0]
+    assert {len(p) for p in again.patches.values()} == {2}
+
+
+@pytest.mark.parametrize("damage", ["missing", "exchanged", "empty", "profile"])
+def test_profiles_fail_closed(nodes: Nodes, graph: dict[str, Any], profile: str, damage: str, fake_host: Path) -> None:
+    files = sorted((fake_host / "erasures").glob("*.safetensors"))
+    if damage == "missing":
+        files[0].unlink()
+    elif damage == "exchanged":
+        files[0].write_bytes(files[1].read_bytes())
+    elif damage == "empty":
+        files[0].write_bytes(b"")
+    else:
+        (fake_host / "erasures" / "profiles" / "studio.profile.json").write_text("{}")
+    with pytest.raises(nodes.profiles.ProfileFailed):
+        nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile)
+
+
+def test_a_graph_cannot_replace_a_profile(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
+    weaker = instant(nodes, graph, "dog").args[2]
+    with pytest.raises(nodes.profiles.ProfileFailed, match="another profile"):
+        nodes.run("SaveSafetyProfile", erasure=weaker, name=profile)
+
+
+GRAPH = {
+    "1": {"class_type": "Loader", "inputs": {"name": "x"}},
+    "2": {"class_type": "Lora", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+    "3": {"class_type": "Sampler", "inputs": {"model": ["2", 0], "text": ["2", 1], "vae": ["1", 2], "pair": [1, 2]}},
+}
+
+
+@pytest.fixture
+def server(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Any:
+    kinds = {"Loader": ("MODEL", "CLIP", "VAE"), "Lora": ("MODEL", "CLIP"), "Sampler": ("IMAGE",)}
+    known = {name: SimpleNamespace(RETURN_TYPES=types) for name, types in kinds.items()}
+    known |= {"Unet": SimpleNamespace(RETURN_TYPES=("MODEL",))}
+    monkeypatch.setitem(sys.modules["nodes"].__dict__, "NODE_CLASS_MAPPINGS", known)
+    return nodes.server
+
+
+def test_without_a_default_profile_graphs_stay_as_they_are(server: Any) -> None:
+    sent = {"prompt": copy.deepcopy(GRAPH)}
+    assert server.protect(sent) is sent
+
+
+def test_the_default_profile_is_put_behind_every_model_and_clip(
+    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    sent = {"prompt": copy.deepcopy(GRAPH), "client_id": "c"}
+    got = server.protect(sent)
+    assert sent["prompt"] == GRAPH
+    nodes = got["prompt"]
+    assert nodes["2"]["inputs"] == {"model": ["profile_1_0", 0], "clip": ["profile_1_0", 1]}
+    assert nodes["3"]["inputs"]["model"] == ["profile_2_0", 0] and nodes["3"]["inputs"]["text"] == ["profile_2_0", 1]
+    assert nodes["3"]["inputs"]["vae"] == ["1", 2]
+    assert nodes["profile_1_0"]["inputs"]["model"] == ["1", 0] and nodes["profile_1_0"]["inputs"]["profile"] == "studio"
+    assert got["extra_data"]["extra_pnginfo"]["concept_erasure_profile"][0]["profile"] == "studio"
+
+
+def test_the_setting_can_be_a_file(server: Any, profile: str, fake_host: Path) -> None:
+    path = fake_host / "erasures" / "profiles" / "server.json"
+    path.write_text(json.dumps({"default_profile": profile}))
+    assert "profile_1_0" in server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]
+    path.write_text(json.dumps({"default_profile": None}))
+    assert server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"] == GRAPH
+
+
+@pytest.mark.parametrize("setting", ["{", "[]", '{"default_profile": 3}', '{"default_profile": "missing"}', "{}"])
+def test_a_setting_that_cannot_be_kept_refuses_every_graph(
+    server: Any, nodes: Nodes, fake_host: Path, setting: str
+) -> None:
+    path = fake_host / "erasures" / "profiles" / "server.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(setting)
+    got = server.protect({"prompt": copy.deepcopy(GRAPH), "partial_execution_targets": ["3"]})
+    assert [node["class_type"] for node in got["prompt"].values()] == ["ConceptErasureRefused"]
+    assert "partial_execution_targets" not in got
+    reason = got["prompt"]["1"]["inputs"]["reason"]
+    assert nodes.all["ConceptErasureRefused"].validate_inputs(reason=reason) == reason != ""
+
+
+@pytest.mark.parametrize("prompt", [None, {"1": {}}, {"1": None}, {"1": {"class_type": "Loader", "inputs": None}}, []])
+def test_an_exception_never_leaves_the_handler(
+    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, prompt: Any
+) -> None:
+    """The host would log it and run the graph unprotected."""
+    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    got = server.protect({"prompt": prompt})
+    assert [node["class_type"] for node in got["prompt"].values()] == ["ConceptErasureRefused"]
+
+
+def test_a_graph_cannot_bring_its_own_guard(server: Any, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    own = {**copy.deepcopy(GRAPH), "9": {"class_type": "ConceptErasureServerProfile", "inputs": {}}}
+    assert server.protect({"prompt": own})["prompt"]["1"]["class_type"] == "ConceptErasureRefused"
+
+
+def test_separate_loaders_get_the_part_that_concerns_them(
+    server: Any, nodes: Nodes, graph: dict[str, Any], profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    prompt = {"1": {"class_type": "Unet", "inputs": {}}, "2": {"class_type": "Sampler", "inputs": {"model": ["1", 0]}}}
+    guard = server.protect({"prompt": prompt})["prompt"]["profile_1_0"]["inputs"]
+    assert "clip" not in guard
+    digest = guard["digest"]
+    safe = nodes.run("ServerProfile", profile=profile, digest=digest, model=graph["model"]).args
+    assert {len(p) for p in safe[0].patches.values()} == {2} and safe[1] is None
+    text = nodes.run("ServerProfile", profile=profile, digest=digest, clip=graph["clip"]).args
+    assert text[0] is None and not text[1].patcher.patches  # these erasures leave the text encoder alone
+
+
+def test_routes_answer_for_files_below_the_folder_only(nodes: Nodes, graph: dict[str, Any]) -> None:
+    name = instant(nodes, graph).args[2][0].stored.path.name
+
+    def ask(file: str) -> tuple[dict[str, Any], int]:
+        answer: tuple[dict[str, Any], int] = asyncio.run(nodes.server.erasure(SimpleNamespace(query={"name": file})))
+        return answer
+
+    assert ask(name)[0]["words"] == ["ball"] and ask(name)[1] == 200
+    for file in ("../x.safetensors", "/etc/passwd", "", "missing.safetensors"):
+        content, status = ask(file)
+        assert status == 404 and "error" in content
+
+
+def test_something_missing_costs_the_nodes_and_nothing_else(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = importlib.import_module(f"{PACK}.nodes")
+
+    def fail() -> list[type]:
+        raise ImportError("No module named 'safetensors'")
+
+    monkeypatch.setattr(entry, "_load", fail)
+    extension = asyncio.run(entry.comfy_entrypoint())
+    assert asyncio.run(extension.get_node_list()) == []
+    assert [record.message for record in caplog.records] == [
+        "Concept Erasure is not available: ImportError: No module named 'safetensors'"
+    ]
+
+
+def test_installing_needs_nothing() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_the_core_comes_up_fast() -> None:
+    """What the pack adds to a host's start beyond torch, which the host has loaded anyway."""
+    code = "import time, torch, numpy, safetensors, PIL.Image; t = time.perf_counter()\n"
+    code += "import erasure_core.methods, erasure_core.library, erasure_core.profile, erasure_core.combining\n"
+    code += "import erasure_core.hosts.comfyui_patches; print(time.perf_counter() - t, time.process_time())"
+    best = 9.9
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        best = min(best, float(done.stdout.split()[0]))
+        if best < 0.3:
+            break
+        time.sleep(0.5)
+    assert best < 0.3
