@@ -171,6 +171,12 @@ class WebuiModel:
         pictures = torch.cat([self.host.decode(piece).float().cpu() for piece in pieces])
         return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
+    @torch.no_grad()
+    def latents_of(self, pictures: Tensor) -> Tensor:
+        """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; what ``decode`` turns back."""
+        scaled = (pictures.float() / 127.5 - 1).to(self.device)
+        return torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
+
 
 def _family(sd_model: Any, unet: nn.Module) -> str:
     families = [family for family in ("sdxl", "sd2", "sd1") if getattr(sd_model, f"is_{family}", False)]

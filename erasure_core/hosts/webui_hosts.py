@@ -89,6 +89,16 @@ class LdmHost:
             pictures: Tensor = self.sd_model.decode_first_stage(latents.to(devices.dtype_vae))
         return pictures
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures [B, 3, H, W] from -1 to 1; the likeliest ones, not drawn by chance."""
+        from modules import devices
+
+        model = self.sd_model
+        with devices.without_autocast():
+            found = model.encode_first_stage(pictures.to(devices.dtype_vae))
+            latents: Tensor = model.get_first_stage_encoding(found.mode() if hasattr(found, "mode") else found)
+        return latents
+
 
 class ForgeHost:
     """Forge and its descendants: a UNet wrapped by patchers, moved to the device when it is needed."""
@@ -173,6 +183,11 @@ class ForgeHost:
         """Pictures [B, 3, H, W] from -1 to 1."""
         pictures: Tensor = self.sd_model.decode_first_stage(latents)
         return pictures
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures [B, 3, H, W] from -1 to 1."""
+        latents: Tensor = self.sd_model.encode_first_stage(pictures)
+        return latents
 
 
 def _memory() -> Any:

@@ -1,0 +1,87 @@
+"""Widgets of a method's settings, made from its own fields, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any
+
+import gradio as gr
+
+from erasure_core.errors import InvalidSettings
+from erasure_core.methods import METHODS, Method, SolverSettings
+
+LENGTHS = {"As set": 1.0, "A third of the steps": 1 / 3, "Three times the steps": 3.0}
+"""Presets for the length of a training."""
+
+
+def widgets(method: Method) -> list[Any]:
+    """One widget for each setting, in the order of the fields. Labels are unique within the tab: the host stores
+    defaults by label."""
+    return [_widget(method, setting) for setting in fields(method.settings)]
+
+
+def _widget(method: Method, setting: Field[Any]) -> Any:
+    meta, name = setting.metadata, setting.name
+    common: dict[str, Any] = {
+        "label": f"{method.name}: {name.replace('_', ' ')}",
+        "info": _hint(setting),
+        "elem_id": f"concept_erasure_{method.name}_{name}",
+    }
+    if meta["choices"]:
+        value = str(setting.default).split("+") if meta["combine"] else setting.default
+        return gr.Dropdown(list(meta["choices"]), value=value, multiselect=bool(meta["combine"]), **common)
+    if isinstance(setting.default, bool):
+        return gr.Checkbox(setting.default, **common)
+    return gr.Number(setting.default, **common)
+
+
+def _hint(setting: Field[Any]) -> str:
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    return setting.metadata["help"] + (f" ({low:g} to {high:g})" if low is not None and high is not None else "")
+
+
+def settings_of(method: Method, values: Sequence[Any], length: float = 1.0) -> SolverSettings:
+    """The settings that the widgets hold.
+
+    Args:
+        method: whose widgets they are.
+        values: one for each field, in order.
+        length: factor on the steps.
+
+    Raises:
+        InvalidSettings: a value is missing, of the wrong kind or out of range.
+    """
+    given = {s.name: _value(s, value) for s, value in zip(fields(method.settings), values, strict=True)}
+    if "steps" in given:
+        given["steps"] = max(1, round(given["steps"] * length))
+    return method.settings(**given)
+
+
+def _value(setting: Field[Any], value: Any) -> Any:
+    if setting.metadata["choices"]:
+        return "+".join(value) if isinstance(value, list) else value
+    if isinstance(setting.default, bool):
+        return bool(value)
+    if value is None or value == "":
+        if setting.default is None:
+            return None
+        raise InvalidSettings(f"{setting.name} is empty; write a number.")
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidSettings(f"{setting.name} is {value!r}, which is not a number.") from error
+    is_whole = isinstance(setting.default, int)
+    if is_whole and not number.is_integer():
+        raise InvalidSettings(f"{setting.name} is {number:g}; it must be a whole number.")
+    return int(number) if is_whole else number
+
+
+def offsets() -> dict[str, tuple[int, int]]:
+    """Where each method's values lie among the values of all methods in a row."""
+    found, start = {}, 0
+    for name, method in METHODS.items():
+        stop = start + len(fields(method.settings))
+        found[name] = (start, stop)
+        start = stop
+    return found

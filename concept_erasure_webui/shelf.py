@@ -1,0 +1,130 @@
+"""What can be done with finished erasures: rename, delete, import, export, and make safety profiles of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modules import shared
+
+from erasure_core.algebra import low_rank
+from erasure_core.combining import converted
+from erasure_core.concept import Concept
+from erasure_core.delta import DeltaSet, LowRankDelta
+from erasure_core.erasing import describe
+from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
+from erasure_core.errors import InvalidConcept, InvalidFile, InvalidSettings, OutputError
+from erasure_core.foreign import looks_foreign, read_foreign
+from erasure_core.library import SUFFIX, safe_stem
+from erasure_core.profile import make_profile, write_profile
+
+from . import jobs, places
+from .wishes import NONE
+
+
+def chosen(name: str | None) -> Path:
+    """The file behind a name of a list.
+
+    Raises:
+        InvalidFile: nothing is chosen, or there is no such file.
+    """
+    if not name or name == NONE:
+        raise InvalidFile("Choose an erasure.")
+    return places.library().find(name.removesuffix(SUFFIX) + SUFFIX)
+
+
+def rename(name: str | None, new: str) -> str:
+    """Give a file another name; returns a message. Raises as ``chosen``, or OutputError if the name is taken."""
+    path = chosen(name)
+    if not new.strip():
+        raise InvalidSettings("Write the new name.")
+    target = path.with_name(safe_stem(new.removesuffix(SUFFIX)) + SUFFIX)
+    if target.exists():
+        raise OutputError(f"There is already an erasure {target.stem!r}; choose another name.")
+    path.rename(target)
+    return f"{path.stem} is now {target.stem}."
+
+
+def delete(name: str | None, is_sure: bool) -> str:
+    """Delete a file; returns a message. Raises as ``chosen``; ErasureError where others use this web UI."""
+    places.refuse_if_open_to_others("Deleting")
+    path = chosen(name)
+    if not is_sure:
+        raise InvalidSettings(f"Tick the box to delete {path.stem!r} for good.")
+    path.unlink()
+    return f"{path.stem} was deleted."
+
+
+def import_file(source: Path | None, words: str) -> str:
+    """Take in a file that the browser sent: an erasure, a LoRA, or weights that others publish (ESD, UCE, …).
+
+    Returns:
+        A message.
+
+    Raises:
+        ErasureError: unreadable, unsafe, or made for another base.
+    """
+    if source is None:
+        raise InvalidFile("Choose a file.")
+    if source.suffix != SUFFIX:
+        raise InvalidFile(f"{source.name} is not a {SUFFIX} file; only those are read.")
+    library = places.library()
+    target = library.free_path(source.stem)
+    library.folders[0].mkdir(parents=True, exist_ok=True)
+    model = jobs.loaded_model()
+    if not looks_foreign(source) and read_erasure(source).manifest is not None:
+        read_erasure(source).bind(model)
+        shutil.copyfile(source, target)
+        return f"{target.stem} was imported."
+    said = tuple(word.strip() for word in words.split(",") if word.strip())
+    if not said:
+        raise InvalidConcept(f"{source.name} does not say what it erases; write it, with commas between the words.")
+    origin: dict[str, Any] = {"file": source.name}
+    if looks_foreign(source):
+        found = read_foreign(source, model, model.other_parameters())
+        origin |= {"left_out": found.left_out, "left_out_share": found.left_out_share}
+        deltas, error = _low_rank(found.deltas)
+        origin["conversion_error"] = error
+    else:
+        deltas = read_erasure(source).bind(model)
+    status = "made by other software; converted to this format"
+    manifest = describe(model, deltas, Concept(said), "converted", status, origin)
+    write_erasure(target, Erasure(deltas, manifest), model)
+    return f"{target.stem} was imported; relative error of the conversion {origin.get('conversion_error', 0.0):.1e}."
+
+
+def _low_rank(deltas: DeltaSet) -> tuple[DeltaSet, float]:
+    if all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
+        return deltas, 0.0
+    return low_rank(deltas)
+
+
+def export_lora(name: str | None) -> str:
+    """Put a file where the host looks for LoRAs, so that ``<lora:name:1>`` loads it; returns a message. Note that a LoRA
+    does not fail closed: a misspelt tag paints the concept."""
+    path = chosen(name)
+    folder = Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(places.folder()).parent / "Lora")
+    target = folder / path.name
+    if target.exists():
+        raise OutputError(f"There is already a LoRA {target.stem!r}; rename the erasure first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = read_erasure(path)
+    if all(isinstance(delta, LowRankDelta) for delta in stored.changes.values()):
+        shutil.copyfile(path, target)
+    else:
+        model = jobs.loaded_model()
+        write_erasure(target, converted(model, stored, "low-rank"), model)
+    return f"{target.stem} is now a LoRA: <lora:{target.stem}:1>."
+
+
+def save_profile(name: str, files: Sequence[str], strength: float) -> str:
+    """Write a safety profile of these files as they are now; returns a message."""
+    places.refuse_if_open_to_others("Making safety profiles")
+    wanted = [(file.removesuffix(SUFFIX) + SUFFIX, float(strength), float(strength)) for file in files]
+    path = write_profile(places.folder(), make_profile(name, places.library(), wanted))
+    short = path.name.removesuffix(".profile.json")
+    return (
+        f"The profile {short} was written. Put it in force under Settings, Concept Erasure, or with the command line."
+    )

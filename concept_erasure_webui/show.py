@@ -1,0 +1,89 @@
+"""HTML of the tab. Everything that a file, a prompt or an error says is escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from erasure_core.library import Entry, Library
+
+from .jobs import Job
+
+WIDTH, HEIGHT, POINTS = 600, 160, 300
+COLOURS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#e8590c")
+THREAT = {"named": "the word itself", "retention": "kept prompts", "drift": "empty prompt"}
+
+
+def message(text: str, is_error: bool = False) -> str:
+    return f"<p class='{'error' if is_error else 'concept-erasure-message'}'>{html.escape(text)}</p>"
+
+
+def job(found: Job | None) -> str:
+    """The "last job" view."""
+    if found is None:
+        return message("Nothing was done yet.")
+    where = f"{found.stage} {found.step} of {found.total}" if found.total else ""
+    left = ""
+    if found.status == "running" and found.step and found.total:
+        left = f", about {found.seconds / found.step * (found.total - found.step):.0f} s left"
+    head = f"<b>{html.escape(found.title)}</b>: {html.escape(found.status)}, {found.seconds:.0f} s"
+    return f"<div>{head} {html.escape(where)}{left}</div>{message(found.message)}{curve(found.losses)}"
+
+
+def curve(losses: Sequence[dict[str, float]]) -> str:
+    """The loss terms of a training as an inline drawing, each scaled to its own largest value."""
+    if len(losses) < 2:
+        return ""
+    step = max(1, len(losses) // POINTS)
+    names = list(losses[-1])
+    lines, legend = [], []
+    for place, name in enumerate(names):
+        values = [terms.get(name, 0.0) for terms in losses[::step]]
+        top = max((abs(value) for value in values), default=0.0) or 1.0
+        colour = COLOURS[place % len(COLOURS)]
+        spots = " ".join(
+            f"{WIDTH * i / max(1, len(values) - 1):.1f},{HEIGHT * (1 - value / top):.1f}"
+            for i, value in enumerate(values)
+        )
+        lines.append(f"<polyline fill='none' stroke='{colour}' stroke-width='1.5' points='{spots}'/>")
+        legend.append(f"<span style='color:{colour}'>{html.escape(name)} {values[-1]:.4g}</span>")
+    box = f"viewBox='0 0 {WIDTH} {HEIGHT}' style='max-width:{WIDTH}px;width:100%;border:1px solid #8886'"
+    return f"<svg {box} role='img' aria-label='loss'>{''.join(lines)}</svg><div>{' · '.join(legend)}</div>"
+
+
+def library(found: Library, search: str = "") -> str:
+    """A table of erasures: what, with which base and method, and what was measured."""
+    wanted = search.strip().casefold()
+    rows = [_row(entry) for entry in map(found.entry, found.names()) if not wanted or wanted in _text(entry)]
+    head = "".join(f"<th>{title}</th>" for title in ("File", "Erases", "Instead", "Method", "Base", "Measured"))
+    body = "".join(rows) or "<tr><td colspan='6'>No erasures here yet.</td></tr>"
+    return f"<table id='concept_erasure_table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(entry: Entry) -> str:
+    words = entry.manifest.words if entry.manifest else ()
+    return f"{entry.name} {' '.join(words)}".casefold()
+
+
+def _row(entry: Entry) -> str:
+    if entry.problem:
+        return _cells([entry.name, entry.problem, "", "", "", ""])
+    if entry.manifest is None:
+        return _cells([entry.name, "a LoRA without a description", "", "", "", ""])
+    m = entry.manifest
+    method = f"{m.method} ({m.method_status}), {m.steps_done} steps"
+    return _cells([entry.name, ", ".join(m.words), m.alternative or "", method, m.family, measured(m.measured)])
+
+
+def measured(figures: dict[str, Any]) -> str:
+    """Each figure with its threat model; the file says which."""
+    if not figures:
+        return "not measured"
+    return "; ".join(
+        f"{name} ({THREAT[name]}): {value}" if name in THREAT else f"{name}: {value}" for name, value in figures.items()
+    )
+
+
+def _cells(texts: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
