@@ -119,6 +119,7 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = _check_output(options.out, options.overwrite, options.resume)
     started = time.monotonic()
     with exclusive(options.out):
+        _check_output(options.out, options.overwrite, options.resume)  # another process may just have made it
         manifest, layers = _erase(options, concept, method, settings, checkpoint)
     result = {
         "path": str(options.out),

@@ -23,7 +23,7 @@ from erasure_core.foreign import read_foreign
 from erasure_core.hosts.diffusers import DiffusersModel
 
 CASES = hostile_files()
-LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+LAYER = "down_blocks_9_attentions_0_transformer_blocks_0_attn2_to_k"
 SECONDS = 5.0
 MEGABYTES = 400
 
@@ -102,11 +102,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(InvalidFile) as caught:
             read_erasure(path)
         assert expected.lower() in str(caught.value).lower()
-
-
-def described(**content: object) -> bytes:
-    """A sound file that claims to be made for SD1.x on an unknown base."""
-    return tensors({"erasure": json.dumps(GOOD)}, **content)
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,7 @@ def rows(markdown: str) -> list[list[str]]:
 
 def test_the_untouched_model_and_the_floor_come_first() -> None:
     head, _, first, second, *rest = rows(summary(RESULTS))
-    assert [first[0], second[0]] == ["untouched", "judge's floor"] and [row[0] for row in rest] == [
-        "closed_form",
-        "esd",
-    ]
+    assert [row[0] for row in (first, second, *rest)] == ["untouched", "judge's floor", "closed_form", "esd"]
     named = head.index("named")
     assert second[named].startswith("1.0 % [") and second[named].endswith(" 384")
     for row in (first, *rest):
@@ -113,8 +110,10 @@ def test_a_ratio_of_norms_is_that_of_all_cases_together() -> None:
     assert measure.interval == pytest.approx((0.1, 0.2))
 
 
-def test_peak_memory_is_this_process_own() -> None:
+def test_the_peak_of_memory_includes_what_has_been_given_back() -> None:
     before = bench.peak_memory()
-    block = np.ones(60_000_000, np.uint8)
-    assert bench.peak_memory() - before > 20_000_000 or before > 60_000_000
-    assert 50_000_000 < bench.peak_memory() < 64e9 and block[0] == 1
+    block = np.ones(before, np.uint8)
+    with_block = bench.peak_memory()
+    assert with_block > before + len(block) // 2
+    del block
+    assert bench.peak_memory() > with_block - 10_000_000, "the kernel counts in batches"
