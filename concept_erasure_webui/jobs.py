@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import shared
+from modules import sd_models, shared
 from PIL import Image
 from torch import Tensor
 
@@ -91,10 +91,8 @@ class Jobs:
             except (OSError, ValueError, TypeError):
                 return None
             if job.status == "running":
-                job.status, job.message = (
-                    "stopped",
-                    "The web UI ended during this work. The same request goes on with it.",
-                )
+                job.status = "stopped"
+                job.message = "The web UI ended during this work. The same request goes on with it."
             self.last = job
         return self.last
 
@@ -146,7 +144,7 @@ def loaded_model(latent_side: int | None = None) -> WebuiModel:
     Raises:
         ModelError: there is none, or it is of an unsupported kind.
     """
-    reload_forge = getattr(__import__("modules.sd_models", fromlist=["sd_models"]), "forge_model_reload", None)
+    reload_forge = getattr(sd_models, "forge_model_reload", None)
     if reload_forge is not None:
         reload_forge()  # Forge loads its checkpoint only when it generates
     SESSION.take_off()

@@ -102,8 +102,10 @@ def _low_rank(deltas: DeltaSet) -> tuple[DeltaSet, float]:
 
 
 def export_lora(name: str | None) -> str:
-    """Put a file where the host looks for LoRAs, so that ``<lora:name:1>`` loads it; returns a message. Note that a LoRA
-    does not fail closed: a misspelt tag paints the concept."""
+    """Put a file where the host looks for LoRAs, so that ``<lora:name:1>`` loads it; returns a message.
+
+    A LoRA does not fail closed: with a misspelt tag the host paints the concept.
+    """
     path = chosen(name)
     folder = Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(places.folder()).parent / "Lora")
     target = folder / path.name
@@ -125,6 +127,4 @@ def save_profile(name: str, files: Sequence[str], strength: float) -> str:
     wanted = [(file.removesuffix(SUFFIX) + SUFFIX, float(strength), float(strength)) for file in files]
     path = write_profile(places.folder(), make_profile(name, places.library(), wanted))
     short = path.name.removesuffix(".profile.json")
-    return (
-        f"The profile {short} was written. Put it in force under Settings, Concept Erasure, or with the command line."
-    )
+    return f"The profile {short} was written. Put it in force under Settings, Concept Erasure."

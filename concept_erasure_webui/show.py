@@ -12,7 +12,6 @@ from .jobs import Job
 
 WIDTH, HEIGHT, POINTS = 600, 160, 300
 COLOURS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#e8590c")
-THREAT = {"named": "the word itself", "retention": "kept prompts", "drift": "empty prompt"}
 
 
 def message(text: str, is_error: bool = False) -> str:
@@ -42,10 +41,8 @@ def curve(losses: Sequence[dict[str, float]]) -> str:
         values = [terms.get(name, 0.0) for terms in losses[::step]]
         top = max((abs(value) for value in values), default=0.0) or 1.0
         colour = COLOURS[place % len(COLOURS)]
-        spots = " ".join(
-            f"{WIDTH * i / max(1, len(values) - 1):.1f},{HEIGHT * (1 - value / top):.1f}"
-            for i, value in enumerate(values)
-        )
+        spacing = WIDTH / max(1, len(values) - 1)
+        spots = " ".join(f"{spacing * i:.1f},{HEIGHT * (1 - value / top):.1f}" for i, value in enumerate(values))
         lines.append(f"<polyline fill='none' stroke='{colour}' stroke-width='1.5' points='{spots}'/>")
         legend.append(f"<span style='color:{colour}'>{html.escape(name)} {values[-1]:.4g}</span>")
     box = f"viewBox='0 0 {WIDTH} {HEIGHT}' style='max-width:{WIDTH}px;width:100%;border:1px solid #8886'"
@@ -77,12 +74,8 @@ def _row(entry: Entry) -> str:
 
 
 def measured(figures: dict[str, Any]) -> str:
-    """Each figure with its threat model; the file says which."""
-    if not figures:
-        return "not measured"
-    return "; ".join(
-        f"{name} ({THREAT[name]}): {value}" if name in THREAT else f"{name}: {value}" for name, value in figures.items()
-    )
+    """The figures that the file states; their names tell the threat model."""
+    return "; ".join(f"{name}: {value}" for name, value in figures.items()) or "not measured"
 
 
 def _cells(texts: Iterable[str]) -> str:
