@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -37,6 +38,47 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Events:
+    """A WebSocket that only listens (RFC 6455): the host's JSON messages, without the binary ones."""
+
+    def __init__(self, port: int) -> None:
+        self.client_id = uuid.uuid4().hex
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = (
+            f"GET /ws?clientId={self.client_id} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket",
+            "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", "",
+        )  # fmt: skip
+        self.socket.sendall("\r\n".join(lines).encode())
+        self.file = self.socket.makefile("rb")
+        while self.file.readline() not in (b"\r\n", b""):
+            pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            first, length = self.file.read(2)
+            if length >= 126:
+                length = int.from_bytes(self.file.read(2 if length == 126 else 8), "big")
+            content = self.file.read(length)
+            if first & 15 == 1:
+                yield json.loads(content)
+
+    def training_step(self, step: int) -> dict[str, Any]:
+        """Wait until a training has done so many steps; the message that says so."""
+        for message in self:
+            data = message.get("data", {})
+            told = message["type"] == "concept_erasure.progress" and data["stage"] == "training"
+            if told and data["step"] >= step:
+                return dict(data)
+            if message["type"] in ("execution_error", "execution_success", "execution_interrupted"):
+                raise GraphFailed(json.dumps(message))
+        raise AssertionError("a listening socket never ends")
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
 
 
 class Host:
@@ -101,7 +143,7 @@ class Host:
             GraphRefused: with the host's own words; also if only a part of the graph is refused.
         """
         try:
-            answer = json.loads(self.open("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex, **more}))
+            answer = json.loads(self.open("/prompt", {"prompt": prompt, **more}))
         except urllib.error.HTTPError as error:
             raise GraphRefused(error.read().decode()) from error
         if answer.get("node_errors"):
@@ -129,6 +171,10 @@ class Host:
 
     def run(self, prompt: dict[str, Any], **more: Any) -> dict[str, Any]:
         return self.wait(self.queue(prompt, **more))
+
+    def listen(self) -> Events:
+        """The messages to a browser; graphs queued with ``client_id=events.client_id`` send theirs here."""
+        return Events(self.port)
 
     def interrupt(self) -> None:
         self.open("/interrupt", {})
@@ -185,3 +231,36 @@ def sampler(
 def picture_of(outputs: dict[str, Any], node: str = "save") -> dict[str, str]:
     shown: dict[str, str] = outputs[node]["images"][0]
     return shown
+
+
+class Graphs:
+    """Graphs around this pack's nodes, with every widget at its default unless it is given."""
+
+    def __init__(self, host: Host) -> None:
+        self.known: dict[str, Any] = host.get("/object_info")
+
+    def node(self, kind: str, **inputs: Any) -> dict[str, Any]:
+        class_type = f"ConceptErasure{kind}"
+        required = self.known[class_type]["input"].get("required", {})
+        defaults = {
+            name: spec[1]["default"] for name, spec in required.items() if len(spec) > 1 and "default" in spec[1]
+        }
+        return {"class_type": class_type, "inputs": {**defaults, **inputs}}
+
+    def erase(
+        self, method: str = "esd", words: str = "ball", keep: str = "a red box", **settings: Any
+    ) -> dict[str, Any]:
+        """Nodes ``concept`` and ``erase`` behind the checkpoint, at the twin's own size."""
+        links = {"model": ["base", 0], "clip": ["base", 1], "concept": ["concept", 0], "resolution": 64}
+        return {
+            "concept": self.node("Concept", words=words, keep=keep),
+            "erase": self.node(f"Erase_{method}", **{**links, **settings}),
+        }
+
+    def paint(self, source: str = "base", **how: Any) -> dict[str, Any]:
+        return sampler([source, 0], [source, 1], **how)
+
+    def apply(self, file: str, **how: Any) -> dict[str, Any]:
+        """Nodes ``load`` and ``apply`` behind the checkpoint."""
+        links = {"model": ["base", 0], "clip": ["base", 1], "erasure": ["load", 0]}
+        return {"load": self.node("Load", file=file), "apply": self.node("Apply", **{**links, **how})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not make helper modules importable
 
+import comfy_client
 import fake_comfy
 import fake_io
 
@@ -40,3 +42,35 @@ def pack(fake_host: Path) -> Iterator[ModuleType]:
     # The core is kept: importing torch-heavy modules again for each test takes time and changes nothing.
     for name in [n for n in sys.modules if n == PACK or n.startswith(f"{PACK}.nodes")]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder() -> Path:
+    """A real ComfyUI; COMFYUI_PYTHON names its interpreter, if that is not this one."""
+    folder = os.environ.get("COMFYUI_PATH", "")
+    if not folder or not (Path(folder) / "main.py").is_file():
+        pytest.skip("needs a real ComfyUI: set COMFYUI_PATH to its folder and COMFYUI_PYTHON to its interpreter")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def twin(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The proving ground's model as a checkpoint that hosts load; PROVING_GROUND_TWIN names one made before."""
+    made = os.environ.get("PROVING_GROUND_TWIN", "")
+    if made:
+        return Path(made)
+    from proving_ground.painting import load_model
+    from proving_ground.widen import widen_model, write_twin
+
+    path = tmp_path_factory.mktemp("twin") / "twin.safetensors"
+    write_twin(path, widen_model(load_model()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def host(comfyui_folder: Path, twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[comfy_client.Host]:
+    """One running ComfyUI for all tests that do not need to start it their own way."""
+    with comfy_client.running(
+        comfyui_folder, comfy_client.make_base(tmp_path_factory.mktemp("comfyui"), twin)
+    ) as running:
+        yield running

@@ -1,0 +1,149 @@
+"""Writes example_workflows/*.json from the short descriptions below: python tools/example_workflows.py OBJECT_INFO.
+
+OBJECT_INFO is what a running ComfyUI with this pack answers to GET /object_info, saved as a file: it tells the order of
+widgets, which a workflow stores by position.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent / "example_workflows"
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+LINKS = ("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "LORA_MODEL", "LOSS_MAP")
+
+Graph = dict[str, tuple[str, tuple[int, int], dict[str, Any]]]
+"""Name to node type, place on the canvas, and inputs: values, or ("name", output number)."""
+
+BASE: Graph = {"base": ("CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT})}
+
+
+def painting(tag: str, model: tuple[str, int], clip: tuple[str, int], place: tuple[int, int], prompt: str) -> Graph:
+    """Nodes that paint a prompt with fixed noise and show it."""
+    x, y = place
+    noise = {"seed": 7, "steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    links = {
+        "model": model,
+        "positive": (f"yes{tag}", 0),
+        "negative": (f"no{tag}", 0),
+        "latent_image": (f"blank{tag}", 0),
+    }
+    return {
+        f"yes{tag}": ("CLIPTextEncode", (x, y), {"clip": clip, "text": prompt}),
+        f"no{tag}": ("CLIPTextEncode", (x, y + 220), {"clip": clip, "text": ""}),
+        f"blank{tag}": ("EmptyLatentImage", (x, y + 440), {"width": 512, "height": 512, "batch_size": 1}),
+        f"paint{tag}": ("KSampler", (x + 440, y), {**links, **noise}),
+        f"see{tag}": ("VAEDecode", (x + 780, y), {"samples": (f"paint{tag}", 0), "vae": ("base", 2)}),
+        f"save{tag}": ("SaveImage", (x + 780, y + 100), {"images": (f"see{tag}", 0), "filename_prefix": "erasure"}),
+    }
+
+
+def erasing(method: str, **settings: Any) -> Graph:
+    words = {"words": "van gogh\nstarry night style", "keep": "a painting by monet\na photo of a town at night"}
+    links = {"model": ("base", 0), "clip": ("base", 1), "concept": ("concept", 0), "vae": ("base", 2)}
+    return {
+        "concept": ("ConceptErasureConcept", (0, 160), {**words, "alternative": "oil painting", "explicit": False}),
+        "erase": (f"ConceptErasureErase_{method}", (440, 0), {**links, **settings}),
+    }
+
+
+def stack() -> Graph:
+    how = {"model": ("base", 0), "clip": ("base", 1), "erasure": ("stack", 0)}
+    parts = {"first": ("one", 0), "second": ("two", 0), "strength_first": 1.0, "strength_second": 0.8}
+    return {
+        "one": ("ConceptErasureLoad", (0, 160), {"file": "first.safetensors", "erases": ""}),
+        "two": ("ConceptErasureLoad", (0, 520), {"file": "second.safetensors", "erases": ""}),
+        "stack": ("ConceptErasureStack", (440, 160), parts),
+        "apply": ("ConceptErasureApply", (440, 400), how),
+    }
+
+
+def profile() -> Graph:
+    return {
+        "one": ("ConceptErasureLoad", (0, 160), {"file": "first.safetensors", "erases": ""}),
+        "keep": ("ConceptErasureSaveSafetyProfile", (440, 160), {"erasure": ("one", 0), "name": "studio"}),
+        "safe": (
+            "ConceptErasureSafetyProfile",
+            (440, 0),
+            {"model": ("base", 0), "clip": ("base", 1), "profile": "studio"},
+        ),
+    }
+
+
+TOWN = "a town at night by van gogh"
+WORKFLOWS: dict[str, Graph] = {
+    "erase_and_compare": {
+        **BASE,
+        **erasing("esd"),
+        **painting("1", ("base", 0), ("base", 1), (900, 0), TOWN),
+        **painting("2", ("erase", 0), ("erase", 1), (900, 640), TOWN),
+    },
+    "instant_erase": {
+        **BASE,
+        **erasing("closed_form"),
+        **painting("1", ("erase", 0), ("erase", 1), (900, 0), TOWN),
+    },
+    "apply_a_stack": {**BASE, **stack(), **painting("1", ("apply", 0), ("apply", 1), (900, 0), TOWN)},
+    "safety_profile": {**BASE, **profile(), **painting("1", ("safe", 0), ("safe", 1), (900, 0), TOWN)},
+}
+
+
+def workflow(graph: Graph, known: dict[str, Any]) -> dict[str, Any]:
+    """A graph in the format that the front end loads."""
+    ids = {name: number for number, name in enumerate(graph, 1)}
+    links: list[list[Any]] = []
+    nodes = [_node(ids, name, *graph[name], known[graph[name][0]], links) for name in graph]
+    for node in nodes:
+        for slot, output in enumerate(node["outputs"]):
+            output["links"] = [link[0] for link in links if link[1:3] == [node["id"], slot]]
+    return {
+        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links, "groups": [],
+        "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip
+
+
+def _node(
+    ids: dict[str, int],
+    name: str,
+    kind: str,
+    place: tuple[int, int],
+    given: dict[str, Any],
+    info: dict[str, Any],
+    links: list[list[Any]],
+) -> dict[str, Any]:
+    inputs, values = [], []
+    specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    for field, spec in specs.items():
+        if spec[0] in LINKS:
+            link = None
+            if isinstance(given.get(field), tuple):
+                source, slot = given[field]
+                link = len(links) + 1
+                links.append([link, ids[source], slot, ids[name], len(inputs), spec[0]])
+            inputs.append({"name": field, "type": spec[0], "link": link})
+            continue
+        options = spec[1] if len(spec) > 1 else {}
+        values.append(given[field] if field in given else options.get("default"))
+        if options.get("control_after_generate") or (kind == "KSampler" and field == "seed"):
+            values.append("fixed")
+    outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
+    return {
+        "id": ids[name], "type": kind, "pos": list(place), "size": [380, 200], "flags": {}, "order": ids[name] - 1,
+        "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": kind},
+        "widgets_values": values,
+    }  # fmt: skip
+
+
+def main() -> None:
+    known = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    FOLDER.mkdir(exist_ok=True)
+    for name, graph in WORKFLOWS.items():
+        text = json.dumps(workflow(graph, known), indent=1, ensure_ascii=False)
+        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+// What a node shows of an erasure file: words, method, base and what was measured. Everything is written as text, never
+// as HTML: the file may come from anyone.
+import { api } from "../../scripts/api.js";
+import { say } from "./strings.js";
+
+export class Badge {
+  constructor() {
+    this.root = document.createElement("div");
+    this.root.className = "concept-erasure-badge";
+    this.root.style.cssText =
+      "color:var(--input-text,currentColor);background:var(--comfy-input-bg,transparent);border-radius:6px;" +
+      "font:11px/1.45 sans-serif;padding:4px 8px;overflow:auto;overflow-wrap:anywhere";
+  }
+
+  show(erasures) {
+    this.root.replaceChildren(...erasures.map(card));
+  }
+
+  // The file chosen in a widget, before anything runs.
+  async read(file) {
+    if (!file) return this.show([]);
+    if (file.startsWith("loras/")) return this.show([{ file, plain: true }]);
+    if (!file.endsWith(".safetensors")) return this.show([{ file, problem: say("foreign") }]);
+    const answer = await api.fetchApi(`/concept_erasure/erasure?name=${encodeURIComponent(file)}`);
+    const told = await answer.json();
+    this.show([told.error ? { file, problem: told.error } : told]);
+  }
+}
+
+function line(label, text, strong = false) {
+  const row = document.createElement("div");
+  const what = document.createElement(strong ? "strong" : "span");
+  what.textContent = text;
+  if (label) {
+    const name = document.createElement("span");
+    name.style.opacity = 0.65;
+    name.textContent = `${label}: `;
+    row.append(name);
+  }
+  row.append(what);
+  return row;
+}
+
+function card(told) {
+  const made = document.createElement("div");
+  if (told.problem) made.append(line("", told.file, true), line("", `${say("unusable")} ${told.problem}`));
+  else if (told.plain) made.append(line("", told.file, true), line("", say("plain")));
+  else {
+    made.append(line("", `− ${told.words.join(", ")}`, true));
+    if (told.alternative) made.append(line(say("instead"), told.alternative));
+    made.append(line(say("method"), `${told.method} (${told.status})`));
+    made.append(line(say("base"), `${told.family}, ${told.base}`));
+    made.append(line(say("stored"), `${told.dtype}, ± ${Number(told.storage_error).toExponential(1)}`));
+    made.append(line(say("measured"), figures(told.measured) || say("notMeasured")));
+  }
+  return made;
+}
+
+// Figures stand beside the threat they were measured under, as the file gives them.
+function figures(measured) {
+  const plain = (value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
+  const flat = (values, prefix = "") =>
+    Object.entries(values ?? {}).flatMap(([key, value]) =>
+      value && typeof value === "object" ? flat(value, `${prefix}${key} `) : [`${prefix}${key} ${plain(value)}`],
+    );
+  return flat(measured).join("; ");
+}

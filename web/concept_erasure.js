@@ -1,0 +1,91 @@
+// Front end of the pack: a loss chart on Erase nodes, a badge on nodes that hold erasures, toasts for what stopped a graph.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { Badge } from "./badge.js";
+import { LossChart } from "./chart.js";
+import { say } from "./strings.js";
+
+const PREFIX = "ConceptErasure";
+const ERASE = `${PREFIX}Erase_`;
+const WITH_BADGE = ["Load", "Save", "Inspect"].map((name) => PREFIX + name);
+const CHART_HEIGHT = 136;
+const BADGE_HEIGHT = 116;
+const charts = new Map();
+
+function addElement(node, name, element, height) {
+  // Both kinds of nodes, on the canvas and as Vue components, lay out DOM widgets by these.
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height };
+  node.addDOMWidget(name, name, element, options);
+  node.setSize?.(node.computeSize());
+}
+
+function after(object, name, extra) {
+  const original = object[name];
+  object[name] = function (...inputs) {
+    const result = original?.apply(this, inputs);
+    extra.apply(this, inputs);
+    return result;
+  };
+}
+
+function toast(severity, summary, detail) {
+  app.extensionManager?.toast?.add({ severity, summary, detail, life: severity === "error" ? 12000 : 6000 });
+}
+
+function withChart(node) {
+  const chart = new LossChart();
+  charts.set(node, chart);
+  addElement(node, "loss_chart", chart.root, CHART_HEIGHT);
+  after(node, "onExecuted", ({ erasure }) => {
+    if (!erasure?.length) return;
+    chart.finished(erasure[0].losses ?? []);
+    if (erasure[0].reused) toast("info", erasure[0].file, say("reused"));
+  });
+  after(node, "onRemoved", () => charts.delete(node));
+}
+
+function withBadge(node) {
+  const badge = new Badge();
+  addElement(node, "erasure_badge", badge.root, BADGE_HEIGHT);
+  after(node, "onExecuted", ({ erasure }) => erasure && badge.show(erasure));
+  const file = node.widgets?.find((widget) => widget.name === "file");
+  if (!file) return;
+  const read = () => badge.read(file.value).catch((error) => badge.show([{ file: file.value, problem: String(error) }]));
+  after(file, "callback", read);
+  after(node, "onConfigure", read); // a loaded graph sets values without calling back
+  read();
+}
+
+// Inside a subgraph the server names a node by the path to it.
+function chartOf(id) {
+  const own = String(id).split(":").at(-1);
+  for (const [node, chart] of charts) if (String(node.id) === own) return chart;
+}
+
+async function announceProfile() {
+  const told = await (await api.fetchApi("/concept_erasure/default_profile")).json();
+  if (told.error) toast("error", say("profileBroken"), told.error);
+  else if (told.profile) toast("info", say("profile"), told.profile);
+}
+
+app.registerExtension({
+  name: "concept_erasure",
+
+  setup() {
+    api.addEventListener("concept_erasure.progress", ({ detail }) => {
+      const chart = chartOf(detail.node);
+      chart?.progress(detail);
+      chart?.add(detail.losses ?? []);
+    });
+    api.addEventListener("execution_error", ({ detail }) => {
+      if (String(detail?.node_type).startsWith(PREFIX)) toast("error", say("stopped"), detail.exception_message);
+    });
+    announceProfile().catch((error) => console.warn("concept_erasure:", error));
+  },
+
+  nodeCreated(node) {
+    const kind = node.comfyClass ?? "";
+    if (kind.startsWith(ERASE)) withChart(node);
+    else if (WITH_BADGE.includes(kind)) withBadge(node);
+  },
+});
