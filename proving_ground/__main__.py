@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .bench import BENCH_CONCEPTS, METHODS
+from .check import FLIPS
 from .lexicon import CONCEPTS
 from .tokens import MODEL_DIR
 
@@ -116,6 +117,18 @@ def _table(options: argparse.Namespace) -> None:
         print(tables(read_results()))
 
 
+def _check(options: argparse.Namespace) -> int:
+    from .check import report
+    from .judge import load_judge
+    from .painting import load_model
+
+    missed = 0
+    for figure in report(load_model(), load_judge(), ("esd",) if options.flip else METHODS, options.flip):
+        print(figure.line(), flush=True)
+        missed += not figure.reached
+    return 1 if missed else 0
+
+
 def _pool(options: argparse.Namespace) -> None:
     from .judge import load_judge
     from .painting import load_model
@@ -185,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
     table = add("table", _table, "print the benchmark's tables, made from the result files")
     table.add_argument("--write", type=Path, help="put them between the marks of this Markdown file instead")
+    check = add("check", _check, "the benchmark in small, as CI runs it; exit code 1 if a bound is missed")
+    check.add_argument("--flip", choices=FLIPS, help="turn a sign of ESD's loss round, to see the bounds fail")
     pool = add("pool", _pool, "the trajectory pool against ESD's published loop, in one run")
     pool.add_argument("--concept", default="ball", choices=list(CONCEPTS), metavar="CONCEPT")
     pool.add_argument("--steps", type=int, default=300, help="optimiser steps of each way")

@@ -1,0 +1,78 @@
+"""The benchmark in small, for CI: a minute that tells a working eraser from a broken one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from erasure_core import DeltaSet, PictureModel, Silent, erase
+from erasure_core.methods import Method, find_method
+from erasure_core.trainer import Step, train
+
+from .bench import concept_of
+from .evaluation import Evaluation, evaluate
+from .figures import Figure
+from .judge import Judge
+from .lexicon import CONCEPTS
+
+CONCEPT = "ball"
+COUNT = 48
+"""Pictures in each group."""
+GROUPS = ("named", "look-alikes", "kept")
+MOST_LEAK, LEAST_INTACT, LEAST_RETAINED = 0.2, 0.8, 0.8
+"""Bounds of the named words' leak, of sound pictures, and of retention as a share of the untouched model's."""
+FLIPS = ("erase", "keep", "guidance")
+"""Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
+
+
+def measured(model: PictureModel, judge: Judge, deltas: DeltaSet | None = None) -> Evaluation:
+    """A few pictures of the untouched model, or with a change."""
+    return evaluate(model, judge, CONCEPTS[CONCEPT], [(deltas, 1.0)] if deltas else [], COUNT, groups=GROUPS)
+
+
+def bounded(found: Evaluation, untouched: Evaluation) -> list[Figure]:
+    """The figures with the bounds that a working eraser holds."""
+    retained = [
+        replace(found.shares[name], target=LEAST_RETAINED * untouched.shares[name].share)
+        for name in GROUPS
+        if name != "named"
+    ]
+    leak = replace(found.shares["named"], target=MOST_LEAK, error=True)
+    return [leak, replace(found.intact, target=LEAST_INTACT), *retained]
+
+
+def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSet:
+    """The concept erased with a method's default settings, if wanted with one sign wrong."""
+    chosen, concept = find_method(method), concept_of(CONCEPTS[CONCEPT])
+    if flip is None:
+        return erase(model, concept, method)[0].deltas
+    return train(model, concept, flipped(chosen, flip), chosen.settings(), Silent())[0]
+
+
+def flipped(method: Method, flip: str) -> Method:
+    """A trained method with one sign turned round, as a slip in its code would do it."""
+    loss = method.loss
+    assert loss is not None
+
+    def wrong(settings: Any, step: Step) -> dict[str, Tensor]:
+        if flip == "guidance":
+            settings = copy.copy(settings)
+            object.__setattr__(settings, "negative", -settings.negative)  # no user may ask for that
+        return {name: -term if name == flip else term for name, term in loss(settings, step).items()}
+
+    return replace(method, loss=wrong)
+
+
+def report(model: PictureModel, judge: Judge, methods: tuple[str, ...], flip: str | None = None) -> Iterator[Figure]:
+    """The untouched model's figures, then each method's with its bounds."""
+    untouched = measured(model, judge)
+    for figure in (*untouched.shares.values(), untouched.intact):
+        yield replace(figure, name=f"untouched: {figure.name}")
+    for method in methods:
+        found = measured(model, judge, erased(model, method, flip))
+        for figure in bounded(found, untouched):
+            yield replace(figure, name=f"{method}{f' with {flip} flipped' if flip else ''}: {figure.name}")
