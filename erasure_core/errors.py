@@ -8,6 +8,13 @@ DeviceOutOfMemory: type[BaseException] = getattr(torch, "OutOfMemoryError", torc
 """What torch raises; it got a name of its own in torch 2.5."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short: on the CPU torch has no type of its own for that."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, (DeviceOutOfMemory, MemoryError))
+
+
 class ErasureError(Exception):
     """Base of all errors with a message for the user. ``exit_code`` is what the command line returns."""
 

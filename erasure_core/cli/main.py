@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import ErasureError
+from ..errors import ErasureError, OutOfMemory, is_out_of_memory
 from ..version import __version__
 from . import bake, convert, erase, generate, inspect, merge
 from .terminal import printable
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except ErasureError as error:
-        print(f"concept-erasure: {printable(error)}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error)
     except KeyboardInterrupt:
         print("concept-erasure: stopped at once; a state saved before can be resumed with --resume.", file=sys.stderr)
         return 130
@@ -64,4 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough (`| head`). Python would complain about it again on leaving.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _failed(OutOfMemory("The device has too little memory; try a smaller --batch or --size."))
     return 0
+
+
+def _failed(error: ErasureError) -> int:
+    print(f"concept-erasure: {printable(error)}", file=sys.stderr)
+    return error.exit_code
