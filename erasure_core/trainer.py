@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +92,28 @@ def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> It
             yield parameter, relative
 
 
+@contextmanager
+def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
+    """Inside, the model's latents have ``scale`` times their sides, in whole multiples of 8 (its own downsampling)."""
+    before = model.latent_shape
+    channels, *sides = before
+    height, width = (side if scale == 1.0 else max(8, round(side * scale / 8) * 8) for side in sides)
+    model.latent_shape = (channels, height, width)
+    try:
+        yield
+    finally:
+        model.latent_shape = before
+
+
+def rate_groups(layers: Mapping[str, nn.Module], deltas: DeltaSet, base: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser, one for each learning rate: it then updates many tensors in one call."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, layer in layers.items():
+        for parameter, rate in learning_rates(name, layer, deltas[name], base):
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
 def train(
     model: LoadedModel,
     concept: Concept,
@@ -117,7 +141,7 @@ def train(
         OutOfMemory: the device has too little memory; the state is saved.
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
-    with model.trainable(settings.checkpointing):
+    with model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
         trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures)
         with trainer.deltas.attached(trainer.layers), trainer.state.attached():
             if checkpoint is not None and checkpoint.exists():
@@ -149,12 +173,8 @@ class Trainer:
         if settings.start == "closed_form":
             self._start_from_closed_form()
         self.trains_text = any(is_text(name) for name in self.layers)
-        rates = [
-            {"params": [parameter], "lr": rate}
-            for name, layer in self.layers.items()
-            for parameter, rate in learning_rates(name, layer, self.deltas[name], settings.learning_rate)
-        ]
-        self.optimizer = torch.optim.AdamW(rates, weight_decay=0.0, betas=(0.9, 0.99))
+        groups = rate_groups(self.layers, self.deltas, settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99))
         self.step, self.history = 0, History()
         self.state, self.prepared = method.state(self), 0
         self.pools: dict[str, TrajectoryPool] = {}
@@ -271,9 +291,9 @@ class Trainer:
         return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
 
     def _optimise(self) -> None:
-        losses = self._backward()
-        while not self._gradients_are_usable():
-            losses = self._backward()
+        losses = self._check(self._backward())
+        while losses is None:
+            losses = self._check(self._backward())
         self._updating = True
         self.optimizer.step()
         self.step += 1
@@ -284,14 +304,10 @@ class Trainer:
             self._check_all_layers_ran()
         self.progress.update(Report("training", self.step, self.settings.steps, losses))
 
-    def _backward(self) -> dict[str, float]:
-        """Gradients of one step, summed over ``accumulate`` batches; returns the named loss terms.
-
-        Raises:
-            TrainingFailed: a term is not finite.
-        """
+    def _backward(self) -> dict[str, Tensor]:
+        """Gradients of one step, summed over ``accumulate`` batches; returns the named loss terms, still unread."""
         s = self.settings
-        losses: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         for part in range(s.accumulate):
             generator = self.chance(1_000_000_007 + self.step * s.accumulate + part)
             concept = self.pools["concept"].draw(s.batch, generator, self.noisiest)
@@ -301,27 +317,33 @@ class Trainer:
             total = torch.stack(list(terms.values())).sum() / s.accumulate
             (total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
-                losses[name] = losses.get(name, 0.0) + term.item() / s.accumulate
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise self._failure(f"The loss ({name}) became {value}")
+                losses[name] = losses.get(name, 0.0) + term.detach() / s.accumulate
         return losses
 
-    def _gradients_are_usable(self) -> bool:
-        """Undo the loss scaling. After an overflow in float16 the scale is halved, to try the step again.
+    def _check(self, terms: dict[str, Tensor]) -> dict[str, float] | None:
+        """Undo the loss scaling and read the loss terms: the one point of a step where the host waits for the device.
+
+        Returns:
+            The terms; ``None`` after an overflow in float16, with the scale halved to try the step again.
 
         Raises:
-            TrainingFailed: gradients are not finite for another reason.
+            TrainingFailed: a term is not finite, or gradients are not for another reason.
         """
         gradients = [p.grad for p in self.deltas.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, self.loss_scale)
-        if torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
-            return True
+        usable = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+        *values, are_usable = torch.stack([*terms.values(), usable.to(torch.float32)]).tolist()
+        losses = dict(zip(terms, values, strict=True))
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise self._failure(f"The loss ({name}) became {value}")
+        if are_usable:
+            return losses
         self.optimizer.zero_grad()
         if self.loss_scale <= MIN_LOSS_SCALE:
             raise self._failure("The gradient is not a finite number")
         self.loss_scale /= 2
-        return False
+        return None
 
     def _failure(self, what: str) -> TrainingFailed:
         rate = self.settings.learning_rate

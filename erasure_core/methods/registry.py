@@ -91,6 +91,9 @@ class TrainingSettings(SolverSettings):
     driver: str = option("original", "who draws the trajectories", choices=("original", "training"))
     max_batch: int = option(16, "most latents in one call without gradients", low=1, high=1024, neutral=True)
     checkpointing: bool = option(False, "recompute activations to save memory", neutral=True)
+    picture_scale: float = option(
+        1.0, "sides of the training pictures as a share of the model's own; less needs less memory", low=0.1, high=1.0
+    )
     spare_layout: float = option(
         0.0, "share of the timesteps, the noisiest ones, that keep the concept's layout", low=0.0, high=0.95
     )

@@ -167,7 +167,7 @@ def test_float16_overflow_is_stepped_over(pico: DiffusersModel, monkeypatch: pyt
     drawn: list[int] = []
 
     class Overflowing(Trainer):
-        def _backward(self) -> dict[str, float]:
+        def _backward(self) -> dict[str, Tensor]:
             losses = super()._backward()
             if self.loss_scale > 512:
                 next(self.deltas.parameters().__iter__()).grad.fill_(float("inf"))  # type: ignore[union-attr]
