@@ -94,7 +94,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
         )
     try:
         _restore(tensors, metadata, trainer)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InvalidFile(f"{path} is damaged ({error}); delete it to start anew.") from error
 
 

@@ -50,7 +50,9 @@ def distance(first: Sequence[float], second: Sequence[float]) -> float:
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or not np.any(a):
         return float("inf")
-    return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = float(np.linalg.norm(a - b) / np.linalg.norm(a))
+    return apart if np.isfinite(apart) else float("inf")
 
 
 def tolerance_of(model: LoadedModel, names: Iterable[str]) -> float:
