@@ -36,8 +36,8 @@ def painting(tag: str, model: tuple[str, int], clip: tuple[str, int], place: tup
         f"no{tag}": ("CLIPTextEncode", (x, y + 220), {"clip": clip, "text": ""}),
         f"blank{tag}": ("EmptyLatentImage", (x, y + 440), {"width": 512, "height": 512, "batch_size": 1}),
         f"paint{tag}": ("KSampler", (x + 440, y), {**links, **noise}),
-        f"see{tag}": ("VAEDecode", (x + 780, y), {"samples": (f"paint{tag}", 0), "vae": ("base", 2)}),
-        f"save{tag}": ("SaveImage", (x + 780, y + 100), {"images": (f"see{tag}", 0), "filename_prefix": "erasure"}),
+        f"see{tag}": ("VAEDecode", (x + 860, y), {"samples": (f"paint{tag}", 0), "vae": ("base", 2)}),
+        f"save{tag}": ("SaveImage", (x + 860, y + 120), {"images": (f"see{tag}", 0), "filename_prefix": "erasure"}),
     }
 
 

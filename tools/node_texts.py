@@ -29,9 +29,10 @@ METHOD_PAGE = """# Erase Concept: {title}
 
 {reference}. Our form of it: {status}.
 
-The node takes the model as it arrives in the graph, LoRAs before it included, and never changes it. It writes one file to
-`models/erasures`; its outputs carry the erasure already. The same inputs find that file again, also after a restart, and
-a line on the node says so. Interrupt stops within one step; the next run with the same inputs goes on where it stopped.
+The node takes the model as it arrives in the graph, LoRAs before it included, and never changes it. It writes one file
+to `models/erasures`; its outputs carry the erasure already. The same inputs find that file again, also after a restart,
+and a line on the node says so. Interrupt stops within one step; the next run with the same inputs goes on where it
+stopped.
 
 {begin}
 {end}

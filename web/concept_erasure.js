@@ -8,8 +8,8 @@ import { say } from "./strings.js";
 const PREFIX = "ConceptErasure";
 const ERASE = `${PREFIX}Erase_`;
 const WITH_BADGE = ["Load", "Save", "Inspect"].map((name) => PREFIX + name);
-const CHART_HEIGHT = 136;
-const BADGE_HEIGHT = 116;
+const CHART_HEIGHT = 158;
+const BADGE_HEIGHT = 132;
 const charts = new Map();
 
 function addElement(node, name, element, height) {
@@ -38,6 +38,8 @@ function withChart(node) {
   addElement(node, "loss_chart", chart.root, CHART_HEIGHT);
   after(node, "onExecuted", ({ erasure }) => {
     if (!erasure?.length) return;
+    // The last preview of the training would hide the pictures that the node ends with.
+    if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
     chart.finished(erasure[0].losses ?? []);
     if (erasure[0].reused) toast("info", erasure[0].file, say("reused"));
   });

@@ -69,7 +69,10 @@ def test_strengths_and_stacks(host: Host, graphs: Graphs, plain: str, erased: tu
     stack = {
         "stack": graphs.node("Stack", first=["load", 0], second=["load", 0], strength_first=0.5, strength_second=0.5)
     }
-    assert painted(host, {**graphs.paint("apply"), **graphs.apply(file, erasure=["stack", 0]), **stack}) == full
+    twice = {**graphs.paint("apply"), **graphs.apply(file, erasure=["stack", 0]), **stack}
+    once = {**graphs.paint("apply"), **graphs.apply(file)}
+    pixels = [_pixels(host, picture_of(host.run(graph))) for graph in (twice, once)]
+    assert (pixels[0] - pixels[1]).abs().max() <= 1
 
 
 def test_block_weights_and_step_ranges(host: Host, graphs: Graphs, plain: str, erased: tuple[str, str]) -> None:

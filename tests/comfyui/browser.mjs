@@ -1,0 +1,151 @@
+// Drives ComfyUI in a real browser and prints what it saw as JSON: node browser.mjs '{"url":…, "job":…, …}'.
+// Needs playwright-core (PLAYWRIGHT_CORE names its folder) and a chromium (CHROMIUM names it).
+import { createRequire } from "node:module";
+
+const task = JSON.parse(process.argv[2]);
+const require = createRequire(import.meta.url);
+const { chromium } = require(process.env.PLAYWRIGHT_CORE || "playwright-core");
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+  args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"],
+});
+const page = await browser.newPage({ viewport: { width: task.width ?? 1700, height: task.height ?? 1000 } });
+const problems = [];
+const others = [];
+// The front end has errors of its own; what counts is what passes through this pack.
+const ours = (text) => /concept.erasure/i.test(text);
+page.on("pageerror", (error) => (ours(error.stack ?? "") ? problems : others).push(error.stack ?? String(error)));
+page.on("console", (message) => {
+  if (message.type() === "error" && ours(message.text() + message.location().url)) problems.push(message.text());
+});
+
+async function ready() {
+  await page.goto(task.url, { waitUntil: "domcontentloaded", timeout: 180000 });
+  await page.waitForFunction(() => window.app?.graph && window.app.extensionManager?.toast, null, { timeout: 180000 });
+  await page.waitForTimeout(3000);
+  await page.keyboard.press("Escape"); // the templates that a first visit shows
+  await page.waitForTimeout(500);
+}
+
+async function settings(values) {
+  for (const [key, value] of Object.entries(values ?? {}))
+    await page.evaluate(([k, v]) => window.app.extensionManager.setting.set(k, v), [key, value]);
+  await page.waitForTimeout(1500);
+}
+
+const fit = () =>
+  page.evaluate(async () => {
+    const { nodes } = window.app.graph;
+    const boxes = nodes.map((node) => [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
+    const [x0, y0] = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])));
+    const [x1, y1] = [2, 3].map((i) => Math.max(...boxes.map((box) => box[i])));
+    const { ds, canvas } = window.app.canvas;
+    const room = canvas.getBoundingClientRect();
+    ds.scale = Math.min((room.width - 160) / (x1 - x0), (room.height - 120) / (y1 - y0), 1.5);
+    ds.offset[0] = -x0 + 90 / ds.scale;
+    ds.offset[1] = -y0 + 60 / ds.scale;
+    window.app.canvas.setDirty(true, true);
+  });
+
+async function load(workflow) {
+  await page.evaluate((data) => window.app.loadGraphData(data), workflow);
+  await page.waitForTimeout(1200);
+  // Nodes of the files are as tall as their contents only once they exist.
+  await page.evaluate(() => {
+    let columns = new Map();
+    for (const node of window.app.graph.nodes) {
+      const size = node.computeSize();
+      node.setSize([Math.max(node.size[0], size[0]), size[1] + (node.comfyClass === "SaveImage" ? 240 : 0)]);
+      const x = Math.round(node.pos[0] / 100);
+      columns.set(x, [...(columns.get(x) ?? []), node]);
+    }
+    for (const nodes of columns.values()) {
+      let y = 0;
+      for (const node of nodes.sort((a, b) => a.pos[1] - b.pos[1])) {
+        node.pos = [node.pos[0], y];
+        y += node.size[1] + 60;
+      }
+    }
+  });
+  await fit();
+  await page.waitForTimeout(800);
+}
+
+const texts = (name) => page.$$eval(`.concept-erasure-${name}`, (found) => found.map((element) => element.innerText));
+const toasts = () => page.$$eval(".p-toast-message", (found) => found.map((element) => element.innerText));
+
+async function run() {
+  await page.evaluate(() => {
+    window.ended = undefined;
+    for (const name of ["execution_success", "execution_error", "execution_interrupted"])
+      window.app.api.addEventListener(name, () => (window.ended ??= name), { once: true });
+    window.app.queuePrompt(0, 1);
+  });
+  const seen = { toasts: [], lines: 0 };
+  const until = Date.now() + (task.seconds ?? 600) * 1000;
+  while (Date.now() < until) {
+    seen.lines = Math.max(seen.lines, await page.$$eval(".concept-erasure-chart polyline", (found) => found.length));
+    seen.toasts.push(...(await toasts()));
+    if (await page.evaluate(() => window.ended)) break;
+    await page.waitForTimeout(400);
+  }
+  await page.waitForTimeout(1500);
+  seen.toasts = [...new Set([...seen.toasts, ...(await toasts())])];
+  return { ...seen, ended: await page.evaluate(() => window.ended), charts: await texts("chart"), badges: await texts("badge") };
+}
+
+const jobs = {
+  async workflow() {
+    await load(task.workflow);
+    const seen = task.run === false ? { badges: await texts("badge"), charts: await texts("chart") } : await run();
+    await page.keyboard.press("Escape");
+    await fit();
+    await page.waitForTimeout(1500);
+    if (task.picture) await page.screenshot({ path: task.picture, type: "jpeg", quality: task.quality ?? 82 });
+    return seen;
+  },
+
+  // The graph in the format of the API, as the front end makes it from a workflow.
+  async prompt() {
+    await load(task.workflow);
+    return page.evaluate(async () => (await window.app.graphToPrompt()).output);
+  },
+
+  // One picture of each node, for the help pages.
+  async nodes() {
+    for (const kind of task.kinds) {
+      await page.evaluate((name) => {
+        window.app.graph.clear();
+        const node = window.LiteGraph.createNode(name);
+        window.app.graph.add(node);
+        node.pos = [0, 0];
+        const size = node.computeSize();
+        node.setSize([Math.max(360, size[0]), size[1]]);
+      }, kind);
+      await page.waitForTimeout(500);
+      await fit();
+      await page.waitForTimeout(700);
+      const box = await page.evaluate(() => {
+        const [node] = window.app.graph.nodes;
+        const { ds, canvas } = window.app.canvas;
+        const room = canvas.getBoundingClientRect();
+        const x = room.left + (node.pos[0] + ds.offset[0]) * ds.scale;
+        const y = room.top + (node.pos[1] - 32 + ds.offset[1]) * ds.scale;
+        return { x: x - 8, y: y - 6, width: node.size[0] * ds.scale + 16, height: (node.size[1] + 32) * ds.scale + 14 };
+      });
+      await page.screenshot({ path: `${task.folder}/${kind}.jpg`, type: "jpeg", quality: 70, clip: box });
+    }
+    return { made: task.kinds.length };
+  },
+};
+
+try {
+  await ready();
+  await settings(task.settings);
+  console.log(JSON.stringify({ ...(await jobs[task.job]()), problems, others }));
+} catch (error) {
+  await page.screenshot({ path: task.failure ?? "failure.png" }).catch(() => {});
+  console.log(JSON.stringify({ error: String(error), problems, others }));
+} finally {
+  await browser.close();
+}

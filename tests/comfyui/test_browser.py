@@ -1,0 +1,121 @@
+"""The front end in a real browser on a real ComfyUI. Skipped where COMFYUI_PATH or PLAYWRIGHT_CORE names none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_client import Graphs, Host
+
+ROOT = Path(__file__).parent.parent.parent
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+FAST = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 3},
+    "Erase": {"resolution": 64, "steps": 6, "trajectories": 5, "trajectory_steps": 3, "batch": 1, "preview_every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def browse(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not os.environ.get("PLAYWRIGHT_CORE") or not Path(chromium).exists() or shutil.which("node") is None:
+        pytest.skip("needs node, a chromium and PLAYWRIGHT_CORE (the folder of the npm package playwright-core)")
+
+    def run(job: str, **task: Any) -> dict[str, Any]:
+        failure = str(tmp_path_factory.mktemp("browser") / "failure.png")
+        text = json.dumps({"url": f"http://127.0.0.1:{host.port}", "job": job, "failure": failure, **task})
+        script = str(Path(__file__).with_name("browser.mjs"))
+        done = subprocess.run(["node", script, text], capture_output=True, text=True, timeout=900)
+        seen: dict[str, Any] = json.loads(done.stdout or json.dumps({"error": done.stderr}))
+        assert "error" not in seen, (seen, failure)
+        return seen
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def graphs(host: Host) -> Graphs:
+    return Graphs(host)
+
+
+@pytest.fixture(scope="module")
+def file(host: Host, graphs: Graphs) -> str:
+    """An instant erasure, also under the names that the example workflows hold."""
+    made = host.run({**graphs.paint("erase"), **graphs.erase("closed_form")})["erase"]["erasure"][0]["file"]
+    folder = host.base / "models/erasures"
+    for name in ("first.safetensors", "second.safetensors"):
+        shutil.copy(folder / made, folder / name)
+    keep = {"load": graphs.node("Load", file="first.safetensors"), "one": graphs.node("Load", file="first.safetensors")}
+    host.run({**keep, "keep": graphs.node("SaveSafetyProfile", erasure=["load", 0], name="studio")})
+    return str(made)
+
+
+def small(path: Path, graphs: Graphs) -> dict[str, Any]:
+    """An example workflow on the twin, at its size and with few steps."""
+    workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        spec = graphs.known[node["type"]]["input"]
+        fields = [
+            name
+            for name, (kind, *_) in {**spec.get("required", {}), **spec.get("optional", {})}.items()
+            if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        ]
+        wanted = FAST.get(node["type"], FAST["Erase"] if "Erase_" in node["type"] else {})
+        wanted = {**wanted, **({"ckpt_name": "twin.safetensors"} if node["type"] == "CheckpointLoaderSimple" else {})}
+        for name, value in wanted.items():
+            if name in fields:
+                place = fields.index(name)
+                node["widgets_values"][place + (node["type"] == "KSampler" and place > 0)] = value
+    return workflow
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_example_workflows_run(browse: Any, graphs: Graphs, file: str, path: Path) -> None:
+    seen = browse("workflow", workflow=small(path, graphs))
+    assert seen["ended"] == "execution_success" and seen["problems"] == []
+    if path.stem == "erase_and_compare":
+        assert seen["lines"] >= 2 and "erase" in seen["charts"][0] and "6 / 6" in seen["charts"][0]
+    if path.stem in ("apply_a_stack", "safety_profile"):
+        assert all("ball" in badge and "sd1" in badge for badge in seen["badges"]) and seen["badges"]
+
+
+def test_a_file_that_is_used_again_says_so(browse: Any, graphs: Graphs, file: str) -> None:
+    workflow = small(ROOT / "example_workflows/instant_erase.json", graphs)
+    first, again = (browse("workflow", workflow=workflow) for _ in range(2))
+    assert first["ended"] == again["ended"] == "execution_success"
+    assert any("used again" in toast for toast in again["toasts"])
+
+
+def test_what_stops_a_graph_is_a_toast(browse: Any, graphs: Graphs, file: str, host: Host) -> None:
+    workflow = small(ROOT / "example_workflows/apply_a_stack.json", graphs)
+    folder = host.base / "models/erasures"
+    whole = (folder / "second.safetensors").read_bytes()
+    (folder / "second.safetensors").write_bytes(whole[:300])
+    try:
+        seen = browse("workflow", workflow=workflow)
+    finally:
+        (folder / "second.safetensors").write_bytes(whole)
+    assert seen["ended"] == "execution_error"
+    assert any("Concept Erasure stopped the graph" in toast for toast in seen["toasts"])
+    assert any("cannot be used" in badge for badge in seen["badges"])
+
+
+@pytest.mark.parametrize(
+    "look", [{"Comfy.ColorPalette": "light"}, {"Comfy.VueNodes.Enabled": True}], ids=["light", "vue"]
+)
+def test_chart_and_badge_in_every_look(browse: Any, graphs: Graphs, file: str, look: dict[str, Any]) -> None:
+    workflow = small(ROOT / "example_workflows/erase_and_compare.json", graphs)
+    seen = browse("workflow", workflow=workflow, settings=look)
+    assert seen["ended"] == "execution_success" and seen["charts"] and seen["problems"] == []
+
+
+def test_the_pack_speaks_other_languages(browse: Any, graphs: Graphs, file: str) -> None:
+    workflow = small(ROOT / "example_workflows/apply_a_stack.json", graphs)
+    seen = browse("workflow", workflow=workflow, run=False, settings={"Comfy.Locale": "de"})
+    assert any("Verfahren" in badge or "method" in badge for badge in seen["badges"])
