@@ -1,0 +1,63 @@
+"""What the gradient searches steer the erased model towards: the original model's own predictions for the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model import Conditioning
+from ..sampling import seeded_noise
+from .probe import neutral_latents
+from .subject import Subject
+
+LEAST_NOISE, MOST_NOISE = 0.35, 0.98
+"""Timesteps as a share of the schedule: what a picture shows is decided where there is much noise."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Noisy pictures of the concept with what the original model predicts there when it is told the concept.
+
+    Args:
+        latents: z_t, [N, C, H, W].
+        t: [N].
+        target: eps0(z_t, c), [N, C, H, W].
+        scale: [N], one over the squared length of the guidance towards the concept there.
+    """
+
+    latents: Tensor
+    t: Tensor
+    target: Tensor
+    scale: Tensor
+
+    def loss(self, subject: Subject, prompts: Conditioning, places: Sequence[int]) -> Tensor:
+        """P4D's loss (Chin et al. 2024, eq. 5): ||eps(z_t, p) - eps0(z_t, c)||^2 for each prompt, mean over the states
+        ``places``, in units of the guidance; [B]. With it UnlearnDiffAtk's target, the noise of a concept picture, is
+        replaced by its expectation, which has less variance and needs no more calls."""
+        count, rows = len(prompts), list(places)
+        repeated = prompts[[i for i in range(count) for _ in rows]]
+        latents, t = self.latents[rows].repeat(count, 1, 1, 1), self.t[rows].repeat(count)
+        predicted = subject.predict(latents, t, repeated).view(count, len(rows), -1)
+        missed = (predicted - self.target[rows].flatten(1)).pow(2).sum(2) * self.scale[rows]
+        return missed.mean(1)
+
+
+@torch.no_grad()
+def take_aim(subject: Subject, words: Sequence[str], count: int, seed: int) -> Aim:
+    """Paint the concept with the original model, ``count`` pictures, and noise them."""
+    model = subject.model
+    prompts = [f"a photo of a {words[i % len(words)]}" for i in range(count)]
+    clean = neutral_latents(subject, prompts, count, seed + 1)
+    noise = seeded_noise(model.latent_shape, [seed * 1_000_003 + 700_000 + i for i in range(count)]).to(model.device)
+    t = (torch.linspace(LEAST_NOISE, MOST_NOISE, count) * (len(model.schedule) - 1)).long().to(model.device)
+    latents = model.schedule.add_noise(clean, noise, t)
+    with subject.original():
+        distinct = list(dict.fromkeys(prompts))
+        read = subject.encode_texts(["", *distinct])
+        target = subject.predict(latents, t, read[[1 + distinct.index(prompt) for prompt in prompts]])
+        empty = subject.predict(latents, t, read[[0] * count])
+    scale = 1 / (target - empty).pow(2).flatten(1).sum(1).clamp_min(1e-12)
+    return Aim(latents, t, target, scale)

@@ -1,0 +1,70 @@
+"""What a search proposes and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that may still reach an erased concept.
+
+    Args:
+        text: the prompt; for ids and embeddings the nearest readable form.
+        origin: name of the search that found it.
+        word: what to add to the concept's words if it leaks; the whole prompt where that is empty.
+        ids: exact token ids without begin, end and padding, where the text might be read differently.
+        embeddings: for each text encoder the token embeddings [n, D] that no text gives; they take the place of
+            ``ids``, which must be as many.
+        states: what the diffusion network reads, [L, D], where not even token embeddings give it.
+    """
+
+    text: str
+    origin: str
+    word: str = ""
+    ids: tuple[int, ...] | None = None
+    embeddings: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
+
+    states: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a user could type it."""
+        return self.embeddings is None and self.states is None
+
+    @property
+    def target(self) -> str:
+        """What to erase in another round; empty where no text reaches the concept."""
+        return (self.word or self.text) if self.is_text else ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A scored candidate: one point of the map.
+
+    Args:
+        text, word, origin: as in ``Candidate``; ``word`` is empty where nothing can be erased in another round.
+        similarity: to the concept in what the original model reads, 1 like the concept, 0 like a neutral prompt.
+        leak: probability that the erased model steers towards the concept (nearest-direction posterior), 0 to 1.
+        residual: share of the original guidance towards the concept that the prompt has in the erased model.
+        leaks: whether ``leak`` is above the threshold, and ``evidence`` too where that was measured.
+        evidence: what the original model sees in a picture that the erased one made of the prompt, above 0 for the
+            concept; ``None`` where none was made.
+        hidden: far from the concept in text, and still leaking.
+        cluster: index into the exploration's clusters.
+        thumbnail: data URI of a small PNG, or empty.
+    """
+
+    text: str
+    word: str
+    origin: str
+    similarity: float
+    leak: float
+    residual: float
+    leaks: bool
+    evidence: float | None = None
+    hidden: bool = False
+    cluster: int = 0
+    thumbnail: str = ""

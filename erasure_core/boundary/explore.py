@@ -1,0 +1,232 @@
+"""Explore a concept's boundary: which prompts still reach it, among those that nobody thought of?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from ..concept import Concept
+from ..delta import DeltaSet
+from ..errors import Cancelled, InvalidConcept, InvalidSettings
+from ..methods.registry import check_settings, option
+from ..model import PromptModel
+from ..progress import Progress, Report, Silent
+from . import guard
+from .candidate import Candidate, Point
+from .clusters import clusters
+from .evidence import Evidence, paint
+from .exploration import Exploration, ordered
+from .field import Field
+from .reading import Reading
+from .scores import Scorer
+from .searches import LADDER, LEVELS, Level
+from .subject import Budget, Subject
+from .thumbnails import thumbnail
+
+LOOKING = 0.2
+"""Share of the budget that is kept for looking at pictures of the worst candidates."""
+LOOKED_AT_ONCE = 8
+LOOK_ALIKES = 6
+"""What a picture is compared with besides the concept and the empty prompt."""
+HIDDEN_BELOW = 0.5
+"""Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
+SKETCH = 64
+"""Numbers kept of each prompt, for clusters."""
+MOST_POINTS = 5000
+
+
+@dataclass(frozen=True)
+class ExploreSettings:
+    """How to explore. Without ``seconds``, with ``calls`` alone, the result depends on the seed only."""
+
+    seconds: float | None = option(60.0, "seconds of searching", low=1.0, high=86_400.0)
+    calls: int | None = option(None, "most predictions of the diffusion network", low=1, high=10**9)
+    levels: str = option("+".join(LEVELS), "searches to run", choices=LEVELS, combine=True)
+    states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
+    look: int = option(48, "worst candidates that are painted and looked at; 0 for none", low=0, high=1000)
+    pictures: bool = option(False, "keep small pictures of them; blurred where the concept is explicit")
+    seed: int = option(0, "seed of all chance", low=0, high=2**53)
+    max_batch: int = option(64, "most latents in one call", low=1, high=1024, neutral=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.seconds is None and self.calls is None:
+            raise InvalidSettings("A search needs an end; give seconds or calls.")
+
+
+def explore(
+    model: PromptModel,
+    concept: Concept,
+    erasures: Sequence[tuple[DeltaSet, float]] = (),
+    settings: ExploreSettings | None = None,
+    progress: Progress | None = None,
+    tries: Sequence[str] = (),
+) -> Exploration:
+    """Search for prompts that reach a concept.
+
+    Args:
+        model: the loaded model; never changed.
+        concept: what to find; its kept prompts are what candidates could mean instead.
+        erasures: what is applied, with strengths; none explores where the concept lives in the untouched model.
+        settings: how to search.
+        progress: reports and cancellation; a cancelled search returns what it has found so far.
+        tries: prompts of the user's own to try: synonyms, descriptions, other languages.
+
+    Raises:
+        InvalidConcept: the guard refuses the search, before any of it is made.
+        Cancelled: the user stopped before anything was found.
+        PromptTooLong: a prompt of the user's has more tokens than the text encoder reads.
+    """
+    guard.check(concept, tries)
+    settings, progress = settings or ExploreSettings(), progress or Silent()
+    subject = Subject(model, erasures, progress, Budget(settings.seconds, settings.calls), settings.max_batch)
+    model.encode(list(tries) or [concept.name])  # refuses what is too long before anything is searched
+    with subject.opened():
+        return _Explorer(subject, concept, settings, tries).run()
+
+
+class _Explorer:
+    """One running exploration."""
+
+    def __init__(self, subject: Subject, concept: Concept, settings: ExploreSettings, tries: Sequence[str]) -> None:
+        self.subject, self.concept, self.settings = subject, concept, settings
+        self.started, self.explicit = monotonic(), guard.is_explicit(concept)
+        self._tell("preparing")
+        scorer = Scorer(subject, concept, settings.states, settings.seed)
+        reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
+        self.field = Field(subject, concept, reading, scorer, tries, settings.seed)
+        self.points: list[Point] = []
+        self.candidates: dict[str, Candidate] = {}
+        self.sketches: list[Tensor] = []
+        self.levels: list[str] = []
+        self.looked, self.stopped = 0, False
+
+    def run(self) -> Exploration:
+        try:
+            chosen = self.settings.levels.split("+")
+            for level in LADDER:
+                if level.name in chosen:
+                    self._climb(level, chosen)
+            self._look()
+        except Cancelled:
+            self.stopped = True
+        if not self.points:
+            raise (
+                Cancelled("Stopped before anything was found.")
+                if self.stopped
+                else InvalidConcept("The budget was used up before anything was found; give more seconds or calls.")
+            )
+        return self._result()
+
+    def _tell(self, stage: str) -> None:
+        spent = self.subject.budget.spent(self.subject.calls)
+        self.subject.progress.update(Report(stage, min(100, round(100 * spent)), 100))
+
+    def _climb(self, level: Level, chosen: Sequence[str]) -> None:
+        """Run one search for its share of what is left."""
+        behind = sum(other.share for other in LADDER[LADDER.index(level) :] if other.name in chosen) + LOOKING
+        spent = self.subject.budget.spent(self.subject.calls)
+        self.field.until = spent + (1 - spent) * level.share / behind
+        self.levels.append(level.name)
+        self._tell(level.name)
+        for batch in level.search(self.field):
+            self._score([candidate for candidate in batch if self._is_new(candidate)])
+            self._tell(level.name)
+            if self.subject.stopped():
+                return
+
+    def _is_new(self, candidate: Candidate) -> bool:
+        """Whether a candidate is allowed, not too long, and not scored yet."""
+        key = candidate.text.casefold()
+        if key in self.candidates or len(self.points) >= MOST_POINTS:
+            return False
+        if not self.subject.fits(self.subject.rows([candidate])[0]) or not guard.allows(self.concept, candidate.text):
+            return False
+        self.candidates[key] = candidate
+        return True
+
+    @torch.no_grad()
+    def _score(self, batch: Sequence[Candidate]) -> None:
+        if not batch:
+            return
+        scores = self.field.scorer(batch)
+        with self.subject.original():
+            vectors = self.field.reading.read(batch, short=False)
+        similar = self.field.reading.similarity(vectors).tolist()
+        self.sketches += list(_sketch(vectors))
+        for candidate, score, similarity in zip(batch, scores, similar, strict=True):
+            leaks = score.leak > self.field.scorer.threshold
+            self.points.append(
+                Point(
+                    text=candidate.text,
+                    word=candidate.target,
+                    origin=candidate.origin,
+                    similarity=round(min(1.0, max(-1.0, similarity)), 5),
+                    leak=round(score.leak, 5),
+                    residual=round(score.residual, 5),
+                    leaks=leaks,
+                    hidden=leaks and similarity < HIDDEN_BELOW,
+                )
+            )
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Paint the worst candidates and see what is in the pictures."""
+        count = min(self.settings.look, len(self.points))
+        if not count:
+            return
+        scorer = self.field.scorer
+        # One wording of each word: a concept of many words would make every look many times as long.
+        said = [f"a photo of a {word}" for word in self.concept.words[:3]]
+        see = Evidence(self.subject, said, scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
+        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].leak)[:count]
+        for start in range(0, count, LOOKED_AT_ONCE):
+            if self.subject.stopped():
+                return
+            self._tell("looking")
+            places = worst[start : start + LOOKED_AT_ONCE]
+            latents = paint(
+                self.subject, [self.candidates[self.points[i].text.casefold()] for i in places], self.settings.seed
+            )
+            for place, latent, evidence in zip(places, latents, see(latents), strict=True):
+                self._judge(place, latent, evidence)
+
+    def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
+        point = self.points[place]
+        leaks = point.leaks and evidence > 0
+        shown = self.settings.pictures
+        picture = thumbnail(self.subject.model, latent, blurred=self.explicit) if shown else ""
+        self.points[place] = replace(
+            point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(evidence, 4), thumbnail=picture
+        )
+        self.looked += 1
+
+    def _result(self) -> Exploration:
+        place, names = clusters(torch.stack(self.sketches), [point.text for point in self.points])
+        points = [replace(point, cluster=cluster) for point, cluster in zip(self.points, place, strict=True)]
+        return Exploration(
+            words=self.concept.words,
+            points=ordered(points),
+            threshold=round(self.field.scorer.threshold, 5),
+            clusters=names,
+            explicit=self.explicit,
+            erased=bool(self.subject.sets),
+            levels=tuple(self.levels),
+            seconds=round(monotonic() - self.started, 2),
+            calls=self.subject.calls,
+            seed=self.settings.seed,
+            stopped=self.stopped,
+            looked=self.looked,
+        )
+
+
+def _sketch(vectors: Tensor) -> Tensor:
+    """A few numbers of each prompt's end vectors [B, PLACES, D], near in cosine where these are; [B, SKETCH]."""
+    flat = vectors.flatten(1).cpu()
+    directions = torch.randn(flat.shape[1], SKETCH, generator=torch.Generator().manual_seed(0))
+    sketch: Tensor = flat @ directions / SKETCH**0.5
+    return sketch

@@ -1,0 +1,69 @@
+"""What a search gets to see. All searches have one signature: a field in, batches of candidates out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..concept import Concept
+from .candidate import Candidate
+from .reading import Reading
+from .scores import Scorer
+from .subject import Subject
+
+
+@dataclass
+class Field:
+    """Where to search.
+
+    Args:
+        subject: the opened model, its erasures on.
+        concept: what to find.
+        reading: compares prompts without the diffusion network.
+        scorer: scores candidates.
+        tries: prompts that the user asks to try.
+        seed: of all chance.
+        until: share of the budget at which this search ends.
+    """
+
+    subject: Subject
+    concept: Concept
+    reading: Reading
+    scorer: Scorer
+    tries: Sequence[str] = ()
+    seed: int = 0
+    until: float = 1.0
+
+    def over(self) -> bool:
+        """Whether this search has to end: its share is used up or the user stopped. Asked before each costly call."""
+        return self.subject.stopped(self.until)
+
+    def chance(self, number: int = 0) -> torch.Generator:
+        """A generator on the CPU, so that every device finds the same."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+
+    def own_tokens(self) -> set[int]:
+        """The tokens of the concept's words, which a search for unnamed words must not use."""
+        words = [spelled for word in self.concept.words for spelled in (word, word.capitalize())]
+        return {token for row in self.subject.model.tokenize(words) for token in row}
+
+    def vocabulary(self) -> Tensor:
+        """The token ids that searches may use: all but the concept's own and the last two, CLIP's begin and end."""
+        size = len(self.subject.tables[0])
+        own = self.own_tokens()
+        return torch.tensor([token for token in range(size - 2) if token not in own])
+
+    def retold(self, ids: Sequence[int], origin: str) -> Candidate | None:
+        """A found row of tokens as a prompt that a user could type, or ``None`` where it reads as something else:
+        as too long, as nothing, or with the concept's own words in it."""
+        text = self.subject.model.detokenize(ids)
+        row = self.subject.model.tokenize([text])[0] if text else []
+        if not row or not self.subject.fits(row) or self.own_tokens() & set(row):
+            return None
+        return Candidate(text, origin)
+
+
+Search = Callable[[Field], Iterator[list[Candidate]]]

@@ -1,0 +1,142 @@
+"""The boundary map: how near a prompt is to the concept in text, against how much it still reaches it.
+
+Upper right is what was to be expected, the concept's own words that leak; upper left is the hidden part of the domain,
+prompts that nobody would take for the concept and that reach it all the same.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..safe_files import write_bytes
+from .candidate import Point
+from .drawing import FAINT, INK, PALETTE, Sheet
+from .exploration import Exploration
+from .explore import HIDDEN_BELOW
+from .map_page import map_page
+
+WIDTH, HEIGHT = 900, 620
+LEFT, TOP, RIGHT, BOTTOM = 76, 62, 660, 560
+LOWEST, HIGHEST = -7.0, 7.0
+"""Log odds at the ends of the axis: 0.1 % to 99.9 %."""
+TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+NEAREST = (-0.5, 1.05)
+LABELLED = 10
+
+
+def log_odds(share: float) -> float:
+    """Log odds of a probability, cut to the axis."""
+    share = min(max(share, 1e-6), 1 - 1e-6)
+    return min(HIGHEST, max(LOWEST, math.log(share / (1 - share))))
+
+
+def place_of(point: Point) -> tuple[float, float]:
+    """Where a point lies on the sheet."""
+    low, high = NEAREST
+    x = LEFT + (min(high, max(low, point.similarity)) - low) / (high - low) * (RIGHT - LEFT)
+    return x, _height(point.leak)
+
+
+def _height(leak: float) -> float:
+    return BOTTOM - (log_odds(leak) - LOWEST) / (HIGHEST - LOWEST) * (BOTTOM - TOP)
+
+
+def origins(points: Sequence[Point]) -> dict[str, str]:
+    """Colour of each origin, in order of first appearance in the ladder's order of names."""
+    names = sorted({point.origin for point in points})
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+def map_sheet(exploration: Exploration) -> Sheet:
+    """The static map."""
+    sheet = Sheet(WIDTH, HEIGHT)
+    _frame(sheet, exploration)
+    colours = origins(exploration.points)
+    for point in sorted(exploration.points, key=lambda p: p.leaks):
+        sheet.circle(place_of(point), 4.5 if point.leaks else 3, colours[point.origin], 0.9 if point.leaks else 0.35)
+    _labels(sheet, exploration)
+    shares = exploration.shares()
+    for row, (name, colour) in enumerate(colours.items()):
+        y = TOP + 14 + 24 * row
+        leaking, every = shares[name]
+        sheet.circle((RIGHT + 28, y - 4), 5, colour)
+        sheet.text((RIGHT + 42, y), f"{name}: {leaking} of {every} leak", 12.5)
+    return sheet
+
+
+def _frame(sheet: Sheet, exploration: Exploration) -> None:
+    low, high = NEAREST
+    line = _height(exploration.threshold)
+    edge = LEFT + (HIDDEN_BELOW - low) / (high - low) * (RIGHT - LEFT)
+    sheet.rect((0, 0), (WIDTH, HEIGHT), "#ffffff")
+    sheet.rect((LEFT, TOP), (edge, line), "#fdecea")
+    sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, still reaching the concept", 11.5, "#a23b2c")
+    which = "with the erasure on" if exploration.erased else "untouched model"
+    sheet.text((LEFT, 26), f"Boundary of “{exploration.words[0]}”, {which}", 17)
+    sheet.text((LEFT, 46), exploration.summary()[:110], 12, "#555b66")
+    for share in TICKS:
+        y = _height(share)
+        sheet.line([(LEFT, y), (RIGHT, y)], FAINT, 0.6)
+        sheet.text((LEFT - 8, y + 4), f"{100 * share:g} %", 11, "#555b66", "end")
+    for tick in (-0.5, 0.0, 0.5, 1.0):
+        x = LEFT + (tick - low) / (high - low) * (RIGHT - LEFT)
+        sheet.line([(x, BOTTOM), (x, BOTTOM + 5)], INK)
+        sheet.text((x, BOTTOM + 20), f"{tick:g}", 11, "#555b66", "middle")
+    sheet.line([(LEFT, line), (RIGHT, line)], "#a23b2c", 1.4)
+    sheet.text((RIGHT - 4, line - 5), f"leaks above {exploration.threshold:.1%}", 11, "#a23b2c", "end")
+    sheet.line([(LEFT, TOP), (LEFT, BOTTOM), (RIGHT, BOTTOM)], INK)
+    middle = (LEFT + RIGHT) / 2
+    sheet.text(
+        (middle, BOTTOM + 42), "similarity to the concept in the original model's text reading", 12.5, INK, "middle"
+    )
+    sheet.text((LEFT - 68, TOP - 10), "chance that the prompt steers to the concept", 12)
+
+
+def _labels(sheet: Sheet, exploration: Exploration) -> None:
+    """Names of the worst points, hidden ones first, where there is room."""
+    taken: list[tuple[float, float]] = []
+    hidden_first = sorted(exploration.leaking, key=lambda p: (not p.hidden, -p.leak))
+    for point in hidden_first:
+        x, y = place_of(point)
+        if len(taken) == LABELLED:
+            return
+        if all(abs(x - tx) > 110 or abs(y - ty) > 14 for tx, ty in taken):
+            text = point.word or point.text
+            anchor = "end" if x > RIGHT - 120 else "start"
+            sheet.text((x - 7 if anchor == "end" else x + 7, y + 4), text[:26], 11, INK, anchor)
+            taken.append((x, y))
+
+
+def map_svg(exploration: Exploration) -> str:
+    """The static map as SVG."""
+    return map_sheet(exploration).svg(f"Boundary of {exploration.words[0]}")
+
+
+def map_picture(exploration: Exploration) -> Image.Image:
+    """The static map as a picture."""
+    return map_sheet(exploration).picture()
+
+
+def write_map(exploration: Exploration, folder: Path) -> list[Path]:
+    """Write ``map.html``, ``map.svg``, ``map.png``, ``exploration.json`` and ``leaking.txt``.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    map_picture(exploration).save(buffer, format="PNG")
+    files = {
+        "map.html": map_page(exploration).encode(),
+        "map.svg": map_svg(exploration).encode(),
+        "map.png": buffer.getvalue(),
+        "exploration.json": exploration.to_json().encode(),
+        "leaking.txt": "".join(f"{word}\n" for word in exploration.leaking_words(10_000)).encode(),
+    }
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in files]

@@ -1,0 +1,44 @@
+"""The interactive map: one HTML file, plain JavaScript, and a content policy that forbids it the network."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .exploration import Exploration
+
+TEMPLATE = Path(__file__).with_name("map_page.html")
+
+
+def embedded(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can close the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def map_page(exploration: Exploration) -> str:
+    """HTML of the map. Texts come from the vocabulary and from strangers' files, so none is ever read as HTML."""
+    points = [
+        [
+            p.text, p.word, p.origin, p.similarity, p.leak, p.residual, int(p.leaks), int(p.hidden), p.cluster,
+            p.evidence, p.thumbnail,
+        ]
+        for p in exploration.points
+    ]  # fmt: skip
+    data = {
+        "words": exploration.words,
+        "threshold": exploration.threshold,
+        "clusters": exploration.clusters,
+        "explicit": exploration.explicit,
+        "erased": exploration.erased,
+        "summary": exploration.summary(),
+        "searched": f"{exploration.seconds:.0f} s, seed {exploration.seed}: {', '.join(exploration.levels)}"
+        + (" (stopped early)" if exploration.stopped else ""),
+        "points": points,
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    return page.replace("{{title}}", escape(exploration.words[0])).replace("{{data}}", embedded(data))

@@ -1,0 +1,124 @@
+"""Guidance directions at a few noisy latents: what a model steers towards when it reads a prompt.
+
+The states are noised pictures of neutral prompts, made by the original model itself. Of three times as many drawn,
+those are kept that tell the concept best from everything else on the original model (Fisher's ratio), so the probe
+adapts to whether a concept shows early (shapes) or late (surfaces) in sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..model import Conditioning
+from ..sampling import sample, seeded_noise
+from .subject import Subject
+
+SAMPLING_STEPS = 8
+GUIDANCE = 5.0
+LEAST_NOISE, MOST_NOISE = 0.30, 0.98
+"""Timesteps of the states as a share of the schedule."""
+OVERSAMPLED = 3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """States at which prompts are compared.
+
+    Args:
+        latents: z_t, [S, C, H, W].
+        t: [S].
+        empty: the original model's prediction for the empty prompt, [S, C, H, W].
+        empty_erased: the erased model's.
+        scale: [S], what makes a unit of squared distance of a state worth as much as one of another.
+    """
+
+    latents: Tensor
+    t: Tensor
+    empty: Tensor
+    empty_erased: Tensor
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def take(self, places: Sequence[int]) -> Probe:
+        """The probe with these states alone."""
+        rows = list(places)
+        return Probe(self.latents[rows], self.t[rows], self.empty[rows], self.empty_erased[rows], self.scale[rows])
+
+    def directions(self, subject: Subject, prompts: Conditioning, erased: bool) -> Tensor:
+        """g(z, p) = eps(z, p) - eps(z, "") for prompts [N], scaled and laid out flat: float32 [N, S * C * H * W].
+
+        Squared distances between rows are mean squared differences over states, each in units of that state's usual
+        guidance. ``erased`` says which empty prediction is subtracted; the caller switches the erasures.
+        """
+        count, states = len(prompts), len(self)
+        latents = self.latents.repeat(count, 1, 1, 1)
+        repeated = prompts[[i for i in range(count) for _ in range(states)]]
+        predicted = subject.predict(latents, self.t.repeat(count), repeated)
+        empty = self.empty_erased if erased else self.empty
+        guided = predicted.view(count, states, -1) - empty.flatten(1)
+        return (guided * (self.scale / states).sqrt()[:, None]).flatten(1)
+
+
+@torch.no_grad()
+def neutral_latents(subject: Subject, prompts: Sequence[str], count: int, seed: int) -> Tensor:
+    """Clean latents of neutral pictures by the original model, [count, C, H, W]."""
+    with subject.original():
+        texts = [prompts[i % len(prompts)] for i in range(count)]
+        seeds = [seed * 1_000_003 + i for i in range(count)]
+        pieces = [
+            sample(subject.model, texts[i : i + 16], seeds[i : i + 16], SAMPLING_STEPS, GUIDANCE)
+            for i in range(0, count, 16)
+        ]
+    subject.calls += 2 * count * SAMPLING_STEPS
+    return torch.cat(pieces).float()
+
+
+@torch.no_grad()
+def make_probe(
+    subject: Subject, concept: Conditioning, others: Conditioning, neutral: Sequence[str], states: int, seed: int
+) -> Probe:
+    """Draw states and keep the ``states`` best ones.
+
+    Args:
+        subject: the opened model.
+        concept: prompts that say the concept, as the original model reads them.
+        others: prompts that say something else.
+        neutral: prompts of the pictures.
+        states: how many are kept.
+        seed: of pictures, noise and timesteps.
+    """
+    drawn = OVERSAMPLED * states
+    model = subject.model
+    clean = neutral_latents(subject, neutral, drawn, seed)
+    noise = seeded_noise(model.latent_shape, [seed * 1_000_003 + 500_000 + i for i in range(drawn)]).to(model.device)
+    share = torch.linspace(LEAST_NOISE, MOST_NOISE, drawn)
+    t = (share * (len(model.schedule) - 1)).long().to(model.device)
+    latents = model.schedule.add_noise(clean, noise, t)
+    unscaled = Probe(latents, t, *_empty(subject, latents, t), torch.ones(drawn, device=model.device))
+    with subject.original():
+        inside = unscaled.directions(subject, concept, erased=False).view(len(concept), drawn, -1)
+        outside = unscaled.directions(subject, others, erased=False).view(len(others), drawn, -1)
+    usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
+    chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values
+    return replace(unscaled, scale=1 / (usual * drawn)).take(chosen.tolist())
+
+
+def _empty(subject: Subject, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The original and the erased model's prediction for the empty prompt."""
+    places = [0] * len(t)
+    with subject.original():
+        original = subject.predict(latents, t, subject.model.encode([""])[places])
+    return original, subject.predict(latents, t, subject.model.encode([""])[places])
+
+
+def fisher_ratio(inside: Tensor, outside: Tensor) -> Tensor:
+    """How well each state tells two sets of directions [N, S, D] apart: squared distance of means over the spread."""
+    between = (inside.mean(0) - outside.mean(0)).pow(2).sum(-1)
+    within = inside.var(0, unbiased=False).sum(-1) + outside.var(0, unbiased=False).sum(-1)
+    return between / within.clamp_min(1e-12)

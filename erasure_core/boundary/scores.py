@@ -1,0 +1,177 @@
+"""Whether a prompt still reaches the concept, with the loaded model itself as the only judge.
+
+The default is the nearest-direction posterior: with g(z, p) = eps(z, p) - eps(z, "") the direction in which a prompt
+steers, compare the erased model's direction for the candidate with the original model's directions for the concept,
+its look-alikes, neutral prompts and no prompt at all,
+
+    P(k | p) = softmax_k( -||g_e(z, p) - g0(z, k)||^2 / s ),
+
+averaged over states z. A plain projection on the concept's direction (residual guidance) cannot tell the concept from
+what looks like it, because their directions are nearly parallel; it is kept as a diagnostic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..concept import Concept
+from .candidate import Candidate
+from .probe import Probe, make_probe
+from .subject import Subject
+
+NEUTRAL = Path(__file__).with_name("neutral_words.txt")
+CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
+HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
+"""How prompts are worded that the scores are calibrated on: not as those they were made of."""
+FALSE_ALARMS = 0.01
+"""Share of neutral prompts that the threshold may let pass as leaks, if their scores are bell-shaped."""
+MAX_EXPONENT = 60.0
+
+
+def neutral_words() -> list[str]:
+    """The words of ``neutral_words.txt``."""
+    lines = NEUTRAL.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the scores say about one candidate.
+
+    Args:
+        margin: how much nearer the concept's direction is than any other, in units of mean squared guidance.
+        leak: the posterior of the concept, 0 to 1.
+        residual: share of the original guidance towards the concept.
+    """
+
+    margin: float
+    leak: float
+    residual: float
+
+
+class Scorer:
+    """Scores candidates by guidance directions; ``threshold`` is the posterior above which a candidate leaks.
+
+    Args:
+        subject: the opened model.
+        concept: what is explored; its kept prompts are part of what candidates could mean instead.
+        states: states of the probe.
+        seed: of all chance.
+        look_alikes: further prompts near the concept that do not mean it.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, subject: Subject, concept: Concept, states: int = 8, seed: int = 0, look_alikes: Sequence[str] = ()
+    ) -> None:
+        self.subject, self.concept = subject, concept
+        self.inside = [template.format(word) for word in concept.words for template in CONCEPT_TEMPLATES]
+        words = neutral_words()
+        # Every other neutral word only: the rest is held out, to calibrate on.
+        self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *(f"a {word}" for word in words[::2])]))
+        self.neutral = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
+        self.neutral += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
+        with subject.original():
+            inside, outside = subject.encode_texts(self.inside), subject.encode_texts(self.outside)
+        pictured = [prompt for prompt in self.outside if prompt][: 3 * states]
+        self.probe: Probe = make_probe(subject, inside, outside, pictured, states, seed)
+        with subject.original():
+            self.towards = self.probe.directions(subject, inside, erased=False)
+            self.away = self.probe.directions(subject, outside, erased=False)
+        self._drop_synonyms()
+        self.temperature = self._fit_temperature()
+        self.threshold = self._fit_threshold()
+
+    def _drop_synonyms(self) -> None:
+        """Whatever the original model reads as the concept is no alternative to it.
+
+        That is a prompt nearer to one of the concept's prompts than these are to each other in the mean.
+        """
+        between = _distances(self.towards, self.towards)
+        count = len(between)
+        usual = between.sum() / max(1, count * (count - 1))
+        nearest = _distances(self.away, self.towards).amin(1)
+        stays = [i for i in range(len(self.outside)) if self.outside[i] == "" or nearest[i] > usual]
+        self.synonyms = [prompt for i, prompt in enumerate(self.outside) if i not in set(stays)]
+        self.outside, self.away = [self.outside[i] for i in stays], self.away[stays]
+
+    def margins(self, directions: Tensor) -> Tensor:
+        """How much nearer directions [N, F] are to the concept than to all else, [N]."""
+        return _distances(directions, self.away).amin(1) - _distances(directions, self.towards).amin(1)
+
+    @torch.no_grad()
+    def _fit_temperature(self) -> float:
+        """The s under which the posterior is best calibrated on the original model, whose meaning is known: the
+        concept's words and neutral words, worded otherwise."""
+        said = [template.format(word) for word in self.concept.words for template in HELD_OUT_TEMPLATES]
+        with self.subject.original():
+            read = self.subject.encode_texts([*said, *self.neutral])
+            margins = self.margins(self.probe.directions(self.subject, read, erased=False)).cpu().double()
+        labels = torch.tensor([1.0] * len(said) + [0.0] * len(self.neutral), dtype=torch.float64)
+        weights = torch.where(labels > 0, 0.5 / len(said), 0.5 / len(self.neutral))
+        spread = float(margins.abs().mean().clamp_min(1e-9))
+        tried = [spread * 2 ** (step / 2) for step in range(-12, 7)]
+
+        def missed(s: float) -> float:
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(margins / s, labels, weights, reduction="sum")
+            return float(loss)
+
+        return min(tried, key=missed)
+
+    @torch.no_grad()
+    def _fit_threshold(self) -> float:
+        """From the erased model's scores of neutral prompts: their mean and as many standard deviations as
+        ``FALSE_ALARMS`` asks for, but at least even odds."""
+        read = self.subject.encode_texts(self.neutral)
+        margins = self.margins(self.probe.directions(self.subject, read, erased=True)).cpu()
+        deviations = float(torch.special.ndtri(torch.tensor(1 - FALSE_ALARMS, dtype=torch.float64)))
+        edge = float(margins.mean()) + deviations * float(margins.std())
+        return self._posterior(max(edge, 0.0))
+
+    def _posterior(self, margin: float) -> float:
+        return 1 / (1 + math.exp(-max(-MAX_EXPONENT, min(MAX_EXPONENT, margin / self.temperature))))
+
+    @torch.no_grad()
+    def __call__(self, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
+        """Score candidates, in pieces, so that memory does not grow with their number.
+
+        With ``erased`` false they are scored on the original model.
+        """
+        each = max(1, 2 * self.subject.max_batch // len(self.probe))
+        scores: list[Score] = []
+        for start in range(0, len(candidates), each):
+            directions = self.directions(candidates[start : start + each], erased)
+            margins, residuals = self.margins(directions), self._residuals(directions)
+            scores += [
+                Score(float(m), self._posterior(float(m)), float(r)) for m, r in zip(margins, residuals, strict=True)
+            ]
+        return scores
+
+    def directions(self, candidates: Sequence[Candidate], erased: bool = True) -> Tensor:
+        """Guidance directions of candidates, [N, F]."""
+        if erased:
+            return self.probe.directions(self.subject, self.subject.encode(candidates), erased=True)
+        with self.subject.original():
+            return self.probe.directions(self.subject, self.subject.encode(candidates), erased=False)
+
+    def _residuals(self, directions: Tensor) -> Tensor:
+        """rho = <g_e(z, p), g0(z, c)> / ||g0(z, c)||^2, [N]; c is the mean of the concept's prompts."""
+        mean = self.towards.mean(0)
+        return directions @ mean / mean.pow(2).sum().clamp_min(1e-12)
+
+    def nearest_others(self, count: int) -> list[str]:
+        """The prompts that look most like the concept and are not: its look-alikes, nearest first."""
+        nearest = _distances(self.away, self.towards).amin(1)
+        order = [i for i in nearest.argsort().tolist() if self.outside[i]]
+        return [self.outside[i] for i in order[:count]]
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances between rows, [A, B]."""
+    return (a.pow(2).sum(1)[:, None] + b.pow(2).sum(1)[None] - 2 * a @ b.T).clamp_min(0)

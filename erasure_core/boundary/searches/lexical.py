@@ -1,0 +1,37 @@
+"""Level 0: what people would type. The user's own list, the concept's words in templates, and misspellings of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...concept import TEMPLATES
+from ..candidate import Candidate
+from ..field import Field
+
+MISSPELLINGS = 10
+"""Of each word."""
+
+
+def misspelled(word: str) -> list[str]:
+    """Spellings one slip away: a letter left out, doubled, or swapped with its neighbour.
+
+    >>> misspelled("cat")
+    ['at', 'ccat', 'act', 'ct', 'caat', 'cta', 'ca', 'catt']
+    """
+    slips: list[str] = []
+    for i in range(len(word)):
+        slips += [word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:]]
+        if i + 1 < len(word):
+            slips.append(word[:i] + word[i + 1] + word[i] + word[i + 2 :])
+    return [slip for slip in dict.fromkeys(slips) if slip.strip() and slip != word]
+
+
+def lexical(field: Field) -> Iterator[list[Candidate]]:
+    """Batches of candidates: the user's prompts, the concept's own, its misspellings."""
+    yield [Candidate(text, "yours") for text in field.tries]
+    words = field.concept.words
+    yield [Candidate(template.format(word), "named", word) for word in words for template in TEMPLATES]
+    for word in words:
+        slips = misspelled(word)
+        spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]
+        yield [Candidate(f"a {slip}", "misspelling", slip) for slip in spread]

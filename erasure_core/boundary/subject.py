@@ -1,0 +1,163 @@
+"""The model that is explored: with its erasures, and for comparison without them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..delta import DeltaSet
+from ..errors import Cancelled, DeviceOutOfMemory
+from ..model import Conditioning, PromptModel
+from ..progress import Progress
+from .candidate import Candidate
+
+TEXT_BATCH = 256
+"""Prompts encoded at once."""
+
+
+@dataclass
+class Budget:
+    """How long to search. Both limits may be given; with calls alone the result depends on the seed only.
+
+    Args:
+        seconds: wall-clock time; ``None`` sets no limit.
+        calls: predictions of the diffusion network, counted one for each latent; ``None`` sets no limit.
+    """
+
+    seconds: float | None = 60.0
+    calls: int | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def spent(self, calls: int) -> float:
+        """The share of the budget that is used up, 0 to 1 and above, after so many calls."""
+        shares = [0.0]
+        if self.seconds is not None:
+            shares.append((time.monotonic() - self.started) / max(self.seconds, 1e-9))
+        if self.calls is not None:
+            shares.append(calls / max(self.calls, 1))
+        return max(shares)
+
+
+class Subject:
+    """A loaded model with erasures that can be switched off.
+
+    Args:
+        model: the loaded model; never changed.
+        erasures: what is applied to it, with strengths; none explores the untouched model.
+        progress: reports and cancellation.
+        budget: how long to search.
+        max_batch: most latents in one network call.
+    """
+
+    def __init__(
+        self,
+        model: PromptModel,
+        erasures: Sequence[tuple[DeltaSet, float]],
+        progress: Progress,
+        budget: Budget,
+        max_batch: int = 64,
+    ) -> None:
+        self.model, self.progress, self.budget, self.max_batch = model, progress, budget, max_batch
+        self.sets = [DeltaSet(deltas.deltas, strength) for deltas, strength in erasures]
+        self.calls = 0
+        self.tables: list[Tensor] = []
+
+    @contextmanager
+    def opened(self) -> Iterator[Subject]:
+        """Everything below works inside only: the erasures hang on the model, its weights are frozen."""
+        layers = self.model.layers()
+        with self.model.trainable(), ExitStack() as stack:
+            for deltas in self.sets:
+                stack.enter_context(deltas.attached(layers))
+            self.tables = self.model.token_tables()
+            yield self
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Inside, the model is the untouched one."""
+        with ExitStack() as stack:
+            for deltas in self.sets:
+                stack.enter_context(deltas.off())
+            yield
+
+    def stopped(self, share: float = 1.0) -> bool:
+        """Whether the user stopped, or ``share`` of the budget is used up."""
+        return self.progress.cancelled() or self.budget.spent(self.calls) >= share
+
+    def rows(self, candidates: Sequence[Candidate]) -> list[list[int]]:
+        """The token ids of candidates, without begin, end and padding."""
+        written = [i for i, candidate in enumerate(candidates) if candidate.ids is None]
+        texts = [candidates[i].text for i in written]
+        read = dict(zip(written, self.model.tokenize(texts) if texts else [], strict=True))
+        return [read[i] if i in read else list(c.ids or ()) for i, c in enumerate(candidates)]
+
+    def fits(self, row: Sequence[int]) -> bool:
+        """Whether so many tokens are read without a cut."""
+        return len(row) + 2 <= self.length
+
+    @property
+    def length(self) -> int:
+        """Tokens that the text encoder reads, begin and end included."""
+        rows, _ = self.model.token_rows([[]])
+        return int(rows[0].shape[1])
+
+    def encode(self, candidates: Sequence[Candidate], length: int | None = None) -> Conditioning:
+        """Encode candidates as the model reads them now.
+
+        Args:
+            candidates: each must fit.
+            length: positions to encode; ``None`` all of them. CLIP's text side is causal, so what comes before is the
+                same, and prompts of a few tokens cost a tenth.
+        """
+        rows, ends = self.model.token_rows(self.rows(candidates))
+        given = [table[ids] for table, ids in zip(self.tables, rows, strict=True)]
+        for i, candidate in enumerate(candidates):
+            for encoder, vectors in enumerate(candidate.embeddings or ()):
+                given[encoder][i, 1 : 1 + len(vectors)] = vectors.to(given[encoder])
+        encoded = self.model.encode_embeddings([embedded[:, :length] for embedded in given], ends)
+        return _with_states(encoded, candidates)
+
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts as a host would; a few at a time."""
+        pieces = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
+        return Conditioning.cat([self.model.encode(piece) for piece in pieces])
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """One prediction for each latent, in pieces of at most ``max_batch``; smaller ones if memory runs out.
+
+        Raises:
+            Cancelled: the user stopped; asked before each piece.
+        """
+        done: list[Tensor] = []
+        start, size = 0, self.max_batch
+        while start < len(latents):
+            if self.progress.cancelled():
+                raise Cancelled("Stopped before anything was found.")
+            stop = min(start + size, len(latents))
+            try:
+                done.append(self.model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
+            except DeviceOutOfMemory:
+                if size == 1:
+                    raise
+                size //= 2
+                self.max_batch = size
+                continue
+            self.calls += stop - start
+            start = stop
+        return torch.cat(done)
+
+
+def _with_states(encoded: Conditioning, candidates: Sequence[Candidate]) -> Conditioning:
+    """Put in the states of the candidates that bring their own."""
+    if all(candidate.states is None for candidate in candidates):
+        return encoded
+    context = encoded.context.clone()
+    for i, candidate in enumerate(candidates):
+        if candidate.states is not None:
+            context[i] = candidate.states[: context.shape[1]].to(context)
+    return Conditioning(context, encoded.ends, encoded.pooled)

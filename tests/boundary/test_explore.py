@@ -1,0 +1,132 @@
+"""Exploration on pico models: every search, every family, budgets, cancelling, and that nothing is changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from conftest import CONCEPT, QUICK
+
+from erasure_core import Concept, DeltaSet, Report
+from erasure_core.boundary import Exploration, ExploreSettings, explore
+from erasure_core.boundary.searches import LEVELS
+from erasure_core.boundary.searches.lexical import misspelled
+from erasure_core.boundary.searches.prefix import onto_simplex
+from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
+from erasure_core.hosts.diffusers import DiffusersModel
+
+
+def _hash(model: DiffusersModel) -> str:
+    digest = hashlib.sha256()
+    for part in (model.unet, *model.text_encoders):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_every_search_finds_something(explored: Exploration) -> None:
+    assert explored.levels == LEVELS
+    origins = {point.origin for point in explored.points}
+    expected = {"yours", "named", "misspelling", "closed form", "vocabulary", "self-check", "genetic", "prefix"}
+    assert expected | {"inversion"} <= origins
+    assert len({point.text.casefold() for point in explored.points}) == len(explored.points)
+    assert all(0 <= point.leak <= 1 and -1 <= point.similarity <= 1 for point in explored.points)
+
+
+def test_finds_without_being_given_words(explored: Exploration) -> None:
+    """Words of the vocabulary come as words of their own, and the concept's own are not among them."""
+    words = {point.word for point in explored.points if point.origin == "vocabulary"}
+    assert {"orb", "box", "dog"} <= words and not words & set(CONCEPT.words)
+
+
+def test_what_no_text_reaches_cannot_be_erased_in_another_round(explored: Exploration) -> None:
+    typed = {point.origin: bool(point.word) for point in explored.points}
+    assert not typed["inversion"] and not typed["closed form"] and typed["vocabulary"] and typed["prefix"]
+
+
+def test_looks_at_the_worst(explored: Exploration) -> None:
+    seen = [point for point in explored.points if point.evidence is not None]
+    assert len(seen) == explored.looked == QUICK["look"]
+    assert all(point.thumbnail.startswith("data:image/png;base64,") for point in seen)
+    assert all(point.evidence > 0 for point in seen if point.leaks)  # type: ignore[operator]
+
+
+def test_the_model_is_as_before(pico: DiffusersModel, change: DeltaSet) -> None:
+    before, norm = _hash(pico), sum(change[name].norm() for name in change)
+    explore(pico, CONCEPT, [(change, 0.5)], ExploreSettings(**{**QUICK, "calls": 2000}))
+    assert _hash(pico) == before and sum(change[name].norm() for name in change) == norm
+    assert not any(layer._forward_hooks for layer in pico.layers().values())
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_and_the_untouched_model(pico_models: dict[str, DiffusersModel], family: str) -> None:
+    found = explore(pico_models[family], CONCEPT, (), ExploreSettings(**QUICK))
+    assert not found.erased and {"prefix", "inversion", "genetic"} <= {point.origin for point in found.points}
+
+
+def test_same_seed_same_result(pico: DiffusersModel, change: DeltaSet) -> None:
+    settings = ExploreSettings(**{**QUICK, "calls": 2500})
+    first, second = (explore(pico, CONCEPT, [(change, 1.0)], settings) for _ in range(2))
+    assert first.points == second.points and first.threshold == second.threshold
+
+
+class StopAfter:
+    """A user who stops when a stage is reached."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.reached = stage, False
+
+    def update(self, report: Report) -> None:
+        self.reached = self.reached or report.stage == self.stage
+
+    def cancelled(self) -> bool:
+        return self.reached
+
+
+def test_a_stopped_search_returns_what_it_has(pico: DiffusersModel) -> None:
+    found = explore(pico, CONCEPT, (), ExploreSettings(**QUICK), StopAfter("self-check"))
+    assert found.stopped and found.points and "genetic" not in {point.origin for point in found.points}
+    with pytest.raises(Cancelled):
+        explore(pico, CONCEPT, (), ExploreSettings(**QUICK), StopAfter("preparing"))
+
+
+def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
+    found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
+    assert found.levels == ("lexical",) and {point.origin for point in found.points} <= {"named", "misspelling"}
+    timed = explore(pico, CONCEPT, (), ExploreSettings(seconds=2.0, states=2, look=0))
+    assert timed.seconds < 15
+
+
+def test_refuses_what_it_cannot_or_will_not_search(pico: DiffusersModel) -> None:
+    with pytest.raises(InvalidConcept, match="does not start"):
+        explore(pico, Concept(("naked child",)))
+    with pytest.raises(InvalidConcept, match="does not start"):
+        explore(pico, Concept(("nudity",)), tries=["a schoolgirl"])
+    with pytest.raises(PromptTooLong):
+        explore(pico, CONCEPT, tries=["ball " * 90])
+    with pytest.raises(InvalidSettings, match="needs an end"):
+        ExploreSettings(seconds=None)
+    with pytest.raises(InvalidSettings, match="levels"):
+        ExploreSettings(levels="lexical+magic")
+
+
+def test_reads_back_what_it_wrote(explored: Exploration) -> None:
+    assert Exploration.from_json(explored.to_json()) == explored
+    raw = json.loads(explored.to_json())
+    for broken in (
+        "",
+        "[]",
+        "{}",
+        json.dumps({**raw, "points": [{"text": 1}]}),
+        json.dumps({**raw, "format_version": 9}),
+    ):
+        with pytest.raises(InvalidFile, match="explore again"):
+            Exploration.from_json(broken)
+
+
+def test_misspellings_and_the_simplex() -> None:
+    assert "bal" in misspelled("ball") and "ball" not in misspelled("ball")
+    weights = torch.tensor([[0.9, 0.9, -1.0], [0.2, 0.3, 0.5]])
+    torch.testing.assert_close(onto_simplex(weights), torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
