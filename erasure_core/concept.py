@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .errors import InvalidConcept
+
+Item = TypeVar("Item")
 
 MAX_LENGTH = 300
 """Longest phrase in characters; a text encoder of 77 tokens reads about this much English."""
@@ -31,8 +35,8 @@ def _checked(phrase: str, what: str) -> str:
     return text
 
 
-def _unique(phrases: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(phrases))
+def _unique(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    return tuple(dict.fromkeys(items))
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,17 @@ class Concept:
         words: one or more ways to say the concept; each is erased.
         alternative: what the model paints instead; ``None`` leaves the choice to the method.
         keep: prompts whose pictures must not change. The empty prompt is always among them (see ``kept_prompts``).
+        instead: pairs (word, its own alternative), where several concepts are erased at once.
 
     Raises:
-        InvalidConcept: no word, an empty or overlong phrase, or a kept prompt that is one of the words.
+        InvalidConcept: no word, an empty or overlong phrase, a kept prompt that is one of the words, or an alternative
+            for something that is not erased.
     """
 
     words: tuple[str, ...]
     alternative: str | None = None
     keep: tuple[str, ...] = ()
+    instead: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         words = _unique(tuple(_checked(word, "concept") for word in self.words))
@@ -58,14 +65,13 @@ class Concept:
         if not words or not all(words):
             raise InvalidConcept("The concept is empty; give at least one word or phrase to erase.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
-        # Text encoders do not see upper case.
-        if alternative is not None and alternative.casefold() in {word.casefold() for word in words}:
-            raise InvalidConcept(f"The alternative {alternative!r} is also the concept to erase; choose another.")
+        instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
+        _check_alternatives(words, alternative, instead)
         erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
         clash = [prompt for prompt in keep if prompt.casefold() in erased]
         if clash:
             raise InvalidConcept(f"{clash[0]!r} is both erased and kept; remove it from one of the two.")
-        length = len(json.dumps([words, keep]))
+        length = len(json.dumps([words, keep, instead]))
         if length > MAX_TOTAL:
             raise InvalidConcept(
                 f"Concept and kept prompts are {length} characters long in all; at most {MAX_TOTAL} fit. Give fewer."
@@ -73,6 +79,22 @@ class Concept:
         object.__setattr__(self, "words", words)
         object.__setattr__(self, "alternative", alternative)
         object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "instead", instead)
+
+    @classmethod
+    def joined(cls, concepts: Sequence[Concept]) -> Concept:
+        """Several concepts as one that is erased in one run, each with its own alternative; raises as ``Concept``."""
+        pairs = tuple((w, c.alternative) for c in concepts for w in c.words if c.alternative is not None)
+        own = tuple(pair for c in concepts for pair in c.instead)
+        words = tuple(word for c in concepts for word in c.words)
+        erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
+        keep = tuple(prompt for c in concepts for prompt in c.keep if prompt.casefold() not in erased)
+        return cls(words, None, keep, tuple(dict([*pairs, *own]).items()))
+
+    @property
+    def has_alternative(self) -> bool:
+        """Whether anything is painted in the place of any word."""
+        return self.alternative is not None or bool(self.instead)
 
     @property
     def name(self) -> str:
@@ -86,7 +108,24 @@ class Concept:
 
     def prompts(self) -> tuple[tuple[str, str], ...]:
         """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
-        instead = self.alternative or ""
+        own = dict(self.instead)
         return tuple(
-            (template.format(word), template.format(instead).strip()) for word in self.words for template in TEMPLATES
+            (template.format(word), template.format(own.get(word, self.alternative or "")).strip())
+            for word in self.words
+            for template in TEMPLATES
         )
+
+    def word_of(self, prompt: str) -> int:
+        """Which of the words one of ``prompts`` says, by its place in ``words``."""
+        return [said for said, _ in self.prompts()].index(prompt) // len(TEMPLATES)
+
+
+def _check_alternatives(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:
+    """Text encoders do not see upper case, so neither does this."""
+    erased = {word.casefold() for word in words}
+    for chosen in ([alternative] if alternative is not None else []) + [pair[1] for pair in instead]:
+        if chosen.casefold() in erased:
+            raise InvalidConcept(f"The alternative {chosen!r} is also the concept to erase; choose another.")
+    foreign = [word for word, _ in instead if word.casefold() not in erased]
+    if foreign:
+        raise InvalidConcept(f"{foreign[0]!r} has an alternative but is not erased; erase it too, or leave that out.")

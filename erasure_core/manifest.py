@@ -27,6 +27,7 @@ class Manifest:
         words: what was erased.
         alternative: what is painted instead, if chosen.
         keep: prompts that were kept.
+        instead: pairs (word, what is painted in its place) where words have alternatives of their own.
         method: name of the registered method.
         method_status: how our form of the method relates to its paper.
         settings: the method's settings, seed and steps among them.
@@ -53,6 +54,7 @@ class Manifest:
     base_fingerprint: str
     base_sketch: list[float]
     prediction: str
+    instead: tuple[tuple[str, str], ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Manifest:
 
     @property
     def concept(self) -> Concept:
-        return Concept(self.words, self.alternative, self.keep)
+        return Concept(self.words, self.alternative, self.keep, self.instead)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
@@ -97,7 +99,9 @@ class Manifest:
             raise InvalidFile(f"The file was written by a newer version (format {version}); update this software.")
         known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw or f.name in REQUIRED}
         _check_types(known)
-        manifest = cls(**{**known, "words": tuple(known["words"]), "keep": tuple(known["keep"])})
+        known |= {name: tuple(known[name]) for name in ("words", "keep")}
+        known["instead"] = tuple((word, instead) for word, instead in known.get("instead", ()))
+        manifest = cls(**known)
         manifest.concept  # noqa: B018  # checks the words as if they had been typed
         return manifest
 
@@ -124,6 +128,10 @@ def _check_types(raw: dict[str, Any]) -> None:
     checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
     for name in ("words", "keep"):
         checks[name] = isinstance(raw[name], list) and all(isinstance(item, str) for item in raw[name])
+    pairs = raw.get("instead", [])
+    checks["instead"] = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in pairs
+    )
     checks["alternative"] = raw["alternative"] is None or isinstance(raw["alternative"], str)
     checks["base_sketch"] = isinstance(raw["base_sketch"], list) and all(map(is_number, raw["base_sketch"]))
     wrong = [name for name, right in checks.items() if not right]

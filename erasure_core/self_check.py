@@ -123,25 +123,26 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
 def self_check(
     model: PromptModel,
     deltas: DeltaSet,
-    phrase: str,
+    phrases: str | Sequence[str],
     settings: SelfCheck,
     generator: torch.Generator,
     past: Tensor | None = None,
 ) -> BoundaryPoints:
-    """Search from one phrase. Called inside ``model.trainable()`` with ``deltas`` attached.
+    """Search from one phrase or several in turn. Called inside ``model.trainable()`` with ``deltas`` attached.
 
     Args:
         model: the loaded model.
         deltas: the change that is checked.
-        phrase: how the concept is called.
+        phrases: how the concept is called; search i starts from the i-th, and around again.
         settings: how to search.
         generator: of templates and starting noise.
         past: ``features`` of earlier finds [K, F], to differ from.
 
     Raises:
-        PromptTooLong: the phrase is too long for the templates.
+        PromptTooLong: a phrase is too long for the templates.
     """
-    search = _Search(model, deltas, phrase, settings, generator)
+    said = [phrases] if isinstance(phrases, str) else list(phrases)
+    search = _Search(model, deltas, [said[i % len(said)] for i in range(settings.starts)], settings, generator)
     for _ in range(settings.steps):
         loss = search.loss(past)
         search.optimizer.zero_grad()
@@ -154,12 +155,17 @@ class _Search:
     """The running search: a batch of prompts, of which some tokens' embeddings move."""
 
     def __init__(
-        self, model: PromptModel, deltas: DeltaSet, phrase: str, settings: SelfCheck, generator: torch.Generator
+        self,
+        model: PromptModel,
+        deltas: DeltaSet,
+        phrases: Sequence[str],
+        settings: SelfCheck,
+        generator: torch.Generator,
     ) -> None:
         self.model, self.deltas, self.settings = model, deltas, settings
         self.reader = Reader(model, deltas, settings.space)
         chosen = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
-        self.ids, self.movable = _templates(model, [TEMPLATES[i] for i in chosen], phrase, settings.free)
+        self.ids, self.movable = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings.free)
         rows, self.ends = model.token_rows(self.ids)
         self.tables = model.token_tables()
         self.fixed = [table[row].float() for table, row in zip(self.tables, rows, strict=True)]
@@ -174,7 +180,8 @@ class _Search:
         ]
         self.optimizer = torch.optim.Adam(groups)
         with torch.no_grad(), deltas.off():
-            self.concept = self.reader(model.encode([phrase]))
+            distinct = list(dict.fromkeys(phrases))
+            self.concept = self.reader(model.encode(distinct)[[distinct.index(phrase) for phrase in phrases]])
 
     def embeddings(self) -> list[Tensor]:
         return [base + move * self.mask for base, move in zip(self.fixed, self.moves, strict=True)]
@@ -190,7 +197,7 @@ class _Search:
     def loss(self, past: Tensor | None) -> Tensor:
         s = self.settings
         now, before = self.read()
-        remaining, belonging = similarity(now, self.concept)[:, 0], similarity(before, self.concept)[:, 0]
+        remaining, belonging = self._to_concept(now), self._to_concept(before)
         loss = -remaining + s.domain * F.relu(s.margin - belonging)
         if past is not None and len(past):
             loss = loss + s.diversity * similarity(before, past).mean(dim=1)
@@ -206,9 +213,13 @@ class _Search:
             self.ends,
             words,
             before,
-            similarity(now, self.concept)[:, 0],
-            similarity(before, self.concept)[:, 0],
+            self._to_concept(now),
+            self._to_concept(before),
         )
+
+    def _to_concept(self, features: Tensor) -> Tensor:
+        """Cosine of each point with its own phrase, [B]."""
+        return F.cosine_similarity(features, self.concept, dim=-1)
 
     def _words(self, embeddings: Tensor, row: int) -> str:
         """The point as a prompt that can be typed."""
@@ -222,12 +233,11 @@ class _Search:
 
 
 def _templates(
-    model: PromptModel, templates: Sequence[str], phrase: str, free: bool
+    model: PromptModel, templates: Sequence[str], phrases: Sequence[str], free: bool
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the phrase in templates, and the places among them that may move."""
+    """Token ids of each phrase in its template, and the places among them that may move."""
     ids, movable = [], []
-    concept = model.tokenize([phrase])[0]
-    for template in templates:
+    for template, concept in zip(templates, model.tokenize(phrases), strict=True):
         before, after = (model.tokenize([part])[0] for part in template.split("{}"))
         ids.append([*before, *concept, *after])
         around = [*range(len(before)), *range(len(before) + len(concept), len(ids[-1]))]

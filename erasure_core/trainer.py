@@ -254,7 +254,7 @@ class Trainer:
         erased = [prompt for prompt, _ in pairs]
         kept = list(self.concept.kept_prompts)
         concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(erased), PROMPT: erased}
-        if self.concept.alternative is not None:
+        if self.concept.has_alternative:
             concept["alternative"] = [instead for _, instead in pairs]
         return {"concept": concept, "kept": {EMPTY: [""] * len(kept), PROMPT: kept}}
 

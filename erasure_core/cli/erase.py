@@ -12,25 +12,26 @@ from typing import Any, get_args, get_type_hints
 
 from ..checkpoint import checkpoint_path
 from ..concept import Concept
+from ..effort import EFFORTS, plan
 from ..erasing import erase
 from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..manifest import Manifest
-from ..methods import METHODS, Method, SolverSettings, find_method
+from ..methods import METHODS, Method, SolverSettings, TrainingSettings, find_method
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
+from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import check_new_file, read_lines, terminal_progress
+from .picture_arguments import add_picture_arguments, chosen_pictures, wants_pictures
+from .terminal import check_new_file, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, "the model to erase from")
-    parser.add_argument("--concept", required=True, help="what to erase")
-    parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
-    parser.add_argument("--instead", help="what to paint in its place")
-    parser.add_argument("--keep", action="append", default=[], help="a prompt that must stay as it is; may be repeated")
-    parser.add_argument("--keep-file", type=Path, help="file with one prompt to keep a line")
+    add_concept_arguments(parser)
+    add_picture_arguments(parser)
     parser.add_argument("--method", default="esd", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--effort", choices=EFFORTS, help="; ".join(f"{n}: {what}" for n, what in EFFORTS.items()))
     parser.add_argument("--out", type=Path, required=True, help="the erasure file (.safetensors)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument(
@@ -75,7 +76,7 @@ def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
         raise InvalidSettings(
             f"--{foreign[0].replace('_', '-')} is not a setting of the method {method.name}; leave it out."
         )
-    return method.settings(**given)
+    return method.settings(**implied_settings(options, method) | given)
 
 
 def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
@@ -95,12 +96,19 @@ def _erase(
     """Do the work and write the file; returns its manifest and the number of changed layers."""
     if options.resume and not checkpoint.exists():
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
-    model = load_chosen_model(options, options.device)
+    model = load_chosen_model(options, options.device, pictures=wants_pictures(options))
+    pictures = chosen_pictures(options, model)
+    if options.effort is not None and isinstance(settings, TrainingSettings):
+        picked = plan(options.effort, settings, model)
+        settings = picked.settings
+        print(picked.sentence, file=sys.stderr)
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     try:
         with terminal_progress() as progress:
-            erasure, _ = erase(model, concept, method.name, settings, progress, checkpoint, options.save_every)
+            erasure, _ = erase(
+                model, concept, method.name, settings, progress, checkpoint, options.save_every, pictures
+            )
     except Cancelled as stopped:
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
@@ -110,8 +118,7 @@ def _erase(
 
 
 def run(options: argparse.Namespace) -> None:
-    keep = [*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])]
-    concept = Concept((options.concept, *options.word), options.instead, tuple(keep))
+    concept = chosen_concept(options)
     method = find_method(options.method)
     settings = _settings(options, method)
     if not options.save_every >= 0:

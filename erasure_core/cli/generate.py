@@ -71,14 +71,15 @@ def run(options: argparse.Namespace) -> None:
             latents = sample(model, texts, seeds, options.steps, options.guidance, progress=progress)
             for (place, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
                 path = options.out / f"{place:04d}_{seed}.png"
-                write_bytes(path, _png(picture))
+                write_bytes(path, png(picture))
                 print(
                     json.dumps({"prompt": prompt, "seed": seed, "path": str(path)}) if options.json else path,
                     flush=True,
                 )
 
 
-def _png(picture: Tensor) -> bytes:
+def png(picture: Tensor) -> bytes:
+    """A picture, uint8 [3, H, W], as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
     return buffer.getvalue()

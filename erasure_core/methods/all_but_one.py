@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,12 +32,13 @@ class AllButOneSettings(TrainingSettings):
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 
-def goal(settings: AllButOneSettings, concept: Draw) -> Tensor:
+def guidance_goal(settings: Any, concept: Draw) -> Tensor:
     """G: g0(z, a) where an alternative is given, else 0 (neutralise) or -eta g0(z, c) (hard)."""
     if "alternative" in concept.teacher:
         return concept.teacher["alternative"] - concept.teacher["empty"]
     if settings.without == "hard":
-        return -settings.negative * concept.guidance
+        pushed: Tensor = -settings.negative * concept.guidance
+        return pushed
     return torch.zeros_like(concept.guidance)
 
 
@@ -57,7 +58,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     draw = trainer.pools["concept"].draw(count, trainer.chance(700_000_001))
     prompt, empty = trainer.predict([(draw, draw.prompts), (draw, [""] * count)])
     assert isinstance(trainer.settings, AllButOneSettings)
-    missed = prompt - empty - goal(trainer.settings, draw)
+    missed = prompt - empty - guidance_goal(trainer.settings, draw)
     found = {}
     for part in range(BINS):
         rows = (draw.t * BINS // len(trainer.model.schedule)) == part
@@ -83,7 +84,7 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
         [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
     )
     return {
-        "surgical": F.mse_loss(guided - empty.detach(), goal(settings, concept)),
+        "surgical": F.mse_loss(guided - empty.detach(), guidance_goal(settings, concept)),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..trajectory import Draw
 
 
+POINT = "point."
+"""Starts the names of the points' tensors, apart from what else a method carries."""
+
+
 @dataclass(frozen=True)
 class CheckSettings(TrainingSettings):
     """Settings of methods that check themselves while they train."""
@@ -51,22 +55,21 @@ class Boundary(RunState):
         prompts: PromptModel = model
         return prompts
 
+    @property
+    def points(self) -> dict[str, Tensor]:
+        return {key.removeprefix(POINT): value for key, value in self.tensors.items() if key.startswith(POINT)}
+
     def before_step(self) -> dict[str, Tensor]:
-        s, step = self.settings, self.trainer.step
-        if not s.check_every or step < s.warm_up or (step - s.warm_up) % s.check_every:
+        s, since = self.settings, self.trainer.step - self.settings.warm_up
+        if not s.check_every or since < 0 or since % s.check_every:
             return self.tensors
         words = self.trainer.concept.words
-        which = (step - s.warm_up) // s.check_every % len(words)
-        past = self.tensors["features"] if self.tensors else None
-        found = self_check(
-            self.model,
-            self.trainer.deltas,
-            words[which],
-            self._search(),
-            self.trainer.chance(3_000_000_019 + step),
-            past,
-        )
-        return self._with(found, which)
+        first = since // s.check_every * s.check_starts
+        turn = [(first + i) % len(words) for i in range(s.check_starts)]
+        chance, past = self.trainer.chance(3_000_000_019 + since), self.points.get("features")
+        said = [words[i] for i in turn]
+        found = self_check(self.model, self.trainer.deltas, said, self._search(), chance, past)
+        return self.tensors | {POINT + key: value for key, value in self._with(found, turn).items()}
 
     def _search(self) -> SelfCheck:
         s = self.settings
@@ -74,20 +77,19 @@ class Boundary(RunState):
             s.check_starts, s.check_steps, s.check_rate, margin=s.check_margin, diversity=s.check_diversity
         )
 
-    def _with(self, found: BoundaryPoints, word: int) -> dict[str, Tensor]:
-        """The memory with new points at its end; those of another time of the run are as far as the model was then."""
+    def _with(self, found: BoundaryPoints, words: list[int]) -> dict[str, Tensor]:
+        """The memory with new points at its end; older ones drop out."""
         new = {f"embeddings.{i}": given for i, given in enumerate(found.embeddings)}
-        new |= {"ends": torch.tensor(found.ends), "word": torch.full((len(found.ends),), word)}
+        new |= {"ends": torch.tensor(found.ends), "word": torch.tensor(words)}
         new |= {"features": found.features, "belonging": found.belonging, "remaining": found.remaining}
-        memory = self.settings.check_memory
-        old = self.tensors or {key: value[:0] for key, value in new.items()}
+        memory, old = self.settings.check_memory, self.points or {key: value[:0] for key, value in new.items()}
         return {key: torch.cat([old[key].to(value.device), value])[-memory:] for key, value in new.items()}
 
     def figures(self) -> dict[str, float]:
-        """Radius of the boundary in the original's text space, and the share of points still read as the concept."""
-        if not self.tensors:
+        """Radius of the boundary as the original reads it, and the share of points still read as the concept."""
+        points = self.points
+        if not points:
             return {}
-        points = self.tensors
         return {
             "boundary radius": float((1 - points["belonging"]).mean()),
             "still the concept": float((points["remaining"] > 0.5).float().mean()),
@@ -95,17 +97,18 @@ class Boundary(RunState):
 
     def conditioning(self, draw: Draw, generator: torch.Generator) -> Conditioning | None:
         """For each state of a draw a boundary point of the word that its prompt says; ``None`` before the first."""
-        if not self.tensors:
+        points, concept = self.points, self.trainer.concept
+        if not points:
             return None
-        concept = self.trainer.concept
-        word_of = {p: i // (len(concept.prompts()) // len(concept.words)) for i, (p, _) in enumerate(concept.prompts())}
-        chosen = [self._one_of(word_of[prompt], generator) for prompt in draw.prompts]
-        count = sum(key.startswith("embeddings.") for key in self.tensors)
-        embeddings = [self.tensors[f"embeddings.{i}"][chosen] for i in range(count)]
-        return self.model.encode_embeddings(embeddings, [int(self.tensors["ends"][i]) for i in chosen])
+        chosen = [_one_of(points["word"], concept.word_of(prompt), generator) for prompt in draw.prompts]
+        count = sum(key.startswith("embeddings.") for key in points)
+        embeddings = [points[f"embeddings.{i}"][chosen] for i in range(count)]
+        return self.model.encode_embeddings(embeddings, [int(points["ends"][i]) for i in chosen])
 
-    def _one_of(self, word: int, generator: torch.Generator) -> int:
-        own = (self.tensors["word"] == word).nonzero()[:, 0]
-        if not len(own):
-            own = torch.arange(len(self.tensors["word"]))
-        return int(own[torch.randint(len(own), (1,), generator=generator)])
+
+def _one_of(words: Tensor, word: int, generator: torch.Generator) -> int:
+    """The place of a random point of a word, or of any word where that one has not had its turn."""
+    own = (words == word).nonzero()[:, 0]
+    if not len(own):
+        own = torch.arange(len(words))
+    return int(own[torch.randint(len(own), (1,), generator=generator)])

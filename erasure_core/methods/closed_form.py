@@ -24,7 +24,11 @@ from ..errors import Cancelled, InvalidSettings
 from ..layers import reads_context, select
 from ..model import Conditioning, LoadedModel
 from ..progress import Progress, Report
+from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
+
+EIGEN_NOISE = 1e-7
+"""Singular values below this share of the largest are lost when they are roots of eigenvalues in float64."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,41 @@ def low_rank_product(
     return q_up @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_down.T
 
 
+def solved_change(
+    concept: Tensor, instead: Tensor, kept: Tensor, damping: float, rank: int = 0, tolerance: float = 1e-12
+) -> tuple[Tensor, Tensor]:
+    """D F of the module's docstring as ``up @ down``, by whichever way is shorter.
+
+    With more concept vectors P than the width D, F itself is never made: D F = ((A - C)^T C) (lambda I + V V^T)^-1 has
+    two products of cost P D^2, where making F and then D F takes six.
+
+    Args:
+        concept, instead: C and A, [P, D].
+        kept: R, [K, D].
+        damping: lambda.
+        rank, tolerance: as of ``low_rank_product``.
+
+    Returns:
+        up [D, r] and down [r, D].
+    """
+    if len(concept) <= concept.shape[1]:
+        return low_rank_product(instead - concept, shared_factor(concept, kept, damping), rank, tolerance)
+    moment = concept.T @ concept + kept.T @ kept + damping * torch.eye(concept.shape[1], dtype=concept.dtype)
+    mixed = (instead - concept).T @ concept
+    return _truncated(torch.cholesky_solve(mixed.T, torch.linalg.cholesky(moment)).T, rank, tolerance)
+
+
+def _truncated(square: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """A square matrix as ``up @ down`` of least rank, from the eigenvectors of S S^T: several times faster than its
+    singular value decomposition, and as good down to the square root of the rounding error."""
+    values, vectors = torch.linalg.eigh(square @ square.T)
+    singular = values.flip(0).clamp_min(0).sqrt()
+    keep = max(1, int((singular > max(tolerance, EIGEN_NOISE) * singular[0]).sum()))
+    keep = min(keep, rank) if rank else keep
+    basis, root = vectors.flip(1)[:, :keep], singular[:keep].clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+    return basis * root, (basis.T @ square) / root[:, None]
+
+
 @solver(
     "closed_form",
     "Closed form (instant erase)",
@@ -109,15 +148,18 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
     if not layers:
         raise InvalidSettings("The closed form edits keys and values of cross-attention; choose layers with them.")
     pairs = concept.prompts()
-    subject, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
+    subject, instead = subject_rows(
+        encode_each(model, [p for p, _ in pairs]), encode_each(model, [a for _, a in pairs])
+    )
     kept = kept_rows(model.encode(list(concept.kept_prompts))) * settings.keep_weight**0.5
-    factor = shared_factor(subject, kept, settings.damping)
-    up, down = low_rank_product(instead - subject, factor, settings.rank, settings.tolerance)
+    up, down = solved_change(subject, instead, kept, settings.damping, settings.rank, settings.tolerance)
+    # The small system needs float64; the products with the layers' weights do not.
+    narrow = up.to(model.device, torch.float32)
     deltas = {}
     for step, name in enumerate(layers):
         if progress.cancelled():
             raise Cancelled("Stopped while solving.")
-        weight = model.weight(name).cpu().double()
-        deltas[name] = LowRankDelta(down.float(), (weight @ up).float())
+        weight = model.weight(name).to(model.device, torch.float32)
+        deltas[name] = LowRankDelta(down.float(), (weight @ narrow).cpu())
         progress.update(Report("solving", step + 1, len(layers)))
     return DeltaSet(deltas)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,17 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..concept_pictures import own_latents
-from ..image_prompt import ImageAdapter, ImageBranch, ImagePrompted, invert_pictures, refined
 from ..layers import LAYER_GROUPS
 from ..model import Conditioning
-from ..run_state import RunState
 from ..trajectory import PROMPT, encode_each
 from .esd import target
+from .picture_tokens import PictureState, with_pictures
 from .registry import TrainingSettings, method, option
 
 if TYPE_CHECKING:
-    from ..trainer import Step, Trainer
+    from ..trainer import Step
     from ..trajectory import Draw
 
 
@@ -34,27 +31,25 @@ class CoErasingSettings(TrainingSettings):
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.75, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
-    pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
+    own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
     refine: bool = option(True, "rebuild the picture tokens from the concept's text tokens")
     blur: float = option(0.0, "Gaussian blur of the noisy latents in the loss, in latent pixels", low=0.0, high=16.0)
 
 
-class TwoStages(RunState):
+class TwoStages(PictureState):
     """Picture tokens, the trajectories they belong to, and the change of stages.
 
     The second stage's teacher is the model at the end of the first. Its predictions are drawn into the pool once, when
     the stage begins, so no second copy of the change is needed.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer)
-        assert isinstance(trainer.settings, CoErasingSettings)
-        self.settings = trainer.settings
-        given = trainer.pictures
-        adapter = given.adapter if given is not None else None
-        self.branch = ImageBranch(adapter or ImageAdapter.of_model(trainer.model), trainer.model.family)
+    @property
+    def settings(self) -> CoErasingSettings:
+        settings = self.trainer.settings
+        assert isinstance(settings, CoErasingSettings)
+        return settings
 
     @property
     def second_stage(self) -> int:
@@ -65,40 +60,14 @@ class TwoStages(RunState):
     def shows_pictures(self) -> bool:
         return self.trainer.step >= self.second_stage and self.settings.picture_share > 0
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        plain = self.trainer.model
-        self.trainer.model = ImagePrompted(plain, self.branch)
-        try:
-            with self.branch.attached(plain.layers()):
-                yield
-        finally:
-            self.trainer.model = plain
-
     def begin(self) -> dict[str, Tensor]:
         """Picture tokens [N, T, D], and for each trajectory its picture or -1."""
         s, count = self.settings, max(self.settings.trajectories, len(self.trainer.concept.prompts()))
         chance = self.trainer.chance(900_000_011)
-        tokens = self._tokens(chance)
+        tokens = self.learned_tokens(chance, s.own_pictures, s.picture_tokens, s.inversion_steps)
         which = torch.randint(len(tokens), (count,), generator=chance)
         which[torch.rand(count, generator=chance) >= s.picture_share] = -1
         return {"tokens": tokens, "which": which}
-
-    def _tokens(self, chance: torch.Generator) -> Tensor:
-        trainer, s = self.trainer, self.settings
-        given = trainer.pictures
-        if given is not None and given.tokens is not None:
-            return given.tokens.to(trainer.model.device)
-        with trainer.deltas.off():
-            latents = given.latents if given is not None else None
-            if latents is None:
-                latents = own_latents(
-                    trainer.model, trainer.concept.name, s.pictures, s.seed, s.trajectory_steps, trainer.progress
-                )
-            assert isinstance(trainer.model, ImagePrompted)
-            return invert_pictures(
-                trainer.model, latents, chance, s.picture_tokens, s.inversion_steps, progress=trainer.progress
-            )
 
     def pools_are_due(self) -> bool:
         step = self.trainer.step
@@ -112,24 +81,16 @@ class TwoStages(RunState):
     def encode_role(self, pool: str, role: str, prompts: Sequence[str]) -> Conditioning:
         encoded = encode_each(self.trainer.model, prompts)
         if pool == "concept" and role == PROMPT and self.shows_pictures:
-            return self._with_pictures(encoded, torch.arange(len(prompts)))
+            return with_pictures(encoded, self.tensors["tokens"], self.tensors["which"].tolist(), self.settings.refine)
         return encoded
 
     def conditioning(self, draw: Draw) -> Conditioning | list[str]:
         """The draw's prompts, in the second stage with their trajectories' pictures."""
         if not self.shows_pictures:
             return draw.prompts
-        return self._with_pictures(self.trainer.encoded(draw.prompts), draw.which)
-
-    def _with_pictures(self, text: Conditioning, trajectories: Tensor) -> Conditioning:
-        tokens, which = self.tensors["tokens"], self.tensors["which"].cpu()[trajectories]
-        rows = []
-        for row, picture in enumerate(which.tolist()):
-            shown = tokens[picture] if picture >= 0 else torch.zeros_like(tokens[0])
-            if picture >= 0 and self.settings.refine:
-                shown = refined(shown, text.context[row, 1 : text.ends[row] + 1])
-            rows.append(shown)
-        return Conditioning(text.context, text.ends, text.pooled, torch.stack(rows))
+        which = self.tensors["which"].cpu()[draw.which].tolist()
+        text, tokens = self.trainer.encoded(draw.prompts), self.tensors["tokens"]
+        return with_pictures(text, tokens, which, self.settings.refine)
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..trainer import Step
 
 Loss = Callable[[Any, "Step"], dict[str, Tensor]]
+Prepare = Callable[["LoadedModel", "Concept", Any, "Progress"], "Concept"]
 Solve = Callable[["LoadedModel", "Concept", Any, "Progress"], "DeltaSet"]
 
 
@@ -114,6 +115,7 @@ class Method:
         loss: named loss terms of one step; ``None`` for a solver.
         solve: computes the change at once; ``None`` for a loss.
         state: what the loss carries through a run.
+        prepare: completes the concept before the work, for example by words that the model reads as it.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Method:
     loss: Loss | None = None
     solve: Solve | None = None
     state: type[RunState] = RunState
+    prepare: Prepare | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -136,11 +139,12 @@ def method(
     status: str,
     settings: type[SolverSettings],
     state: type[RunState] = RunState,
+    prepare: Prepare | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
 
     def register(loss: Loss) -> Loss:
-        METHODS[name] = Method(name, title, reference, status, settings, loss=loss, state=state)
+        METHODS[name] = Method(name, title, reference, status, settings, loss=loss, state=state, prepare=prepare)
         return loss
 
     return register

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import InvalidSettings
 from ..model import Conditioning
 from ..self_check import Reader, similarity
 from .boundary_points import Boundary, CheckSettings
@@ -87,6 +88,8 @@ def _erase_noise(step: Step, points: Conditioning | None, settings: SageSettings
 def _erase_text(step: Step, points: Conditioning | None, settings: SageSettings) -> dict[str, Tensor]:
     """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
     trainer, kept = step.trainer, step.kept
+    if not trainer.trains_text:
+        raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
     instead = dict(trainer.concept.prompts())
     with torch.no_grad(), trainer.deltas.off():
         anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])

@@ -110,7 +110,7 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["ball", "--keep", "a ball"], "both erased and kept"),
         (["ball", "--save-every", "nan"], "--save-every is nan"),
         (["one two " * 35], "tokens, but only"),
-        (["ball", "--method", "magic"], "no method 'magic'; choose from closed_form, esd"),
+        (["ball", "--method", "magic"], "no method 'magic'; choose from all_but_one, auto"),
         (["ball", "--layers", "nose"], "layers is 'nose'; choose from"),
         (["ball", "--learning-rate", "nan"], "learning_rate is nan; it must lie between"),
         (["ball", "--steps", "0"], "steps is 0; it must lie between"),

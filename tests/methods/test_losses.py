@@ -133,7 +133,7 @@ def test_sage_in_text(pico: DiffusersModel) -> None:
 @pytest.mark.parametrize("at", [0, 5])
 def test_co_erasing_in_both_stages(pico_models: dict[str, DiffusersModel], family: str, at: int) -> None:
     options: dict[str, Any] = {"steps": 10, "text_share": 0.5, "negative": 1.5, "keep_weight": 0.7}
-    options |= {"pictures": 2, "inversion_steps": 2, "picture_share": 0.6}
+    options |= {"own_pictures": 2, "inversion_steps": 2, "picture_share": 0.6}
     with stopped(pico_models[family], CONCEPT, "co_erasing", at=at, **options) as (trainer, step):
         slow, erase, shown = Slow(trainer), [], 0
         tokens, which = trainer.state.tensors["tokens"], trainer.state.tensors["which"]

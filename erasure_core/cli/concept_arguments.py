@@ -1,0 +1,77 @@
+"""What to erase, what instead and what to keep, on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..concept import Concept
+from ..errors import InvalidConcept
+from ..methods import Method
+from ..presets import PRESETS, preset_settings
+from ..prompt_file import read_prompt_file
+from .terminal import read_lines
+
+
+def add_concept_arguments(parser: argparse.ArgumentParser) -> None:
+    """Read by ``chosen_concept`` and ``implied_settings``."""
+    parser.add_argument("--concept", help="what to erase")
+    parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
+    parser.add_argument("--instead", help="what to paint in its place")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="CONCEPT[=INSTEAD]",
+        help="a further concept, erased in the same run; may be repeated",
+    )
+    parser.add_argument("--prompt-file", type=Path, help="concepts in a YAML file as LECO and concept sliders read it")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        help="a prompt that must stay as it is; may be repeated (default: everyday prompts)",
+    )
+    parser.add_argument("--keep-file", type=Path, help="file with one prompt to keep a line")
+    reasons = "; ".join(f"{preset.name}: {preset.reason}" for preset in PRESETS.values())
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), help=f"settings for a kind of concept. {reasons}".replace("%", "%%")
+    )
+
+
+def chosen_concept(options: argparse.Namespace) -> Concept:
+    """All concepts that were asked for, as one.
+
+    Raises:
+        InvalidConcept: nothing to erase, or a phrase that cannot be used.
+        InvalidFile: a file cannot be read.
+    """
+    keep = tuple([*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])])
+    concepts = [_also(text) for text in options.also]
+    if options.concept is not None:
+        concepts.insert(0, Concept((options.concept, *options.word), options.instead))
+    elif options.word or options.instead:
+        raise InvalidConcept("--word and --instead belong to a concept; give --concept as well.")
+    if options.prompt_file is not None:
+        concepts.append(read_prompt_file(options.prompt_file).concept)
+    if not concepts:
+        raise InvalidConcept("There is nothing to erase; give --concept, --also or --prompt-file.")
+    first = concepts[0]
+    if len(concepts) == 1:
+        return Concept(first.words, first.alternative, keep, first.instead)
+    joined = Concept.joined(concepts)
+    return Concept(joined.words, None, keep, joined.instead)
+
+
+def _also(text: str) -> Concept:
+    word, equals, instead = text.partition("=")
+    return Concept((word,), instead if equals else None)
+
+
+def implied_settings(options: argparse.Namespace, method: Method) -> dict[str, Any]:
+    """Settings that a preset or a prompt file stands for; single flags go before them."""
+    settings = preset_settings(options.preset, method) if options.preset else {}
+    if options.prompt_file is not None and hasattr(method.settings, "negative"):
+        settings["negative"] = read_prompt_file(options.prompt_file).negative
+    return settings

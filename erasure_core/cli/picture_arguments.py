@@ -1,0 +1,57 @@
+"""Pictures of the concept on the command line: a folder, and the image adapter that reads them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..concept_pictures import ConceptPictures, read_pictures
+from ..errors import InvalidSettings
+from ..hosts.clip_vision import ClipVision
+from ..hosts.diffusers import DiffusersModel
+from ..image_prompt import ImageAdapter
+
+PATCH = 8
+"""Pixels of a latent's side."""
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """Read by ``chosen_pictures``."""
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="pictures of the concept, for the methods that read them"
+    )
+    parser.add_argument(
+        "--ip-adapter", type=Path, metavar="FILE", help="IP-Adapter of the base model; without it tokens are learned"
+    )
+    parser.add_argument("--clip-vision", type=Path, metavar="FOLDER", help="the CLIP vision model that it reads")
+
+
+def wants_pictures(options: argparse.Namespace) -> bool:
+    """Whether the autoencoder is needed.
+
+    Raises:
+        InvalidSettings: an adapter without pictures or vision model.
+    """
+    if (options.ip_adapter is None) != (options.clip_vision is None):
+        raise InvalidSettings("--ip-adapter and --clip-vision belong together; give both or neither.")
+    if options.ip_adapter is not None and options.pictures is None:
+        raise InvalidSettings("--ip-adapter reads pictures; give a folder of them with --pictures.")
+    return options.pictures is not None
+
+
+def chosen_pictures(options: argparse.Namespace, model: DiffusersModel) -> ConceptPictures | None:
+    """The pictures that were asked for.
+
+    Raises:
+        InvalidFile: a picture, adapter or vision model cannot be read or does not fit.
+    """
+    if options.pictures is None:
+        return None
+    _, height, width = model.latent_shape
+    pictures = read_pictures(options.pictures, (PATCH * height, PATCH * width))
+    if options.ip_adapter is None:
+        return ConceptPictures(latents=model.latents_of(pictures))
+    adapter = ImageAdapter.read(options.ip_adapter, model)
+    assert adapter.projector is not None
+    embedded = ClipVision.load(options.clip_vision)(pictures)
+    return ConceptPictures(tokens=adapter.projector(embedded.to(model.device)), adapter=adapter)

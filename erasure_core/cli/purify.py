@@ -1,0 +1,79 @@
+"""paint given pictures again without a concept, keeping as much of them as can be"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ..concept_pictures import SUFFIXES, read_picture
+from ..errors import InvalidFile, InvalidSettings
+from ..purify import purify
+from ..safe_files import write_bytes
+from .erasure_arguments import bind_all
+from .generate import png
+from .model_arguments import add_model_arguments, load_chosen_model
+from .picture_arguments import PATCH
+from .terminal import check_folder, terminal_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, "the model to paint with")
+    parser.add_argument(
+        "--erasure",
+        action="append",
+        required=True,
+        metavar="FILE[:STRENGTH]",
+        help="an erasure to apply; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
+    )
+    parser.add_argument(
+        "--picture", type=Path, action="append", required=True, help="picture file or folder; may be repeated"
+    )
+    parser.add_argument("--caption", required=True, help="what the pictures show, in words that say the concept")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG)")
+    parser.add_argument("--share", type=float, default=0.8, help="how far to go back to noise, 0 to 1 (default 0.8)")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps of the whole way (default 50)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance scale (default 5)")
+    parser.add_argument("--batch", type=int, default=4, help="pictures at once (default 4)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each picture")
+
+
+def run(options: argparse.Namespace) -> None:
+    paths = [found for path in options.picture for found in _files(path)]
+    model = load_chosen_model(options, options.device, pictures=True)
+    for name, value, low, high in (
+        ("steps", options.steps, 1, len(model.schedule)),
+        ("batch", options.batch, 1, 4096),
+        ("guidance", options.guidance, -100.0, 100.0),
+    ):
+        if not low <= value <= high:
+            raise InvalidSettings(f"--{name} is {value}; it must lie between {low} and {high}.")
+    erasures = bind_all(options.erasure, model, options.allow_other_base)
+    _, height, width = model.latent_shape
+    size = (PATCH * height, PATCH * width)
+    check_folder(options.out)
+    with terminal_progress() as progress:
+        for start in range(0, len(paths), options.batch):
+            batch = paths[start : start + options.batch]
+            latents = model.latents_of(torch.stack([read_picture(path, size) for path in batch]))
+            captions = [options.caption] * len(batch)
+            clean = purify(model, latents, captions, erasures, options.steps, options.guidance, options.share, progress)
+            for place, (source, picture) in enumerate(zip(batch, model.decode(clean), strict=True), start):
+                path = options.out / f"{place:04d}_{source.stem}.png"
+                write_bytes(path, png(picture))
+                print(json.dumps({"source": str(source), "path": str(path)}) if options.json else path, flush=True)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.glob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    if not found:
+        raise InvalidFile(f"{path} is no picture and holds none ({', '.join(SUFFIXES)}); check the path.")
+    return found

@@ -1,0 +1,131 @@
+"""The recommended default: closed form, surgical guidance, the model's own words for the concept, and its boundary.
+
+Made of parts of the other methods, each of which a setting switches off:
+
+1. The model is asked which words near the concept it reads as the concept (``domain``); they are erased too. Words near
+   it that it reads otherwise are kept.
+2. Where no alternative is given, the word of the prompts to keep that is most like the concept becomes it: a picture
+   stays whole when something takes the concept's place.
+3. The training starts from the closed form.
+4. The guidance is changed surgically (All but One), for the words and for boundary points that self-checks find (SAGE).
+5. Where pictures of the concept are given, prompts with picture tokens are erased as well (Co-Erasing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..concept import Concept
+from ..domain import Found, Survey, expanded, survey, with_neighbours
+from ..layers import LAYER_GROUPS
+from ..model import LoadedModel
+from ..progress import Progress
+from .all_but_one import guidance_goal
+from .boundary_points import Boundary, CheckSettings
+from .picture_tokens import PictureState, with_pictures
+from .registry import method, option
+
+if TYPE_CHECKING:
+    from ..trainer import Step
+
+
+@dataclass(frozen=True)
+class AutoSettings(CheckSettings):
+    """Settings of the recommended default."""
+
+    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
+    search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
+    candidates: int = option(48, "nearest words of the vocabulary that are judged", low=1, high=1000)
+    alike: float = option(0.6, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
+    most_words: int = option(12, "most words that are found, and most neighbours kept", low=0, high=100)
+    replace: bool = option(True, "without an alternative, take the likest neighbour")
+    without: str = option("hard", "without any alternative", choices=("neutralise", "hard"))
+    negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
+    drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
+    boundary_weight: float = option(0.5, "weight of found boundary points", low=0.0, high=100.0)
+    picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
+    picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
+    inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
+    refine: bool = option(True, "rebuild the picture tokens from the concept's text tokens")
+
+
+class AutoState(Boundary):
+    """Boundary points, and where pictures are given their tokens."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self.pictures = PictureState(trainer) if trainer.pictures is not None else None
+
+    def attached(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.pictures is None else self.pictures.attached()
+
+    def begin(self) -> dict[str, Tensor]:
+        s = self.trainer.settings
+        if self.pictures is None or not isinstance(s, AutoSettings):
+            return {}
+        chance = self.trainer.chance(900_000_011)
+        return {"tokens": self.pictures.learned_tokens(chance, 0, s.picture_tokens, s.inversion_steps)}
+
+
+def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progress: Progress) -> Concept:
+    """The concept with the words and neighbours that the model itself tells, and an alternative."""
+    if not settings.search or not hasattr(model, "token_tables"):
+        return concept
+    look = Survey(settings.candidates, alike=settings.alike, seed=settings.seed)
+    found = survey(model, concept, look, progress)  # type: ignore[arg-type]
+    grown = expanded(concept, found, settings.most_words)
+    grown = with_neighbours(grown, found, settings.most_words)
+    instead = likest_neighbour(found) if settings.replace and not concept.has_alternative else None
+    return grown if instead is None else replace(grown, alternative=instead)
+
+
+def likest_neighbour(found: Sequence[Found]) -> str | None:
+    """The word of the prompts to keep that is nearest to the concept: it takes its place with the least change."""
+    others = [one for one in found if one.kept and one.likeness > 0]
+    return max(others, key=lambda one: one.likeness).word if others else None
+
+
+@method(
+    "auto",
+    "Recommended (words, guidance and boundary)",
+    "parts of UCE (arXiv 2308.14761), All but One (2312.12807), SAGE (2506.09363) and Co-Erasing (2505.11131)",
+    "a combination of our own",
+    AutoSettings,
+    AutoState,
+    prepare,
+)
+def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
+    """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
+
+    sum over k in {c, p, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - G||^2 + lambda ||eps(z, "") - eps0(z, "")||^2
+    + ||eps(z_r, r) - eps0(z_r, r)||^2
+    """
+    concept, kept, state = step.concept, step.kept, step.state
+    assert isinstance(state, AutoState)
+    wanted: list[Any] = [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
+    weights = [1.0]
+    points = state.conditioning(concept, step.generator) if settings.boundary_weight else None
+    if points is not None:
+        wanted.append((concept, points))
+        weights.append(settings.boundary_weight)
+    if state.pictures is not None and settings.picture_weight:
+        tokens, text = state.tensors["tokens"], step.trainer.encoded(concept.prompts)
+        shown = torch.randint(len(tokens), (len(concept.prompts),), generator=step.generator).tolist()
+        wanted.append((concept, with_pictures(text, tokens, shown, settings.refine)))
+        weights.append(settings.picture_weight)
+    guided, empty, same, *more = step.trainer.predict(wanted)
+    goal = guidance_goal(settings, concept)
+    surgical = [w * F.mse_loss(said - empty.detach(), goal) for w, said in zip(weights, [guided, *more], strict=True)]
+    return {
+        "surgical": torch.stack(surgical).sum(),
+        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+    }

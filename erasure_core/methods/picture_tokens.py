@@ -1,0 +1,69 @@
+"""Picture tokens as part of a training: given, or learned from given pictures or from the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..concept_pictures import own_latents
+from ..image_prompt import ImageAdapter, ImageBranch, ImagePrompted, invert_pictures, refined
+from ..model import Conditioning
+from ..run_state import RunState
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+class PictureState(RunState):
+    """Hangs an image branch on the model; the tokens [N, T, D] are in ``tensors["tokens"]``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        adapter = trainer.pictures.adapter if trainer.pictures is not None else None
+        self.branch = ImageBranch(adapter or ImageAdapter.of_model(trainer.model), trainer.model.family)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        plain = self.trainer.model
+        self.trainer.model = ImagePrompted(plain, self.branch)
+        try:
+            with self.branch.attached(plain.layers()):
+                yield
+        finally:
+            self.trainer.model = plain
+
+    def learned_tokens(self, chance: torch.Generator, pictures: int, tokens: int, steps: int) -> Tensor:
+        """The tokens that were given, or learned ones of given pictures or of ``pictures`` of the model's own."""
+        trainer, given = self.trainer, self.trainer.pictures
+        if given is not None and given.tokens is not None:
+            return given.tokens.to(trainer.model.device)
+        assert isinstance(trainer.model, ImagePrompted)
+        with trainer.deltas.off():
+            latents = given.latents if given is not None else None
+            if latents is None:
+                s = trainer.settings
+                phrase, count = trainer.concept.name, s.trajectory_steps
+                latents = own_latents(trainer.model, phrase, pictures, s.seed, count, trainer.progress)
+            return invert_pictures(trainer.model, latents, chance, tokens, steps, progress=trainer.progress)
+
+
+def with_pictures(text: Conditioning, tokens: Tensor, pictures: Sequence[int], refine: bool) -> Conditioning:
+    """Encoded prompts, each with a picture.
+
+    Args:
+        text: the prompts.
+        tokens: of all pictures, [N, T, D].
+        pictures: for each prompt the number of its picture; -1 is none.
+        refine: rebuild the tokens from the prompt's own, see ``image_prompt.refined``.
+    """
+    rows = []
+    for row, picture in enumerate(pictures):
+        shown = tokens[picture] if picture >= 0 else torch.zeros_like(tokens[0])
+        if picture >= 0 and refine:
+            shown = refined(shown, text.context[row, 1 : text.ends[row] + 1])
+        rows.append(shown)
+    return Conditioning(text.context, text.ends, text.pooled, torch.stack(rows))

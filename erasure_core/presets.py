@@ -1,0 +1,80 @@
+"""Presets: settings for kinds of concepts, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from .errors import InvalidSettings
+from .methods import Method
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for one kind of concept.
+
+    Args:
+        name: on the command line.
+        title: for people.
+        reason: why these settings.
+        settings: what differs from the method's defaults, as far as the method has such settings.
+    """
+
+    name: str
+    title: str
+    reason: str
+    settings: Mapping[str, Any]
+
+
+def _preset(name: str, title: str, reason: str, **settings: Any) -> Preset:
+    return Preset(name, title, reason, MappingProxyType(settings))
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        _preset(
+            "object",
+            "Object",
+            "A thing enters the picture through its word, so the cross-attention is enough and spares the rest.",
+            layers="cross-attention",
+        ),
+        _preset(
+            "style",
+            "Style or artist",
+            "A style is painted in the late, less noisy steps; the steps that lay the picture out are spared.",
+            layers="cross-attention",
+            spare_layout=0.2,
+        ),
+        _preset(
+            "person",
+            "Person or character",
+            "A name is one narrow spot among many alike: only keys and values change, and more is kept around it.",
+            layers="cross-attention-kv",
+            keep_weight=2.0,
+        ),
+        _preset(
+            "pervasive",
+            "Pervasive (explicit content)",
+            "Some content appears without any word for it, so the layers that do not read the prompt change as well.",
+            layers="all-but-cross-attention",
+        ),
+    )
+}
+
+
+def preset_settings(name: str, method: Method) -> dict[str, Any]:
+    """A preset's settings for a method; those that the method does not have are left out.
+
+    Raises:
+        InvalidSettings: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InvalidSettings(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
+    known = {f.name for f in fields(method.settings)}
+    chosen = {key: value for key, value in PRESETS[name].settings.items() if key in known}
+    if method.solve is not None and "cross" not in str(chosen.get("layers", "")).replace("all-but-cross", ""):
+        chosen.pop("layers", None)  # closed forms only edit what reads the prompt
+    return chosen

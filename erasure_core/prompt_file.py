@@ -1,0 +1,118 @@
+"""Prompt files in the form that LECO and the concept sliders use: a YAML list of flat entries.
+
+    - target: "van gogh"        # what is erased
+      positive: "van gogh"      # the same, or left out
+      unconditional: ""
+      neutral: "a painting"     # what takes its place; left out or "" is nothing
+      action: "erase"
+      guidance_scale: 1.0       # how far to push away
+
+Only this form is read, so that no YAML library is needed. Entries about the size of a training batch are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .concept import Concept
+from .errors import InvalidFile
+
+MAX_SIZE = 2**20
+IGNORED = ("resolution", "dynamic_resolution", "batch_size", "dynamic_crops", "multiplier", "weight")
+KNOWN = ("target", "positive", "unconditional", "neutral", "action", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What a prompt file asks for.
+
+    Args:
+        concept: all its targets, each with its own alternative.
+        negative: their guidance scale.
+    """
+
+    concept: Concept
+    negative: float
+
+
+def read_prompt_file(path: Path) -> PromptFile:
+    """Read a prompt file.
+
+    Raises:
+        InvalidFile: it cannot be read, or asks for something that is not supported.
+        InvalidConcept: a target or neutral prompt cannot be used.
+    """
+    try:
+        if path.stat().st_size > MAX_SIZE:
+            raise InvalidFile(f"{path} is larger than a prompt file can be (1 MiB).")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidFile(f"{path} cannot be read ({error}); give a YAML list of prompts.") from error
+    return parse_prompt_file(text, str(path))
+
+
+def parse_prompt_file(text: str, origin: str) -> PromptFile:
+    """As ``read_prompt_file``, from its text; ``origin`` names it in messages."""
+    entries = _entries(text, origin)
+    if not entries:
+        raise InvalidFile(f"{origin} holds no prompts; give a YAML list with a target in each entry.")
+    scales = {_scale(entry, origin) for entry in entries}
+    if len(scales) > 1:
+        raise InvalidFile(f"{origin} has entries with different guidance_scale; one run has one, so use several files.")
+    return PromptFile(Concept.joined([_concept(entry, origin) for entry in entries]), scales.pop())
+
+
+def _concept(entry: dict[str, str], origin: str) -> Concept:
+    target = entry.get("target", "")
+    if not target:
+        raise InvalidFile(f"{origin} has an entry without a target; say there what is to be erased.")
+    if entry.get("positive", target) not in ("", target):
+        raise InvalidFile(
+            f"{origin}: for {target!r} the positive prompt differs, which is not supported; make it equal."
+        )
+    if entry.get("action", "erase") != "erase":
+        raise InvalidFile(f"{origin}: the action {entry['action']!r} is not supported; only erase is.")
+    neutral = entry.get("neutral", "")
+    return Concept((target,), neutral if neutral and neutral != entry.get("unconditional", "") else None)
+
+
+def _scale(entry: dict[str, str], origin: str) -> float:
+    try:
+        return float(entry.get("guidance_scale", "1"))
+    except ValueError as error:
+        raise InvalidFile(f"{origin}: guidance_scale is {entry['guidance_scale']!r}; it must be a number.") from error
+
+
+def _entries(text: str, origin: str) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = []
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#") or line.strip() == "---":
+            continue
+        found = re.fullmatch(r"(\s*-\s+|\s+)(\w+)\s*:\s*(.*)", line)
+        if (
+            found is None
+            or (not entries and "-" not in found[1])
+            or (found[2] not in KNOWN and found[2] not in IGNORED)
+        ):
+            raise InvalidFile(f"{origin}, line {number}: {line.strip()[:60]!r} is not understood; write key: value.")
+        if "-" in found[1]:
+            entries.append({})
+        if found[2] in entries[-1]:
+            raise InvalidFile(f"{origin}, line {number}: {found[2]} is given twice.")
+        if found[2] in KNOWN:
+            entries[-1][found[2]] = _value(found[3], f"{origin}, line {number}")
+    return entries
+
+
+def _value(written: str, place: str) -> str:
+    """A plain or quoted YAML text without its comment."""
+    if written.startswith(('"', "'")):
+        quote = written[0]
+        inside = r'"((?:[^"\\]|\\.)*)"' if quote == '"' else r"'((?:[^']|'')*)'"
+        found = re.fullmatch(inside + r"\s*(#.*)?", written)
+        if found is None:
+            raise InvalidFile(f"{place}: the quotes around {written[:60]!r} do not match.")
+        return re.sub(r"\\(.)", r"\1", found[1]) if quote == '"' else found[1].replace("''", "'")
+    return re.sub(r"(^|\s)#.*", "", written).strip()

@@ -1,0 +1,131 @@
+"""Prompt files in LECO's form, presets, and several concepts in one."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from erasure_core import Concept
+from erasure_core.cli.concept_arguments import add_concept_arguments, chosen_concept, implied_settings
+from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings
+from erasure_core.layers import LAYER_GROUPS
+from erasure_core.manifest import Manifest
+from erasure_core.methods import METHODS
+from erasure_core.presets import PRESETS, preset_settings
+from erasure_core.prompt_file import parse_prompt_file, read_prompt_file
+
+FILE = """# two concepts
+- target: "van gogh" # the painter
+  positive: "van gogh"
+  unconditional: ""
+  neutral: 'a child''s drawing'
+  action: "erase"
+  guidance_scale: 2.0
+  resolution: 512
+  batch_size: 2
+
+- target: red car
+  guidance_scale: 2
+"""
+
+
+def test_a_file_in_lecos_form() -> None:
+    found = parse_prompt_file(FILE, "prompts.yaml")
+    assert found.concept.words == ("van gogh", "red car")
+    assert found.concept.instead == (("van gogh", "a child's drawing"),)
+    assert found.negative == 2.0
+    pairs = dict(found.concept.prompts())
+    assert pairs["a photo of a van gogh"] == "a photo of a a child's drawing"
+    assert pairs["the red car"] == "the"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no prompts"),
+        ("- positive: x\n", "without a target"),
+        ("- target: x\n  positive: y\n", "positive prompt differs"),
+        ("- target: x\n  action: enhance\n", "'enhance' is not supported"),
+        ("- target: x\n- target: y\n  guidance_scale: 3\n", "different guidance_scale"),
+        ("- target: x\n  guidance_scale: much\n", "must be a number"),
+        ("- target: 'x\n", "line 1: the quotes"),
+        ("target: x\n", "line 1: 'target: x' is not understood"),
+        ("- target: x\n  colour: red\n", "line 2: 'colour: red' is not understood"),
+        ("- target: x\n  target: y\n", "target is given twice"),
+        ("- target: &a x\n  <<: *a\n", "line 2"),
+        ("- target: " + "x" * 400, "400 characters long"),
+    ],
+)
+def test_what_is_not_understood_is_said(text: str, message: str) -> None:
+    with pytest.raises(ErasureError, match=message):
+        parse_prompt_file(text, "prompts.yaml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFile, match="cannot be read"):
+        read_prompt_file(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidFile, match="cannot be read"):
+        read_prompt_file(tmp_path / "binary.yaml")
+
+
+def test_several_concepts_keep_their_own_alternatives() -> None:
+    joined = Concept.joined([Concept(("dog", "puppy"), "cat", ("a red ball",)), Concept(("star",))])
+    assert joined.words == ("dog", "puppy", "star") and joined.has_alternative
+    pairs = dict(joined.prompts())
+    assert (pairs["a dog"], pairs["a puppy"], pairs["a star"]) == ("a cat", "a cat", "a")
+    assert [joined.word_of(prompt) for prompt in ("a dog", "the puppy", "star")] == [0, 1, 2]
+    with pytest.raises(InvalidConcept, match="is also the concept"):
+        Concept.joined([Concept(("dog",), "star"), Concept(("star",))])
+    with pytest.raises(InvalidConcept, match="not erased"):
+        Concept(("dog",), None, (), (("star", "box"),))
+
+
+def test_the_manifest_remembers_alternatives_of_words() -> None:
+    manifest = Manifest(
+        ("dog", "star"), None, (), "esd", "", {}, 1, "sd1", "", [], "epsilon", instead=(("dog", "cat"),)
+    )
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.concept.prompts()[0] == ("dog", "cat")
+    with pytest.raises(InvalidFile, match="instead has the wrong type"):
+        Manifest.from_json(manifest.to_json().replace('["dog", "cat"]', '["dog"]'))
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_concept_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_concepts_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(FILE, encoding="utf-8")
+    options = parsed(
+        "--concept", "dog", "--word", "puppy", "--also", "star=box", "--prompt-file", str(tmp_path / "p.yaml")
+    )
+    concept = chosen_concept(options)
+    assert concept.words == ("dog", "puppy", "star", "van gogh", "red car")
+    assert dict(concept.instead) == {"star": "box", "van gogh": "a child's drawing"}
+    assert implied_settings(options, METHODS["esd"]) == {"negative": 2.0}
+    assert implied_settings(options, METHODS["closed_form"]) == {}
+    with pytest.raises(InvalidConcept, match="nothing to erase"):
+        chosen_concept(parsed())
+    with pytest.raises(InvalidConcept, match="--instead belong"):
+        chosen_concept(parsed("--instead", "box", "--also", "star"))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_preset_gives_valid_settings_to_every_method(preset: str, method: str) -> None:
+    chosen = preset_settings(preset, METHODS[method])
+    settings = METHODS[method].settings(**chosen)
+    assert chosen.keys() <= {f.name for f in fields(settings)} and settings.layers in LAYER_GROUPS
+    if METHODS[method].solve is not None:
+        assert settings.layers in ("cross-attention", "cross-attention-kv")
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="choose from object, style"):
+        preset_settings("weather", METHODS["esd"])

@@ -1,0 +1,163 @@
+"""The self-check, the words that a model reads as a concept, RECE's search, and purifying pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import CONCEPT, randomise, stopped
+
+from erasure_core import Concept, DeltaSet, erase
+from erasure_core.delta import new_deltas
+from erasure_core.domain import Found, Survey, expanded, nearest_words, survey, with_everyday_keep, with_neighbours
+from erasure_core.errors import InvalidSettings
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
+from erasure_core.methods import METHODS
+from erasure_core.methods.closed_form import subject_rows
+from erasure_core.methods.rece import returning
+from erasure_core.purify import invert, purify
+from erasure_core.self_check import BoundaryPoints, SelfCheck, self_check
+
+
+def checked(model: DiffusersModel, layers: str = "text-encoder", past: torch.Tensor | None = None, **how: object):  # type: ignore[no-untyped-def]
+    deltas = new_deltas(select(model.layers(), layers), 2, 0)
+    randomise(deltas)
+    with model.trainable(), deltas.attached(model.layers()):
+        settings = SelfCheck(starts=4, **how)  # type: ignore[arg-type]
+        return self_check(model, deltas, "ball", settings, torch.Generator().manual_seed(0), past)
+
+
+@pytest.mark.parametrize("layers", ["text-encoder", "cross-attention-kv"])
+def test_a_search_finds_what_the_changed_model_reads_as_the_concept(pico: DiffusersModel, layers: str) -> None:
+    first, last = (checked(pico, layers, steps=steps, domain=0.0) for steps in (1, 25))
+    assert last.remaining.mean() > first.remaining.mean() + 0.02
+
+
+def test_a_search_stays_in_the_domain_and_away_from_past_finds(pico: DiffusersModel) -> None:
+    free, bound = (checked(pico, steps=25, domain=d, margin=0.95) for d in (0.0, 5.0))
+    assert bound.belonging.mean() > free.belonging.mean()
+    again = checked(pico, steps=25, domain=0.0, past=free.features, diversity=5.0)
+
+    def near(points: BoundaryPoints) -> float:
+        return float(
+            torch.nn.functional.cosine_similarity(points.features[:, None], free.features[None], dim=-1).mean()
+        )
+
+    assert near(again) < near(free)
+
+
+def test_a_search_keeps_the_concepts_own_tokens(pico: DiffusersModel) -> None:
+    points = checked(pico, steps=5)
+    token = pico.tokenize(["ball"])[0][0]
+    own = pico.token_tables()[0][token]
+    for row in points.embeddings[0]:
+        assert (row == own).all(dim=-1).any()
+    assert all("ball" in words for words in points.words)
+    for row in checked(pico, steps=5, free=True).embeddings[0]:
+        assert not (row == own).all(dim=-1).any()
+
+
+def test_a_check_of_nothing_finds_the_concept(pico: DiffusersModel) -> None:
+    """With no change at all the model reads the concept's prompts as the original does."""
+    deltas = DeltaSet({})
+    with pico.trainable():
+        found = self_check(pico, deltas, "ball", SelfCheck(starts=2, steps=1), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.remaining, found.belonging)
+    assert found.still_concept(-1.0) == 1.0 and found.radius == pytest.approx(float(1 - found.belonging.mean()))
+
+
+def test_nearest_words_are_whole_words_but_not_the_phrase(pico: DiffusersModel) -> None:
+    words = nearest_words(pico, ["ball"], 5)
+    assert len(words) == 5 == len(set(words)) and "ball" not in words
+    table = pico.token_tables()[0]
+
+    def likeness(word: str) -> float:
+        ids = pico.tokenize([word, "ball"])
+        assert len(ids[0]) == 1
+        return float(torch.nn.functional.cosine_similarity(table[ids[0][0]], table[ids[1][0]], dim=0))
+
+    assert [likeness(word) for word in words] == sorted((likeness(word) for word in words), reverse=True)
+
+
+def test_a_survey_compares_with_the_concept_and_with_what_is_kept(pico: DiffusersModel) -> None:
+    look = Survey(candidates=8, states=3, alike=-1.0)
+    every = survey(pico, Concept(("ball",)), look)
+    assert [one.likeness for one in every] == sorted((one.likeness for one in every), reverse=True)
+    assert any(one.belongs for one in every) and not any(one.kept for one in every)
+    member = next(one for one in every if one.belongs).word
+    kept = survey(pico, Concept(("ball",), None, (f"a {member}",)), look)
+    assert [one.word for one in kept if one.kept] == [member] and not any(one.belongs for one in kept if one.kept)
+    assert not any(one.belongs for one in survey(pico, Concept(("ball",)), replace(look, alike=1.01)))
+
+
+def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
+    found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
+    grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
+    assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
+    kept = with_neighbours(Concept(("dog",)), found, 5)
+    assert kept.keep == ("a box",)
+    everyday = with_everyday_keep(kept).keep
+    assert "a cat" in everyday and "a dog" not in everyday and everyday[0] == "a box"
+
+
+def test_returning_embeddings_are_read_as_the_concept_was() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {str(i): torch.randn(20, 8, dtype=torch.float64, generator=generator) for i in range(3)}
+    changed = {name: w + torch.randn(20, 8, dtype=torch.float64, generator=generator) for name, w in weights.items()}
+    concept = torch.randn(2, 8, dtype=torch.float64, generator=generator)
+    found = returning(weights, changed, concept, 1e-10)
+
+    def missed(embedding: torch.Tensor) -> float:
+        return sum(float((changed[n] @ embedding - weights[n] @ concept[0]).pow(2).sum()) for n in weights)
+
+    assert all(missed(found[0]) <= missed(found[0] + 1e-3 * torch.randn(8, generator=generator)) for _ in range(20))
+    stacked, wanted = torch.cat(list(changed.values())), torch.cat([w @ concept[0] for w in weights.values()])
+    torch.testing.assert_close(found[0], torch.linalg.lstsq(stacked, wanted[:, None]).solution[:, 0])
+
+
+@torch.no_grad()
+def test_rece_moves_what_would_bring_the_concept_back(pico: DiffusersModel) -> None:
+    """The embeddings that undo the closed form are read as the replacement after one round, but not before."""
+    options: dict[str, Any] = {"damping": 1e-3, "tolerance": 0.0}
+    pairs, weights = CONCEPT.prompts(), {}
+    subject, instead = subject_rows(pico.encode([p for p, _ in pairs]), pico.encode([a for _, a in pairs]))
+    changed: dict[str, dict[str, torch.Tensor]] = {}
+    for name, more in (("closed_form", {}), ("rece", {"rounds": 1, "search_damping": 0.01})):
+        erasure, _ = erase(pico, CONCEPT, name, METHODS[name].settings(**options, **more))
+        weights = {layer: pico.weight(layer).double() for layer in erasure.deltas}
+        changed[name] = {layer: w + erasure.deltas[layer].change().double() for layer, w in weights.items()}
+    found = returning(weights, changed["closed_form"], subject, 0.01)
+
+    def missed(name: str) -> float:
+        return sum(float((changed[name][n] @ found.T - weights[n] @ instead.T).norm()) for n in weights)
+
+    assert missed("rece") < 0.5 * missed("closed_form")
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@torch.no_grad()
+def test_inversion_leads_back_to_the_picture(pico_models: dict[str, DiffusersModel], family: str) -> None:
+    """Going back to noise and forth without an erasure, and without guidance, gives the picture again."""
+    model = pico_models[family]
+    latents = 0.5 * torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def missed(steps: int) -> float:
+        back = purify(model, latents, [""] * 2, [], steps=steps, guidance=1.0, share=0.7)
+        return float((back - latents).norm() / latents.norm())
+
+    assert missed(120) < 0.2 and missed(120) < 0.7 * missed(60), "the error of a step falls with its size"
+    assert (invert(model, latents, 30, 0.7) - latents).norm() / latents.norm() > 0.5
+
+
+def test_purifying_applies_the_erasure_on_the_way_out_only(pico: DiffusersModel) -> None:
+    latents = torch.zeros(1, *pico.latent_shape)
+    with stopped(pico, CONCEPT, "leco") as (trainer, _):
+        deltas = trainer.deltas
+    off, on = (purify(pico, latents, ["a ball"], [(deltas, s)], steps=4) for s in (0.0, 1.0))
+    plain = purify(pico, latents, ["a ball"], [], steps=4)
+    assert torch.equal(off, plain) and not torch.equal(on, plain)
+    with pytest.raises(InvalidSettings, match="share of the way"):
+        purify(pico, latents, ["a ball"], [], share=1.5)

@@ -1,0 +1,141 @@
+"""What all trained methods owe: the same bits again, the same bytes after a stop, and a model left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import CONCEPT, stopped
+
+from erasure_core import Report, Silent, erase, write_erasure
+from erasure_core.concept_pictures import ConceptPictures
+from erasure_core.delta import DeltaSet
+from erasure_core.errors import Cancelled, InvalidFile, InvalidSettings
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import METHODS
+from erasure_core.methods.registry import TrainingSettings
+from erasure_core.trainer import Trainer
+
+SMALL: dict[str, Any] = {"rank": 2, "steps": 6, "refresh": 4, "trajectories": 4, "trajectory_steps": 3, "batch": 2}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sage": {"layers": "text-encoder", "warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2},
+    "all_but_one": {"start": "closed_form", "spare_layout": 0.3},
+    "co_erasing": {
+        "own_pictures": 2,
+        "inversion_steps": 2,
+        "text_share": 0.5,
+        "blur": 0.5,
+        "layers": "cross-attention",
+    },
+    "leco": {},
+}
+
+
+class StopAt(Silent):
+    def __init__(self, step: int) -> None:
+        self.stop, self.done = step, 0
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training":
+            self.done = report.step
+
+    def cancelled(self) -> bool:
+        return self.done >= self.stop
+
+
+class RaiseAt(Silent):
+    """A host's interrupt from inside a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training" and report.step == self.step:
+            raise KeyboardInterrupt
+
+
+def settings_of(name: str) -> TrainingSettings:
+    settings = METHODS[name].settings(**SMALL | OPTIONS[name])
+    assert isinstance(settings, TrainingSettings)
+    return settings
+
+
+def finished(model: DiffusersModel, name: str, path: Path, checkpoint: Path | None = None) -> bytes:
+    erasure, history = erase(model, CONCEPT, name, settings_of(name), checkpoint=checkpoint)
+    assert len(history.losses) == 6
+    write_erasure(path, erasure, model)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_resuming_anywhere_ends_with_the_same_bytes(pico: DiffusersModel, tmp_path: Path, name: str) -> None:
+    before = [parameter.clone() for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
+    undisturbed = finished(pico, name, tmp_path / "whole.safetensors")
+    checkpoint = tmp_path / "state.partial"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, name, settings_of(name), StopAt(2), checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        erase(pico, CONCEPT, name, settings_of(name), RaiseAt(4), checkpoint)
+    assert finished(pico, name, tmp_path / "resumed.safetensors", checkpoint) == undisturbed
+    after = [parameter for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in pico.layers().values())
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_at_strength_zero_the_prediction_is_the_same_bits(pico: DiffusersModel, name: str) -> None:
+    erasure, _ = erase(pico, CONCEPT, name, settings_of(name))
+    z, t, text = torch.ones(1, *pico.latent_shape), torch.tensor([400]), pico.encode(["a ball"])
+    with torch.no_grad():
+        plain = pico.predict(z, t, text)
+        with DeltaSet(erasure.deltas.deltas, 0.0).attached(pico.layers()):
+            assert torch.equal(pico.predict(z, t, pico.encode(["a ball"])), plain)
+        with erasure.deltas.attached(pico.layers()):
+            assert not torch.equal(pico.predict(z, t, pico.encode(["a ball"])), plain)
+
+
+def test_sage_notes_how_far_the_boundary_is(pico: DiffusersModel) -> None:
+    _, history = erase(pico, CONCEPT, "sage", settings_of("sage"))
+    assert [step for step, _ in history.figures] == [1, 3, 5]
+    assert set(history.figures[0][1]) == {"boundary radius", "still the concept"}
+
+
+def test_all_but_one_notes_drift_and_residual_for_parts_of_the_schedule(pico: DiffusersModel) -> None:
+    _, history = erase(pico, CONCEPT, "all_but_one", settings_of("all_but_one"))
+    ((step, figures),) = history.figures
+    assert step == 6 and any(name.startswith("drift") for name in figures)
+    assert all(value >= 0 for value in figures.values())
+
+
+def test_spared_layout_steps_are_not_drawn(pico: DiffusersModel) -> None:
+    with stopped(pico, CONCEPT, "all_but_one", spare_layout=0.5) as (trainer, _):
+        drawn = trainer.pools["concept"].draw(200, torch.Generator().manual_seed(0), trainer.noisiest)
+    assert drawn.t.max() < 500 and len(drawn.t.unique()) == 2
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: int) -> None:
+    closed, _ = erase(pico, CONCEPT, "closed_form", METHODS["closed_form"].settings(rank=rank))
+    settings: Any = METHODS["esd"].settings(start="closed_form", rank=rank, layers="cross-attention")
+    with pico.trainable():
+        trainer = Trainer(pico, CONCEPT, METHODS["esd"], settings, Silent())
+    for name in closed.deltas:
+        torch.testing.assert_close(trainer.deltas[name].change(), closed.deltas[name].change(), atol=1e-6, rtol=1e-5)
+    assert trainer.deltas["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"].norm() == 0
+
+
+def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.partial"
+    pictures = [ConceptPictures(latents=torch.full((2, *pico.latent_shape), value)) for value in (0.1, 0.2)]
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "co_erasing", settings_of("co_erasing"), StopAt(2), checkpoint, pictures=pictures[0])
+    with pytest.raises(InvalidFile, match="another concept"):
+        erase(pico, CONCEPT, "co_erasing", settings_of("co_erasing"), checkpoint=checkpoint, pictures=pictures[1])
+
+
+def test_text_erasing_needs_the_text_encoder(pico: DiffusersModel) -> None:
+    settings = METHODS["sage"].settings(**SMALL, erase_in="text", layers="cross-attention-kv")
+    with pytest.raises(InvalidSettings, match="text-encoder"):
+        erase(pico, CONCEPT, "sage", settings)
