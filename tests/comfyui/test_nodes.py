@@ -94,7 +94,7 @@ def test_seeds_do_not_change_by_themselves(nodes: Nodes) -> None:
 
 
 def written_nodes(nodes: Nodes) -> dict[str, Any]:
-    """The nodes that are no method's: adding a method means adding one file, and the host shows its texts as they are."""
+    """The nodes that are no method's: a new method is one file, and the host shows its texts as they are."""
     schemas = {node_id: node.define_schema() for node_id, node in nodes.all.items() if "Erase_" not in node_id}
     return {node_id: schema for node_id, schema in schemas.items() if "internal" not in schema.category}
 
