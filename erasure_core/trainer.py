@@ -123,6 +123,7 @@ def train(
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
+    start: DeltaSet | None = None,
 ) -> tuple[DeltaSet, History]:
     """Train to the end, or to the early stop, on from ``checkpoint`` if that exists.
 
@@ -135,6 +136,7 @@ def train(
         checkpoint: where the resumable state goes; ``None`` keeps none.
         save_every: seconds between two saves of that state.
         pictures: of the concept, for methods that read them.
+        start: a finished change to go on from, in the place of nothing; not with a checkpoint.
 
     Raises:
         Cancelled: the user stopped; the state is saved.
@@ -142,7 +144,7 @@ def train(
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
     with model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
-        trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+        trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures, start)
         with trainer.deltas.attached(trainer.layers), trainer.state.attached():
             if checkpoint is not None and checkpoint.exists():
                 load_checkpoint(checkpoint, trainer)
@@ -163,6 +165,7 @@ class Trainer:
         checkpoint: Path | None = None,
         save_every: float = SAVE_EVERY,
         pictures: ConceptPictures | None = None,
+        start: DeltaSet | None = None,
     ) -> None:
         self.model, self.concept, self.method, self.settings = model, concept, method, settings
         self.progress, self.checkpoint, self.save_every = progress, checkpoint, save_every
@@ -170,7 +173,9 @@ class Trainer:
         self.layers = select(model.layers(), settings.layers)
         self.identity = identity(model, concept, method.name, settings, self.layers, pictures) if checkpoint else ""
         self.deltas = new_deltas(self.layers, settings.rank, settings.seed).to(model.device)
-        if settings.start == "closed_form":
+        if start is not None:
+            start_from(self.deltas, start)
+        elif settings.start == "closed_form":
             self._start_from_closed_form()
         self.trains_text = any(is_text(name) for name in self.layers)
         groups = rate_groups(self.layers, self.deltas, settings.learning_rate)
