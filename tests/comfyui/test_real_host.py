@@ -282,6 +282,8 @@ def test_a_killed_host_goes_on_after_a_restart(comfyui_folder: Path, twin: Path,
         host.interrupt()
         with pytest.raises(GraphFailed):
             host.wait(queued)
+        events.close()
+        events = host.listen()
         host.queue(graph, client_id=events.client_id)
         assert events.training_step(4)["step"] >= 4  # it went on, and is killed in the middle of it
         host.process.kill()
