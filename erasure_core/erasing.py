@@ -33,6 +33,7 @@ def erase(
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
+    start: DeltaSet | None = None,
 ) -> tuple[Erasure, History]:
     """Erase a concept from a loaded model. The model itself is not changed.
 
@@ -45,6 +46,7 @@ def erase(
         checkpoint: file for the resumable state. If it exists, training goes on from it.
         save_every: seconds between two saves of that state.
         pictures: of the concept, for methods that read them; without, those make their own.
+        start: a finished change that a training goes on from; a closed form needs none.
 
     Returns:
         The erasure, and the training's history (empty for a closed form).
@@ -64,7 +66,9 @@ def erase(
                 deltas, history = chosen.solve(model, concept, settings, progress), History()
         else:
             assert isinstance(settings, TrainingSettings)
-            deltas, history = train(model, concept, chosen, settings, progress, checkpoint, save_every, pictures)
+            deltas, history = train(
+                model, concept, chosen, settings, progress, checkpoint, save_every, pictures, start
+            )
     except DeviceOutOfMemory as error:
         raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
     if not deltas.changed():
