@@ -50,6 +50,11 @@ class Probe:
         rows = list(places)
         return Probe(self.latents[rows], self.t[rows], self.empty[rows], self.empty_erased[rows], self.scale[rows])
 
+    @torch.no_grad()
+    def seen_by(self, subject: Subject) -> Probe:
+        """The same states for a model with other erasures on it."""
+        return replace(self, empty_erased=empty_predictions(subject, self.latents, self.t))
+
     def directions(self, subject: Subject, prompts: Conditioning, erased: bool) -> Tensor:
         """g(z, p) = eps(z, p) - eps(z, "") for prompts [N], scaled and laid out flat: float32 [N, S * C * H * W].
 
@@ -100,21 +105,20 @@ def make_probe(
     share = torch.linspace(LEAST_NOISE, MOST_NOISE, drawn)
     t = (share * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)
-    unscaled = Probe(latents, t, *_empty(subject, latents, t), torch.ones(drawn, device=model.device))
+    with subject.original():
+        empty = empty_predictions(subject, latents, t)
+    unscaled = Probe(latents, t, empty, empty, torch.ones(drawn, device=model.device))
     with subject.original():
         inside = unscaled.directions(subject, concept, erased=False).view(len(concept), drawn, -1)
         outside = unscaled.directions(subject, others, erased=False).view(len(others), drawn, -1)
     usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
     chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values
-    return replace(unscaled, scale=1 / (usual * drawn)).take(chosen.tolist())
+    return replace(unscaled, scale=1 / (usual * drawn)).take(chosen.tolist()).seen_by(subject)
 
 
-def _empty(subject: Subject, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The original and the erased model's prediction for the empty prompt."""
-    places = [0] * len(t)
-    with subject.original():
-        original = subject.predict(latents, t, subject.model.encode([""])[places])
-    return original, subject.predict(latents, t, subject.model.encode([""])[places])
+def empty_predictions(subject: Subject, latents: Tensor, t: Tensor) -> Tensor:
+    """The model's prediction for the empty prompt, as it is now."""
+    return subject.predict(latents, t, subject.model.encode([""])[[0] * len(t)])
 
 
 def fisher_ratio(inside: Tensor, outside: Tensor) -> Tensor:

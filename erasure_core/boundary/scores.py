@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,13 @@ class Scorer:
         self._drop_synonyms()
         self.temperature = self._fit_temperature()
         self.threshold = self._fit_threshold()
+
+    def on(self, subject: Subject) -> Scorer:
+        """The same scores for the same model with other erasures on it: what the original model says is kept."""
+        other = copy(self)
+        other.subject, other.probe = subject, self.probe.seen_by(subject)
+        other.threshold = other._fit_threshold()
+        return other
 
     def _drop_synonyms(self) -> None:
         """Whatever the original model reads as the concept is no alternative to it.

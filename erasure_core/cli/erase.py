@@ -10,10 +10,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from ..boundary.harden import harden
 from ..checkpoint import checkpoint_path
 from ..concept import Concept
 from ..effort import EFFORTS, plan
-from ..erasing import erase
 from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..manifest import Manifest
@@ -21,6 +21,7 @@ from ..methods import METHODS, Method, SolverSettings, TrainingSettings, find_me
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
 from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings
+from .hardening import add_harden_arguments, search_settings, tell_round
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_arguments import add_picture_arguments, chosen_pictures, wants_pictures
 from .terminal import check_new_file, terminal_progress
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, "the model to erase from")
     add_concept_arguments(parser)
     add_picture_arguments(parser)
+    add_harden_arguments(parser)
     parser.add_argument("--method", default="esd", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--effort", choices=EFFORTS, help="; ".join(f"{n}: {what}" for n, what in EFFORTS.items()))
     parser.add_argument("--out", type=Path, required=True, help="the erasure file (.safetensors)")
@@ -106,8 +108,18 @@ def _erase(
         checkpoint.unlink(missing_ok=True)
     try:
         with terminal_progress() as progress:
-            erasure, _ = erase(
-                model, concept, method.name, settings, progress, checkpoint, options.save_every, pictures
+            erasure, _, _ = harden(
+                model,
+                concept,
+                options.harden,
+                method.name,
+                settings,
+                search_settings(options),
+                progress,
+                checkpoint,
+                options.save_every,
+                pictures,
+                tell_round,
             )
     except Cancelled as stopped:
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import ErasureError, OutOfMemory, is_out_of_memory
 from ..version import __version__
-from . import bake, convert, erase, generate, inspect, merge, purify
+from . import bake, convert, erase, explore, generate, inspect, merge, purify, report
 from .terminal import printable
 
 EXIT_CODES = """exit codes:
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (erase, generate, purify, inspect, merge, convert, bake):
+    for module in (erase, explore, report, generate, purify, inspect, merge, convert, bake):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(

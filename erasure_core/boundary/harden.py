@@ -1,0 +1,114 @@
+"""The loop: erase, search for what leaks, add it to the targets, go on from the change that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..concept import MAX_LENGTH, Concept
+from ..concept_pictures import ConceptPictures
+from ..erasing import erase
+from ..erasure_file import Erasure
+from ..methods import SolverSettings, find_method
+from ..model import PromptModel
+from ..progress import Progress, Silent
+from ..trainer import SAVE_EVERY, History
+from . import guard
+from .exploration import Exploration
+from .explore import ExploreSettings, explore
+
+MOST_ADDED = 12
+"""Words that one round adds."""
+Found = Callable[[int, Exploration], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did: how many prompts leaked before it, of how many, and which words it added."""
+
+    leaking: int
+    tried: int
+    added: tuple[str, ...]
+
+
+def widened(concept: Concept, words: Sequence[str]) -> Concept:
+    """The concept with words added, but for those that are to be kept or cannot be used."""
+    kept = {prompt.casefold() for prompt in concept.keep}
+    usable = [word for word in words if word.casefold() not in kept and len(word) <= MAX_LENGTH and word.isprintable()]
+    instead = (concept.alternative or "").casefold()
+    clean = [word for word in usable if word.casefold() != instead and not _says(concept.keep, word)]
+    own = {*concept.words, *(pair[1].casefold() for pair in concept.instead)}
+    return replace(concept, words=(*concept.words, *(word for word in clean if word.casefold() not in own)))
+
+
+def _says(prompts: Sequence[str], word: str) -> bool:
+    """Whether a prompt to keep holds the word: erasing it would break what the user asked to keep."""
+    wanted = f" {word.casefold()} "
+    return any(wanted in f" {prompt.casefold()} " for prompt in prompts)
+
+
+def harden(
+    model: PromptModel,
+    concept: Concept,
+    rounds: int,
+    method: str = "esd",
+    settings: SolverSettings | None = None,
+    search: ExploreSettings | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    save_every: float = SAVE_EVERY,
+    pictures: ConceptPictures | None = None,
+    notify: Found = lambda number, exploration: None,
+) -> tuple[Erasure, History, tuple[Round, ...]]:
+    """Erase, then up to ``rounds`` times search and erase what still reaches the concept.
+
+    Args:
+        model: the loaded model; never changed.
+        concept: what to erase.
+        rounds: most rounds after the first erasing; the loop stops when a search finds nothing.
+        method, settings, checkpoint, save_every, pictures: as of ``erase``. The checkpoint is of the first erasing; the
+            rounds behind it are short and start again from it.
+        search: how to search in each round.
+        progress: reports and cancellation.
+        notify: told each round's number, from 1, and what it found.
+
+    Returns:
+        The erasure, whose manifest records the rounds under ``settings["harden"]``; the first training's history; and
+        the rounds.
+
+    Raises:
+        ErasureError: as ``erase`` and ``explore``.
+    """
+    if rounds:
+        guard.check(concept)  # erasing is never refused, searching may be
+    search, progress = search or ExploreSettings(), progress or Silent()
+    settings = settings or find_method(method).settings()
+    erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+    done: list[Round] = []
+    for number in range(1, rounds + 1):
+        how = replace(search, seed=search.seed + number, pictures=False)
+        found = explore(model, concept, [(erasure.deltas, 1.0)], how, progress)
+        notify(number, found)
+        wider = widened(concept, found.leaking_words(MOST_ADDED))
+        added = wider.words[len(concept.words) :]
+        done.append(Round(len(found.leaking), len(found.points), added))
+        if not added:
+            break
+        concept = wider
+        following = _next(settings, number)
+        erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
+    if not done:
+        return erasure, history, ()
+    recorded = [asdict(one) for one in done]
+    manifest = replace(erasure.manifest, settings={**erasure.manifest.settings, "harden": recorded})
+    return replace(erasure, manifest=manifest), history, tuple(done)
+
+
+def _next(settings: SolverSettings, number: int) -> Any:
+    """The settings of a later round: another seed, and a third of the steps where there are steps."""
+    changed: dict[str, Any] = {"seed": settings.seed + number}
+    if hasattr(settings, "steps"):
+        changed["steps"] = max(1, settings.steps // 3)
+    return replace(settings, **changed)

@@ -1,0 +1,339 @@
+"""The report card: what still leaks, what else was harmed, and what may be concluded, before anyone trusts a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..concept import TEMPLATES, Concept
+from ..delta import DeltaSet
+from ..erasing import applied
+from ..manifest import Manifest
+from ..methods.registry import check_settings, option
+from ..model import PromptModel
+from ..progress import Progress, Report, Silent
+from ..sampling import sample
+from . import guard
+from .candidate import Candidate
+from .exploration import Exploration
+from .explore import ExploreSettings, explore
+from .retention import Kept, attributes, drift, kept_prompts
+from .scores import Scorer, neutral_words
+from .subject import Budget, Subject
+from .thumbnails import picture_uri
+from .verdict import LIMITS, verdict
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+SWEEP_PROMPTS = 12
+STRIP_SIDE = 128
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """How much to measure."""
+
+    seconds: float = option(60.0, "seconds of searching for each file", low=1.0, high=86_400.0)
+    states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
+    pictures: bool = option(True, "same-seed pictures before and after; of an explicit concept only if asked for")
+    explicit: bool = option(False, "show blurred pictures of a concept that is sexual or violent")
+    steps: int = option(20, "sampling steps of the pictures", low=1, high=1000)
+    seed: int = option(0, "seed of all chance", low=0, high=2**53)
+    max_batch: int = option(64, "most latents in one call", low=1, high=1024, neutral=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class Subjected:
+    """One file that is measured.
+
+    Args:
+        name: how it is called in the report.
+        deltas: its change of this model.
+        strength: at which it is used.
+        manifest: its description, if it has one.
+        size: of the file in bytes.
+    """
+
+    name: str
+    deltas: DeltaSet
+    strength: float = 1.0
+    manifest: Manifest | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of ``count`` cases with its 95 % bootstrap interval."""
+
+    share: float
+    count: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Same-seed pictures for one prompt, as data URIs: the untouched model's first, then each file's."""
+
+    prompt: str
+    kind: str
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What was measured of one file.
+
+    Args:
+        name, strength: as given.
+        leak: by threat, the share of prompts that still reach the concept.
+        yardstick: the same prompts on the untouched model.
+        retention: by group, the share of prompts that still steer where they did.
+        change: by group, the mean relative change of the guidance.
+        drift: timestep and relative change of the unconditional prediction.
+        sweep: strength, share that leaks, share that is kept.
+        found: the worst prompts that reach the concept.
+        about: method, settings, base, cost.
+        verdict: sentences for people.
+    """
+
+    name: str
+    strength: float
+    leak: dict[str, Share]
+    yardstick: dict[str, Share]
+    retention: dict[str, Share]
+    change: dict[str, float]
+    drift: tuple[tuple[int, float], ...]
+    sweep: tuple[tuple[float, float, float], ...]
+    found: tuple[str, ...]
+    about: dict[str, Any]
+    verdict: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportCard:
+    """The report of one or several files on one concept, side by side."""
+
+    words: tuple[str, ...]
+    explicit: bool
+    files: tuple[FileReport, ...]
+    look_alikes: tuple[str, ...]
+    strips: tuple[Strip, ...]
+    settings: dict[str, Any]
+    limits: tuple[str, ...] = LIMITS
+    explorations: tuple[Exploration, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> str:
+        """Everything but the pictures and the single points."""
+        content = asdict(replace(self, strips=(), explorations=()))
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+
+
+def share_of(hits: Iterable[bool]) -> Share:
+    """The share of cases that hold, with its 95 % bootstrap interval (10,000 times, seed 0)."""
+    cases = list(hits)
+    share = sum(cases) / max(1, len(cases))
+    resampled = np.random.default_rng(0).binomial(len(cases), share, 10_000) / max(1, len(cases))
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Share(round(share, 5), len(cases), round(float(low), 5), round(float(high), 5))
+
+
+def report(
+    model: PromptModel,
+    concept: Concept,
+    files: Sequence[Subjected],
+    settings: ReportSettings | None = None,
+    progress: Progress | None = None,
+    tries: Sequence[str] = (),
+) -> ReportCard:
+    """Measure files on the model they are used with.
+
+    Args:
+        model: the loaded model; never changed. One that can also ``decode`` shows pictures.
+        concept: what was erased and what should have been kept.
+        files: one or several, side by side.
+        settings: how much to measure.
+        progress: reports and cancellation.
+        tries: prompts of the user's own that should not reach the concept any more.
+
+    Raises:
+        InvalidConcept: the guard refuses to search for the concept.
+        Cancelled: the user stopped.
+    """
+    guard.check(concept, tries)
+    return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries).run(files)
+
+
+class _Reporter:
+    """One report in the making."""
+
+    def __init__(
+        self, model: PromptModel, concept: Concept, settings: ReportSettings, progress: Progress, tries: Sequence[str]
+    ) -> None:
+        self.model, self.concept, self.settings = model, concept, settings
+        self.progress, self.tries = progress, tries
+        self.look_alikes: list[str] = []
+
+    def run(self, files: Sequence[Subjected]) -> ReportCard:
+        reports, explorations = [], []
+        for number, file in enumerate(files):
+            self.progress.update(Report(f"measuring {file.name}", number, len(files)))
+            exploration = self._explore(file)
+            explorations.append(exploration)
+            reports.append(self._measure(file, exploration))
+        return ReportCard(
+            words=self.concept.words,
+            explicit=guard.is_explicit(self.concept),
+            files=tuple(reports),
+            look_alikes=tuple(self.look_alikes),
+            strips=self._strips(files),
+            settings=asdict(self.settings),
+            explorations=tuple(explorations),
+        )
+
+    def _explore(self, file: Subjected) -> Exploration:
+        s = self.settings
+        how = ExploreSettings(seconds=s.seconds, states=s.states, seed=s.seed, max_batch=s.max_batch)
+        return explore(self.model, self.concept, [(file.deltas, file.strength)], how, self.progress, self.tries)
+
+    def _subject(self, file: Subjected, strength: float) -> Subject:
+        return Subject(self.model, [(file.deltas, strength)], self.progress, Budget(None), self.settings.max_batch)
+
+    @torch.no_grad()
+    def _measure(self, file: Subjected, exploration: Exploration) -> FileReport:
+        with self._subject(file, file.strength).opened() as subject:
+            scorer = Scorer(subject, self.concept, self.settings.states, self.settings.seed)
+            self.look_alikes = scorer.nearest_others(8)
+            kept = [*self.concept.keep, *(f"a {word}" for word in neutral_words()[::4])]
+            groups = {
+                "kept prompts": kept_prompts(scorer, list(dict.fromkeys(kept))),
+                "look-alikes": kept_prompts(scorer, self.look_alikes),
+                "attributes": attributes(scorer),
+            }
+            yardstick = self._yardstick(scorer, exploration)
+            drifted = drift(subject, self.settings.seed)
+        measured = FileReport(
+            name=file.name,
+            strength=file.strength,
+            leak={name: _counted(*counts) for name, counts in exploration.shares().items()},
+            yardstick=yardstick,
+            retention={name: share_of(k.recognised for k in found) for name, found in groups.items()},
+            change={name: round(sum(k.change for k in found) / len(found), 5) for name, found in groups.items()},
+            drift=tuple(drifted),
+            sweep=self._sweep(file, scorer, exploration, groups["kept prompts"]),
+            found=exploration.leaking_words(20),
+            about=_about(file, exploration),
+        )
+        return replace(measured, verdict=verdict(measured, self.concept))
+
+    def _yardstick(self, scorer: Scorer, exploration: Exploration) -> dict[str, Share]:
+        """What the untouched model makes of the same prompts; of those that can be typed."""
+        shares = {}
+        for origin in exploration.shares():
+            texts = [point.text for point in exploration.points if point.origin == origin and point.word]
+            if texts:
+                scores = scorer([Candidate(text, origin) for text in texts[:200]], erased=False)
+                shares[origin] = share_of(score.leak > scorer.threshold for score in scores)
+        return shares
+
+    @torch.no_grad()
+    def _sweep(
+        self, file: Subjected, scorer: Scorer, exploration: Exploration, kept: Sequence[Kept]
+    ) -> tuple[tuple[float, float, float], ...]:
+        """Leak and retention over strengths, on the worst prompts found and on kept ones."""
+        named = [template.format(word) for word in self.concept.words for template in TEMPLATES]
+        worst = [point.text for point in exploration.points if point.leaks and point.word]
+        leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
+        others = [one.text for one in kept[:SWEEP_PROMPTS]]
+        curve = []
+        for strength in STRENGTHS:
+            with self._subject(file, strength).opened() as subject:
+                here = scorer.on(subject)
+                leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
+                stays = [one.recognised for one in kept_prompts(here, others)]
+            curve.append((strength, sum(leaks) / len(leaks), sum(stays) / len(stays)))
+        return tuple(curve)
+
+    def _strips(self, files: Sequence[Subjected]) -> tuple[Strip, ...]:
+        """Pictures of the concept, its look-alikes and kept prompts, with the same seeds."""
+        decode = getattr(self.model, "decode", None)
+        if not self.settings.pictures or decode is None:
+            return ()
+        explicit = guard.is_explicit(self.concept)
+        wanted = [("erased", f"a photo of a {word}") for word in self.concept.words[:2]]
+        if explicit and not self.settings.explicit:
+            wanted = []
+        kept = [prompt for prompt in self.concept.keep if guard.allows(self.concept, prompt)]
+        wanted += [("look-alike", prompt) for prompt in self.look_alikes[:3]]
+        wanted += [("kept", prompt) for prompt in kept if prompt not in self.look_alikes][:3]
+        columns = [self._paint([prompt for _, prompt in wanted], (), decode)]
+        columns += [self._paint([p for _, p in wanted], [(f.deltas, f.strength)], decode) for f in files]
+        return tuple(
+            Strip(
+                prompt,
+                kind,
+                tuple(picture_uri(column[row], explicit and kind == "erased", STRIP_SIDE) for column in columns),
+            )
+            for row, (kind, prompt) in enumerate(wanted)
+        )
+
+    def _paint(
+        self, prompts: Sequence[str], erasures: Sequence[tuple[DeltaSet, float]], decode: Callable[..., Any]
+    ) -> Any:
+        s = self.settings
+        with self.model.trainable(), applied(self.model, erasures), torch.no_grad():
+            pieces = [
+                decode(sample(self.model, [prompt], [s.seed], s.steps, 5.0, progress=self.progress))
+                for prompt in prompts
+            ]
+        return torch.cat(pieces) if pieces else pieces
+
+
+def _counted(hits: int, count: int) -> Share:
+    return share_of([True] * hits + [False] * (count - hits))
+
+
+def _about(file: Subjected, exploration: Exploration) -> dict[str, Any]:
+    """What the file says of itself, and what the search was."""
+    about: dict[str, Any] = {
+        "layers": len(file.deltas),
+        "bytes": file.size,
+        "searched": f"{exploration.seconds:.0f} s, {exploration.calls} predictions",
+        "threshold": exploration.threshold,
+    }
+    manifest = file.manifest
+    if manifest is not None:
+        about |= {
+            "method": manifest.method,
+            "method status": manifest.method_status,
+            "steps": manifest.steps_done,
+            "base": f"{manifest.family}, fingerprint {manifest.base_fingerprint[:16]}",
+            "settings": manifest.settings,
+            "product version": manifest.product_version,
+        }
+    return about
+
+
+def measured_entry(card: ReportCard, number: int = 0) -> dict[str, Any]:
+    """What goes into a file's manifest under ``measured``: the figures with their threat model, without pictures."""
+    file = card.files[number]
+    kept = {name: asdict(value) for name, value in file.retention.items()}
+    leak = {name: asdict(value) for name, value in file.leak.items()}
+    return {
+        "report_card": {
+            "leak": leak,
+            "retention": kept,
+            "largest_drift": max(value for _, value in file.drift),
+            "verdict": list(file.verdict),
+            "threat_model": list(card.limits),
+            "searched": file.about["searched"],
+            "seed": card.settings["seed"],
+        }
+    }

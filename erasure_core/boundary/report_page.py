@@ -1,0 +1,208 @@
+"""The report card as one HTML page: no scripts, no network, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidFile
+from ..manifest import Manifest
+from ..safe_files import read_tensors, write_bytes, write_tensors
+from .drawing import FAINT, INK, PALETTE, Sheet
+from .map import map_svg
+from .map_page import map_page
+from .report import FileReport, ReportCard, Share, measured_entry
+
+STYLE = Path(__file__).with_name("report.css")
+GROUPS = {
+    "yours": "your own list",
+    "named": "the concept's own words",
+    "misspelling": "misspellings",
+    "vocabulary": "words that nobody named",
+    "self-check": "sentences found by self-check (SAGE)",
+    "genetic": "token rows by genetic search (Ring-A-Bell)",
+    "prefix": "prefixes by gradient (UnlearnDiffAtk, P4D)",
+    "closed form": "prompt state in closed form (RECE)",
+    "inversion": "learned embedding (concept inversion)",
+}
+
+
+def _cell(share: Share | None) -> str:
+    if share is None:
+        return "<td>–</td>"
+    interval = f"({share.low:.0%}–{share.high:.0%})"
+    return f"<td>{share.share:.0%} <small>{interval}</small><br><small>of {share.count}</small></td>"
+
+
+def _table(head: str, rows: Sequence[tuple[str, Sequence[str]]], columns: Sequence[str]) -> str:
+    heads = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
+    return f"<table><tr><th>{escape(head)}</th>{heads}</tr>{body}</table>"
+
+
+def _leak_table(card: ReportCard) -> str:
+    origins = [name for name in GROUPS if any(name in file.leak for file in card.files)]
+    columns = [label for file in card.files for label in ("untouched", file.name)]
+    rows = [
+        (GROUPS[o], [_cell(part.get(o)) for file in card.files for part in (file.yardstick, file.leak)])
+        for o in origins
+    ]
+    return _table("prompts that reach the concept", rows, columns)
+
+
+def _retention_table(card: ReportCard) -> str:
+    groups = list(card.files[0].retention)
+    rows = [(group, [_cell(file.retention[group]) for file in card.files]) for group in groups]
+    rows += [
+        (f"{group}: mean change of the guidance", [f"<td>{file.change[group]:.0%}</td>" for file in card.files])
+        for group in groups
+    ]
+    rows.append(("no prompt: largest drift", [f"<td>{max(v for _, v in f.drift):.1%}</td>" for f in card.files]))
+    return _table("prompts that steer as before", rows, [file.name for file in card.files])
+
+
+def chart(
+    title: str, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], across: str, top: float = 1.0
+) -> Sheet:
+    """Curves over one axis; shares from 0 to ``top``."""
+    sheet = Sheet(430, 270)
+    left, high, right, low = 52, 34, 416, 196
+    xs = [x for _, curve in curves for x, _ in curve]
+    first, last = min(xs), max(max(xs), min(xs) + 1e-9)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (x - first) / (last - first) * (right - left), low - min(1.0, y / top) * (low - high)
+
+    sheet.text((left, 20), title, 13)
+    for step in range(5):
+        y = at(first, top * step / 4)[1]
+        sheet.line([(left, y), (right, y)], FAINT, 0.6)
+        sheet.text((left - 6, y + 4), f"{100 * top * step / 4:.3g} %", 10.5, "#5b6270", "end")
+    for share in (0.0, 0.5, 1.0):
+        x = first + share * (last - first)
+        sheet.text((at(x, 0)[0], low + 16), f"{x:g}", 10.5, "#5b6270", "middle")
+    sheet.text(((left + right) / 2, low + 32), across, 11, INK, "middle")
+    for number, (name, curve) in enumerate(curves):
+        colour = PALETTE[number % len(PALETTE)]
+        sheet.line([at(x, y) for x, y in curve], colour, 2)
+        for x, y in curve:
+            sheet.circle(at(x, y), 2.6, colour)
+        column, row = number % 2, number // 2
+        sheet.circle((left + 190 * column, low + 50 + 16 * row - 4), 4, colour)
+        sheet.text((left + 190 * column + 9, low + 50 + 16 * row), name[:28], 11)
+    return sheet
+
+
+def _charts(card: ReportCard) -> str:
+    sweep, drifted = [], []
+    for file in card.files:
+        sweep.append((f"{file.name}: leak", [(s, leak) for s, leak, _ in file.sweep]))
+        sweep.append((f"{file.name}: kept", [(s, kept) for s, _, kept in file.sweep]))
+        drifted.append((file.name, [(float(t), value) for t, value in file.drift]))
+    top = max([0.02, *(value for _, curve in drifted for _, value in curve)]) * 1.1
+    return (
+        '<div class="charts">'
+        + chart("Leak and retention over strength", sweep, "strength").svg("strength sweep")
+        + chart("Drift without a prompt", drifted, "timestep: 0 is clean, right is noise", top).svg("drift")
+        + "</div>"
+    )
+
+
+def _strips(card: ReportCard) -> str:
+    if not card.strips:
+        why = (
+            "The concept is explicit, so no pictures of it were made."
+            if card.explicit
+            else "No pictures were asked for."
+        )
+        return f'<p class="note">{why}</p>'
+    columns = ["untouched", *(file.name for file in card.files)]
+    rows = [
+        (
+            f"{strip.prompt} ({strip.kind})",
+            [f'<td><img src="{escape(uri)}" width="128" alt="{escape(strip.prompt)}"></td>' for uri in strip.pictures],
+        )
+        for strip in card.strips
+    ]
+    return _table("same seed", rows, columns).replace("<table>", '<table class="strip">')
+
+
+def _verdicts(card: ReportCard) -> str:
+    parts = []
+    for file in card.files:
+        named = file.leak.get("named")
+        bad = " bad" if named is not None and named.share > 0.25 else ""
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in file.verdict)
+        parts.append(f'<div class="verdict{bad}"><b>{escape(file.name)}</b><ul>{items}</ul></div>')
+    return "".join(parts)
+
+
+def _about(file: FileReport) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {item}" for key, item in value.items())
+        return str(value)
+
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(text(value))}</td></tr>" for name, value in file.about.items()
+    )
+    return f"<h3>{escape(file.name)} at strength {file.strength:g}</h3><table>{rows}</table>"
+
+
+def report_page(card: ReportCard) -> str:
+    """HTML of the report card."""
+    words = escape(", ".join(card.words))
+    limits = "".join(f"<li>{escape(limit)}</li>" for limit in card.limits)
+    maps = "".join(f"<h3>{escape(f.name)}</h3>{map_svg(e)}" for f, e in zip(card.files, card.explorations, strict=True))
+    alike = ", ".join(card.look_alikes) or "none"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
+<h1>Report card: {words}</h1>
+<p class="note">Measured on the loaded model, seed {card.settings["seed"]}, {card.settings["seconds"]:g} s of searching
+for each file. In brackets: 95 % bootstrap interval.</p>
+{_verdicts(card)}
+<div class="limits"><b>What this does not say</b><ul>{limits}</ul></div>
+<h2>Leak: lower is better</h2>{_leak_table(card)}
+<h2>Retention: higher is better</h2>{_retention_table(card)}
+<p class="note">Look-alikes, found automatically: {escape(alike)}.</p>
+<h2>Strength and drift</h2>{_charts(card)}
+<h2>Pictures</h2>{_strips(card)}
+<h2>Map of what was found</h2><div class="charts">{maps}</div>
+<h2>About the files</h2>{"".join(map(_about, card.files))}
+</body></html>
+"""
+
+
+def write_report(card: ReportCard, folder: Path) -> list[Path]:
+    """Write ``report.html``, ``report.json`` and the interactive map of each file.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    written = {"report.html": report_page(card), "report.json": card.to_json()}
+    for number, exploration in enumerate(card.explorations):
+        name = "map.html" if len(card.explorations) == 1 else f"map_{number + 1}.html"
+        written[name] = map_page(exploration)
+    for name, content in written.items():
+        write_bytes(folder / name, content.encode())
+    return [folder / name for name in written]
+
+
+def merge_into_manifest(path: Path, card: ReportCard, number: int = 0) -> None:
+    """Write the figures into a file's own manifest; the stored change stays bit for bit.
+
+    Raises:
+        InvalidFile: the file has no manifest, or is damaged.
+        OutputError: it cannot be written.
+    """
+    tensors, metadata = read_tensors(path)
+    if "erasure" not in metadata:
+        raise InvalidFile(f"{path} has no manifest to write the figures into; it was not made by this software.")
+    manifest = Manifest.from_json(metadata["erasure"])
+    measured = {**manifest.measured, **measured_entry(card, number)}
+    write_tensors(path, tensors, {**metadata, "erasure": replace(manifest, measured=measured).to_json()})

@@ -1,0 +1,85 @@
+"""What else an erasure changed: do other prompts still steer where they did?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..sampling import seeded_noise
+from .candidate import Candidate
+from .scores import Scorer
+from .subject import Subject
+
+MODIFIERS = (
+    "in red", "in blue", "made of glass", "made of wood", "at night", "in the snow", "as a watercolor painting",
+    "as a pencil drawing", "seen from above", "in a forest", "on a table", "in a city street",
+)  # fmt: skip
+"""What a prompt for the concept may say besides it."""
+DRIFT_STATES = 12
+"""Timesteps at which the unconditional drift is told."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One prompt that should steer as before.
+
+    Args:
+        text: the prompt.
+        recognised: its direction in the erased model is still nearest to its own in the original model, among all.
+        change: ||g_e - g0|| / ||g0||.
+    """
+
+    text: str
+    recognised: bool
+    change: float
+
+
+@torch.no_grad()
+def kept_prompts(scorer: Scorer, texts: Sequence[str]) -> list[Kept]:
+    """How prompts fared; ``scorer`` looks at the erased model."""
+    subject = scorer.subject
+    with subject.original():
+        before = scorer.probe.directions(subject, subject.encode_texts(texts), erased=False)
+    after = scorer.directions([Candidate(text, "kept") for text in texts])
+    return _compared(texts, before, after, scorer.towards)
+
+
+@torch.no_grad()
+def attributes(scorer: Scorer) -> list[Kept]:
+    """Whether what a prompt says besides the concept is still heard: the difference that a modifier makes."""
+    subject, bare = scorer.subject, f"a {scorer.concept.name}"
+    texts = [f"{bare} {modifier}" for modifier in MODIFIERS]
+    with subject.original():
+        read = scorer.probe.directions(subject, subject.encode_texts([bare, *texts]), erased=False)
+    heard = scorer.directions([Candidate(text, "attribute") for text in (bare, *texts)])
+    return _compared(texts, read[1:] - read[0], heard[1:] - heard[0], read[:0])
+
+
+def _compared(texts: Sequence[str], before: Tensor, after: Tensor, rivals: Tensor) -> list[Kept]:
+    """Nearest by cosine among all directions of before and the rivals."""
+    every = F.normalize(torch.cat([before, rivals]), dim=1)
+    nearest = (F.normalize(after, dim=1) @ every.T).argmax(1).tolist()
+    change = ((after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-9)).tolist()
+    return [
+        Kept(text, found == place, round(moved, 5))
+        for place, (text, found, moved) in enumerate(zip(texts, nearest, change, strict=True))
+    ]
+
+
+@torch.no_grad()
+def drift(subject: Subject, seed: int = 0) -> list[tuple[int, float]]:
+    """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| at evenly spread timesteps, over random noisy latents."""
+    model = subject.model
+    seeds = [seed * 1_000_003 + 300_000 + i for i in range(DRIFT_STATES)]
+    z = seeded_noise(model.latent_shape, seeds).to(model.device)
+    t = torch.linspace(20, len(model.schedule) - 1, DRIFT_STATES).long().to(model.device)
+    places = [0] * DRIFT_STATES
+    with subject.original():
+        before = subject.predict(z, t, model.encode([""])[places]).flatten(1)
+    after = subject.predict(z, t, model.encode([""])[places]).flatten(1)
+    moved = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-9)
+    return [(int(step), round(float(value), 6)) for step, value in zip(t, moved, strict=True)]

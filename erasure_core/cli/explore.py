@@ -1,0 +1,114 @@
+"""find the prompts that still reach a concept, and show them on a map"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..boundary.explore import ExploreSettings, explore
+from ..boundary.map import write_map
+from ..boundary.searches import LADDER
+from ..concept import Concept
+from ..erasure_file import StoredErasure
+from ..errors import InvalidConcept
+from .erasure_arguments import read_all
+from .model_arguments import add_model_arguments, load_chosen_model
+from .terminal import check_folder, printable, read_lines, terminal_progress
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Read a duration such as ``60s``, ``5m`` or ``90``.
+
+    >>> seconds("5m")
+    300.0
+    """
+    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 60s or 5m, got {text!r}") from None
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is searched for, and with which means; read by ``searched_concept``."""
+    parser.add_argument("--concept", help="what to search for (default: what the erasure's manifest says)")
+    parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
+    parser.add_argument("--keep", action="append", default=[], help="a prompt near it that is meant to stay")
+    parser.add_argument("--try", dest="tries", action="append", default=[], help="a prompt of your own to try")
+    parser.add_argument("--try-file", type=Path, help="file with one prompt to try a line")
+    parser.add_argument("--budget", type=seconds, default=60.0, help="how long to search, such as 60s or 5m")
+    parser.add_argument("--states", type=int, default=8, help="noisy latents at which prompts are compared (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all chance (default 0)")
+    parser.add_argument("--max-batch", type=int, default=64, help="most latents in one call (default 64)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, "the model to explore")
+    parser.add_argument(
+        "--erasure", action="append", default=[], metavar="FILE[:STRENGTH]", help="an erasure to apply; may be repeated"
+    )
+    add_search_arguments(parser)
+    levels = "; ".join(f"{level.name}: {level.help}" for level in LADDER)
+    parser.add_argument("--levels", default=ExploreSettings.levels, help=f"searches to run, joined by +. {levels}")
+    parser.add_argument("--calls", type=int, help="most predictions of the network, in place of the time")
+    parser.add_argument("--look", type=int, default=48, help="worst prompts that are painted and looked at")
+    parser.add_argument("--pictures", action="store_true", help="keep small pictures of them on the map")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the map and the list")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def searched_concept(options: argparse.Namespace, stored: list[StoredErasure]) -> Concept:
+    """The concept that was asked for, or that of the first erasure.
+
+    Raises:
+        InvalidConcept: neither says one.
+    """
+    told = next((file.manifest.concept for file in stored if file.manifest is not None), None)
+    if options.concept is not None:
+        keep = (*options.keep, *(told.keep if told is not None else ()))
+        return Concept((options.concept, *options.word), None, keep)
+    if told is None:
+        raise InvalidConcept("There is nothing to search for; give --concept, or an erasure with a manifest.")
+    return Concept((*told.words, *options.word), told.alternative, (*options.keep, *told.keep), told.instead)
+
+
+def tried_prompts(options: argparse.Namespace) -> list[str]:
+    """The user's own prompts."""
+    return [*options.tries, *(read_lines(options.try_file) if options.try_file else [])]
+
+
+def run(options: argparse.Namespace) -> None:
+    read = read_all(options.erasure)
+    concept = searched_concept(options, [stored for stored, _ in read])
+    settings = ExploreSettings(
+        seconds=None if options.calls else options.budget,
+        calls=options.calls,
+        levels=options.levels,
+        states=options.states,
+        look=options.look,
+        pictures=options.pictures,
+        seed=options.seed,
+        max_batch=options.max_batch,
+    )
+    check_folder(options.out)
+    model = load_chosen_model(options, options.device, pictures=options.pictures)
+    erasures = [(stored.bind(model, options.allow_other_base), strength) for stored, strength in read]
+    with terminal_progress() as progress:
+        found = explore(model, concept, erasures, settings, progress, tried_prompts(options))
+    paths = write_map(found, options.out)
+    if options.json:
+        print(
+            json.dumps({"summary": found.summary(), "leaking": found.leaking_words(), "files": list(map(str, paths))})
+        )
+        return
+    print(printable(found.summary()))
+    for origin, (leaking, every) in found.shares().items():
+        print(f"  {origin:<12} {leaking} of {every}")
+    print(options.out / "map.html")

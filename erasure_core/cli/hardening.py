@@ -1,0 +1,35 @@
+"""``--harden`` of the erase command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..boundary.exploration import Exploration
+from ..boundary.explore import ExploreSettings
+from .explore import seconds
+from .terminal import printable
+
+
+def add_harden_arguments(parser: argparse.ArgumentParser) -> None:
+    """Read by ``search_settings``."""
+    parser.add_argument(
+        "--harden",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after erasing, up to N times: search for what still leaks, erase it too, stop when nothing is found",
+    )
+    parser.add_argument(
+        "--harden-budget", type=seconds, default=60.0, help="how long each of these searches may take, such as 60s"
+    )
+
+
+def search_settings(options: argparse.Namespace) -> ExploreSettings:
+    """How each round searches."""
+    return ExploreSettings(seconds=options.harden_budget, seed=options.seed or 0)
+
+
+def tell_round(number: int, found: Exploration) -> None:
+    """Say on standard error what a round found."""
+    print(f"Round {number}: {printable(found.summary())}", file=sys.stderr)
