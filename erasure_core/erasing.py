@@ -11,12 +11,14 @@ from typing import Any
 from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
+from .domain import with_everyday_keep
+from .effort import within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
 from .fingerprint import fingerprint, sketch
 from .layers import select
 from .manifest import Manifest
-from .methods import SolverSettings, TrainingSettings, find_method
+from .methods import Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel
 from .naming import file_names
 from .progress import Progress, Silent
@@ -39,7 +41,7 @@ def erase(
 
     Args:
         model: the model as its host has loaded it.
-        concept: what to erase, what instead, what to keep.
+        concept: what to erase, what instead, what to keep. If nothing is to be kept, everyday prompts are.
         method: name of a registered method.
         settings: that method's settings; its defaults if not given.
         progress: reports and cancellation.
@@ -61,13 +63,20 @@ def erase(
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
     _check_names(model, settings)
     try:
+        with model.trainable():
+            concept = _complete(model, concept, chosen, settings, progress)
         if chosen.solve is not None:
             with model.trainable():
                 deltas, history = chosen.solve(model, concept, settings, progress), History()
         else:
             assert isinstance(settings, TrainingSettings)
-            deltas, history = train(
-                model, concept, chosen, settings, progress, checkpoint, save_every, pictures, start
+            (deltas, history), settings = within_memory(
+                lambda fitting: train(
+                    model, concept, chosen, fitting, progress, checkpoint, save_every, pictures, start
+                ),
+                settings,
+                progress,
+                checkpoint,
             )
     except DeviceOutOfMemory as error:
         raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
@@ -78,6 +87,15 @@ def erase(
     steps_done = len(history.losses)
     manifest = describe(model, deltas, concept, chosen.name, chosen.status, asdict(settings), steps_done)
     return Erasure(deltas, manifest), history
+
+
+def _complete(
+    model: LoadedModel, concept: Concept, chosen: Method, settings: SolverSettings, progress: Progress
+) -> Concept:
+    """The concept as the method completes it, and with kept prompts where the user named none."""
+    if chosen.prepare is not None:
+        concept = chosen.prepare(model, concept, settings, progress)
+    return concept if concept.keep else with_everyday_keep(concept)
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:
@@ -107,6 +125,7 @@ def describe(
         words=concept.words,
         alternative=concept.alternative,
         keep=concept.keep,
+        instead=concept.instead,
         method=method,
         method_status=status,
         settings=settings,

@@ -15,6 +15,7 @@ from erasure_core.methods.closed_form import (
     kept_rows,
     low_rank_product,
     shared_factor,
+    solved_change,
     subject_rows,
 )
 
@@ -59,6 +60,19 @@ def test_both_forms_of_the_factor_agree(count: int) -> None:
     moment = concept.T @ concept + kept.T @ kept + 0.1 * torch.eye(24, dtype=torch.float64)
     expected = concept @ torch.linalg.inv(moment)
     torch.testing.assert_close(shared_factor(concept, kept, 0.1), expected, atol=1e-10, rtol=1e-8)
+
+
+def test_more_concept_vectors_than_the_width() -> None:
+    """A hundred concepts: the way round F makes the same change."""
+    generator = torch.Generator().manual_seed(0)
+    concept, instead, kept = (torch.randn(n, 24, dtype=torch.float64, generator=generator) for n in (90, 90, 7))
+    expected = (instead - concept).T @ shared_factor(concept, kept, 0.1)
+    up, down = solved_change(concept, instead, kept, 0.1)
+    torch.testing.assert_close(up @ down, expected, atol=1e-6, rtol=1e-6)
+    u, s, vh = torch.linalg.svd(expected)
+    up, down = solved_change(concept, instead, kept, 0.1, rank=3)
+    assert up.shape == (24, 3) and down.shape == (3, 24)
+    torch.testing.assert_close(up @ down, u[:, :3] * s[:3] @ vh[:3], atol=1e-8, rtol=1e-6)
 
 
 def test_with_room_in_the_space_the_concept_moves_and_the_kept_stays() -> None:

@@ -1,0 +1,143 @@
+"""How much work a training takes, and how it fits into the memory there is: fast, balanced, thorough, low-vram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from .errors import InvalidSettings, OutOfMemory
+from .methods.registry import TrainingSettings
+from .model import LoadedModel
+from .progress import Progress, Report
+
+EFFORTS = {
+    "fast": "half the optimiser steps, trajectories of ten steps, drawn once",
+    "balanced": "the method's defaults",
+    "thorough": "twice the optimiser steps, trajectories and batch",
+    "low-vram": "the method's defaults, in pieces that fit the free memory of the device",
+}
+KEPT = {"sd1": (190_000, 62_000), "sd2": (190_000, 62_000), "sdxl": (330_000, 40_000)}
+"""Bytes that training keeps for each latent pixel of a picture, in 16 bits: with all activations, and with those of
+each block computed again. Counted at true size by ``benchmarks.floor``, to which a test compares them."""
+PREDICTING = 20_000
+"""Bytes for each latent pixel of a picture at the peak of a prediction without gradients, in 16 bits."""
+PICTURES = 3
+"""Most predictions of one step for each picture of the batch: the concept's, a kept prompt's, and one of the method."""
+USABLE = 0.85
+"""Share of the free memory that is planned with; the rest is for what libraries take and for fragments."""
+FAST_STEPS, FAST_TRAJECTORIES = 10, 8
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings, and one sentence that says what was picked."""
+
+    settings: TrainingSettings
+    sentence: str
+
+
+def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int | None = None) -> Plan:
+    """Settings of an effort, from a method's settings.
+
+    Args:
+        effort: one of ``EFFORTS``.
+        settings: what would be run otherwise.
+        model: the loaded model.
+        free: bytes of free memory; measured if not given.
+
+    Raises:
+        InvalidSettings: there is no such effort.
+    """
+    if effort not in EFFORTS:
+        raise InvalidSettings(f"There is no effort {effort!r}; choose from {', '.join(EFFORTS)}.")
+    if effort == "low-vram":
+        return _fitting(settings, model, free_memory(model.device) if free is None else free)
+    if effort == "fast":
+        steps = max(1, settings.steps // 2)
+        fewer = min(settings.trajectories, FAST_TRAJECTORIES), min(settings.trajectory_steps, FAST_STEPS)
+        settings = replace(settings, steps=steps, refresh=steps, trajectories=fewer[0], trajectory_steps=fewer[1])
+    if effort == "thorough":
+        doubled: dict[str, Any] = {n: 2 * getattr(settings, n) for n in ("steps", "trajectories", "batch")}
+        settings = replace(settings, **doubled)
+    return Plan(settings, f"{effort}: {settings.steps} steps of {settings.batch}, {EFFORTS[effort]}.")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still give; ``None`` where it does not tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    if device.type == "cpu" and Path("/proc/meminfo").exists():
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return None
+
+
+def _pixels(model: LoadedModel, scale: float) -> int:
+    _, height, width = model.latent_shape
+    return int(height * scale) * int(width * scale)
+
+
+def needed(settings: TrainingSettings, model: LoadedModel) -> int:
+    """Bytes that a training takes beside the loaded model, estimated."""
+    kept = KEPT.get(model.family, KEPT["sdxl"])[settings.checkpointing] * model.dtype.itemsize // 2
+    return PICTURES * settings.batch * _pixels(model, settings.picture_scale) * kept
+
+
+def _smaller(settings: TrainingSettings) -> TrainingSettings | None:
+    """The next setting that needs less memory: what costs only time first, and the pictures' size last."""
+    if not settings.checkpointing:
+        return replace(settings, checkpointing=True)
+    if settings.batch > 1:
+        return replace(settings, batch=-(-settings.batch // 2), accumulate=2 * settings.accumulate)
+    if settings.picture_scale > 0.5:
+        return replace(settings, picture_scale=settings.picture_scale - 0.25)
+    return None
+
+
+def _fitting(settings: TrainingSettings, model: LoadedModel, free: int | None) -> Plan:
+    usable = int(USABLE * free) if free is not None else 0
+    while needed(settings, model) > usable and (smaller := _smaller(settings)) is not None:
+        settings = smaller
+    each = PREDICTING * model.dtype.itemsize // 2 * _pixels(model, settings.picture_scale)
+    settings = replace(settings, max_batch=max(1, min(settings.max_batch, usable // each)))
+    found = "an unknown amount of" if free is None else f"{free / 2**30:.1f} GiB of"
+    again = "activations computed again" if settings.checkpointing else "all activations kept"
+    return Plan(
+        settings,
+        f"low-vram: with {found} free memory, {settings.batch} at a time ({settings.accumulate} batches a step), "
+        f"pictures at {settings.picture_scale:.0%} of their sides, {again}.",
+    )
+
+
+def within_memory(
+    work: Callable[[TrainingSettings], T], settings: TrainingSettings, progress: Progress, checkpoint: Path | None
+) -> tuple[T, TrainingSettings]:
+    """Do a training; if the memory does not suffice, once more with settings that need less.
+
+    Computing activations again leaves the result alone, so the training goes on where it stopped. A smaller batch is
+    another training and starts anew.
+
+    Returns:
+        What ``work`` returned, and the settings it was done with.
+
+    Raises:
+        OutOfMemory: the second time too, or nothing smaller is left.
+    """
+    try:
+        return work(settings), settings
+    except OutOfMemory:
+        smaller = _smaller(settings)
+        if smaller is None:
+            raise
+    progress.update(Report("memory is short, going on with smaller pieces", 0, smaller.steps))
+    if checkpoint is not None and smaller.batch != settings.batch:
+        checkpoint.unlink(missing_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return work(smaller), smaller

@@ -1,0 +1,128 @@
+"""Efforts, and trainings that run out of memory once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure_core import Concept, Report, erase
+from erasure_core.cli.main import main
+from erasure_core.effort import EFFORTS, needed, plan
+from erasure_core.errors import InvalidSettings, OutOfMemory
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.esd import EsdSettings
+from erasure_core.progress import Silent
+
+SMALL = EsdSettings(rank=2, steps=4, trajectories=5, trajectory_steps=2, batch=4)
+CONCEPT = Concept(("ball",), None, ("a red box",))
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def update(self, report: Report) -> None:
+        self.stages.append(report.stage)
+
+
+def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel) -> None:
+    settings = EsdSettings()
+    plans = {effort: plan(effort, settings, pico, 2**40) for effort in EFFORTS}
+    assert plans["balanced"].settings == settings
+    assert plans["fast"].settings.steps < settings.steps < plans["thorough"].settings.steps
+    assert plans["fast"].settings.refresh >= plans["fast"].settings.steps, "the pool is drawn once"
+    assert all(effort in found.sentence for effort, found in plans.items())
+    with pytest.raises(InvalidSettings, match="choose from fast"):
+        plan("lazy", settings, pico)
+
+
+def test_low_vram_gives_up_time_first_and_picture_size_last(pico: DiffusersModel) -> None:
+    settings = EsdSettings(batch=4)
+    roomy = plan("low-vram", settings, pico, 2**40).settings
+    assert roomy == settings
+    whole = needed(settings, pico)
+    steps = [plan("low-vram", settings, pico, int(whole / share)).settings for share in (0.5, 2, 5, 20, 40)]
+    assert [s.checkpointing for s in steps] == [False, True, True, True, True]
+    assert [s.batch * s.accumulate for s in steps] == [4, 4, 4, 4, 4], "a step sees as many states as before"
+    assert [s.picture_scale for s in steps[:3]] == [1.0] * 3 and steps[-1].picture_scale < 1.0
+    assert [needed(s, pico) for s in steps] == sorted((needed(s, pico) for s in steps), reverse=True)
+    unknown = plan("low-vram", settings, pico, 0)
+    assert (unknown.settings.batch, unknown.settings.max_batch) == (1, 1)
+    assert "1 at a time (4 batches a step)" in unknown.sentence
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, above: int) -> list[int]:
+    """A device that has no memory to train on more than ``above`` latents at once, checkpointing or not."""
+    forward, refused = DiffusersModel.predict, []
+
+    def scarce(self: DiffusersModel, latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(latents) > above:
+            refused.append(len(latents))
+            raise torch.OutOfMemoryError("acted")
+        return forward(self, latents, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DiffusersModel, "predict", scarce)
+    return refused
+
+
+def test_a_training_that_does_not_fit_is_stepped_down_once(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings, progress = replace(SMALL, checkpointing=True), Listening()
+    refused = refusing(monkeypatch, above=4)
+    erasure, history = erase(pico, CONCEPT, "esd", settings, progress, tmp_path / "state")
+    assert refused == [8] and len(history.losses) == 4
+    assert (erasure.manifest.settings["batch"], erasure.manifest.settings["accumulate"]) == (2, 2)
+    assert "memory is short, going on with smaller pieces" in progress.stages
+
+
+def test_computing_activations_again_changes_no_bit_of_the_result(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = erase(pico, CONCEPT, "esd", SMALL)
+    forward, tried = DiffusersModel.predict, []
+
+    def scarce(self: DiffusersModel, *arguments: object) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            tried.append(0)
+            if len(tried) == 1:
+                raise torch.OutOfMemoryError("acted")
+        return forward(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DiffusersModel, "predict", scarce)
+    found, _ = erase(pico, CONCEPT, "esd", SMALL)
+    assert found.manifest.settings["checkpointing"]
+    for a, b in zip(expected.deltas.parameters(), found.deltas.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+
+
+def test_a_second_failure_is_told(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = refusing(monkeypatch, above=0)
+    with pytest.raises(OutOfMemory, match="smaller --batch"):
+        erase(pico, CONCEPT, "esd", SMALL)
+    assert len(refused) == 2
+
+
+def test_training_on_smaller_pictures(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, sides = DiffusersModel.predict, set()
+
+    def seen(self: DiffusersModel, latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        sides.add(tuple(latents.shape[1:]))
+        return forward(self, latents, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DiffusersModel, "predict", seen)
+    monkeypatch.setattr(pico, "latent_shape", (4, 32, 16))
+    erase(pico, CONCEPT, "esd", replace(SMALL, steps=1, picture_scale=0.5))
+    assert sides == {(4, 16, 8)} and pico.latent_shape == (4, 32, 16)
+
+
+def test_the_command_line_says_what_it_picked(
+    pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--model", str(pico_folders["sd1"]), "--concept", "ball", "--out", str(tmp_path / "ball.safetensors")]
+    quick = ["--steps", "2", "--trajectories", "4", "--trajectory-steps", "2", "--batch", "1", "--rank", "2"]
+    assert main(["erase", *out, *quick, "--effort", "low-vram"]) == 0
+    assert "low-vram: with " in capsys.readouterr().err
