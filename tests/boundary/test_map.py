@@ -1,0 +1,85 @@
+"""The map: static forms, the page's own safety, and the page in a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_up import HOSTILE, made_up
+
+from erasure_core.boundary import Exploration
+from erasure_core.boundary.map import map_picture, map_svg, write_map
+from erasure_core.boundary.map_page import embedded, map_page
+
+HERE = Path(__file__).parent
+
+
+def test_static_maps_show_every_point() -> None:
+    found = made_up()
+    drawing = ElementTree.fromstring(map_svg(found))
+    circles = drawing.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == len(found.points) + len({point.origin for point in found.points})
+    picture = map_picture(found)
+    assert picture.size == (900, 620) and len(set(picture.resize((90, 62)).getdata())) > 20
+
+
+def test_hostile_texts_stay_text() -> None:
+    found = made_up()
+    page, svg = map_page(found), map_svg(found)
+    for text in HOSTILE[:2]:
+        assert text not in page and text not in svg
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    content = json.loads(data[1])
+    assert {row[0] for row in content["points"]} >= set(HOSTILE) and page.count("<script") == 2
+    assert "default-src 'none'" in page and "http" not in re.sub(r"http-equiv", "", page)
+
+
+def test_what_is_embedded_closes_nothing() -> None:
+    value = ["</script>", "<!--", "\u2028", "&amp;", 'quote " and \\']
+    assert json.loads(embedded(value)) == value and not set("<>&\u2028") & set(embedded(value))
+
+
+def test_writes_all_files(tmp_path: Path) -> None:
+    found = made_up(60)
+    paths = write_map(found, tmp_path)
+    assert {path.name for path in paths} == {"map.html", "map.svg", "map.png", "exploration.json", "leaking.txt"}
+    assert Exploration.from_json((tmp_path / "exploration.json").read_text(encoding="utf-8")) == found
+    assert tuple((tmp_path / "leaking.txt").read_text(encoding="utf-8").splitlines()[:5]) == found.leaking_words(5)
+
+
+def _browse(page: Path, picture: Path) -> dict[str, object]:
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    if not shutil.which("node") or not Path(chromium).exists() or not os.environ.get("PLAYWRIGHT_CORE"):
+        pytest.skip("needs node, a chromium and PLAYWRIGHT_CORE (the folder of the npm package playwright-core)")
+    command = ["node", str(HERE / "browse.mjs"), str(page), str(picture)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert ran.returncode == 0, ran.stderr
+    seen: dict[str, object] = json.loads(ran.stdout)
+    return seen
+
+
+def test_page_in_a_real_browser(tmp_path: Path) -> None:
+    found = made_up(5000)
+    (tmp_path / "map.html").write_text(map_page(found), encoding="utf-8")
+    seen = _browse(tmp_path / "map.html", tmp_path / "map.png")
+    assert seen["problems"] == [] and seen["requests"] == [] and seen["broken"] is True
+    assert seen["start"] == 5000
+    assert "steers to the concept" in str(seen["tip"])
+    assert seen["withoutVocabulary"] == sum(point.origin != "vocabulary" for point in found.points)
+    leaking = len(found.leaking)
+    assert seen["leaking"] == seen["selected"] == leaking and seen["cleared"] == 0 and seen["dragged"] == leaking
+    assert seen["found"] == sum(point.leaks and "word1" in point.text for point in found.points)
+    words = {" ".join(point.word.split()) for point in found.leaking if point.word}
+    assert {" ".join(line.split()) for line in seen["exported"]} == words  # type: ignore[attr-defined]
+    assert float(str(seen["milliseconds"])) < 200
