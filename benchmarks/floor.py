@@ -24,7 +24,7 @@ from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.model import Conditioning
 
-from .architectures import modules, noise_schedule, text_widths
+from .architectures import SIDES, modules, noise_schedule, text_widths
 from .ledger import Ledger, Operation
 from .machine import Rates
 
@@ -96,21 +96,31 @@ def _conditioning(work: Work) -> Conditioning:
     return Conditioning(context, (5,) * work.batch, pooled)
 
 
+@lru_cache(maxsize=2)
+def _fake(family: str, dtype: torch.dtype, tiny: bool) -> tuple[FakeTensorMode, DiffusersModel]:
+    """A model of fake tensors, and what makes them."""
+    mode = FakeTensorMode()
+    with mode:
+        network, *texts = modules(family, SIDES[family], dtype, tiny)
+        tokenizers: list[Any] = []
+        return mode, DiffusersModel(network.eval(), texts, tokenizers, noise_schedule(family))
+
+
 @lru_cache(maxsize=256)
 def count(work: Work) -> Cost:
     """Count one prediction, or one training step with Adam where layers are trained."""
-    with FakeTensorMode():
-        parts = modules(work.family, work.side, work.dtype, work.tiny)
-        tokenizers: list[Any] = []
-        model = DiffusersModel(parts[0].eval(), parts[1:], tokenizers, noise_schedule(work.family))
-        with Ledger() as ledger:
-            ledger.live = (work.networks - 1) * _bytes(parts[:1])
-            ledger.watch(parts[0].parameters())
-            if work.layers is None:
-                _predict(model, work)
-            else:
-                _train(model, work)
-    return Cost(tuple(ledger.operations), ledger.peak, work.networks * _bytes(parts[:1]), _bytes(parts[1:]))
+    mode, model = _fake(work.family, work.dtype, work.tiny)
+    model.latent_shape = (4, work.side // 8, work.side // 8)
+    network = _bytes([model.unet])
+    with mode, Ledger() as ledger:
+        ledger.live = (work.networks - 1) * network
+        ledger.watch(model.unet.parameters())
+        if work.layers is None:
+            _predict(model, work)
+        else:
+            _train(model, work)
+    model.unet.zero_grad(set_to_none=True)
+    return Cost(tuple(ledger.operations), ledger.peak, work.networks * network, _bytes(model.text_encoders))
 
 
 def _inputs(model: DiffusersModel, work: Work) -> tuple[Tensor, Tensor, Conditioning]:
@@ -129,6 +139,8 @@ def _train(model: DiffusersModel, work: Work) -> None:
     layers = select(model.layers(), work.layers)
     deltas = new_deltas({} if work.direct else layers, work.rank, 0)
     latents, t, conditioning = _inputs(model, work)
+    if "text-encoder" in work.layers:
+        conditioning.context.requires_grad_(True)  # the gradient's way on into the text encoder
     with model.trainable(work.checkpointing), deltas.attached(layers):
         trained = [weight_of(layer) for layer in layers.values()] if work.direct else deltas.parameters()
         for parameter in trained:

@@ -1,0 +1,172 @@
+"""Time and memory at true size: python -m benchmarks run --family sd15 --out results.json"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure_core import METHODS
+
+from .architectures import FAMILIES, SIDES, build
+from .counting import all_counted, curves
+from .documents import counted_table, curves_table, fill, solved_table
+from .every_method import verdicts
+from .machine import kind_of, measure
+from .published import LOOPS, MEAN_STEPS
+from .report import compare, rows_table
+from .rows import Setup, rows
+from .solving import apply, solve
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+RESULTS, DOCS = (Path(__file__).parent.parent / place for place in ("benchmarks/results", "docs/speed.md"))
+NAMES = [*(f"published {name}" for name in LOOPS), *METHODS]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="measure methods and published loops")
+    run.set_defaults(act=_run)
+    run.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    run.add_argument("--method", nargs="+", default=NAMES, help=f"of: {', '.join(NAMES)}")
+    run.add_argument("--size", type=int, help="pixels along each side; by default the family's own")
+    run.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    run.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    run.add_argument("--steps", type=int, default=3, help="optimiser steps that are timed")
+    run.add_argument("--sampling", type=int, default=MEAN_STEPS, help="steps that published loops really sample")
+    run.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the methods")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--out", type=Path, help="where the results go as JSON, after every family")
+    counted = commands.add_parser("count", help="operations and memory at true size, computing nothing")
+    counted.set_defaults(act=_count)
+    counted.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    counted.add_argument("--out", type=Path, help="where the figures go as JSON")
+    solve = commands.add_parser("solve", help="closed forms of one and of many concepts, and a file on the model")
+    solve.set_defaults(act=_solve)
+    solve.add_argument("--family", choices=FAMILIES, default="sdxl")
+    solve.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    solve.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    solve.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    solve.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100])
+    solve.add_argument("--seed", type=int, default=0)
+    solve.add_argument("--out", type=Path, help="where the figures go as JSON")
+    every = commands.add_parser("every", help="every method on true shapes: trained, saved, loaded, switched off")
+    every.set_defaults(act=_every)
+    every.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    every.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    every.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    every.add_argument("--size", type=int, default=64, help="pixels along each side")
+    every.add_argument("--method", nargs="+", choices=list(METHODS))
+    every.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    every.add_argument("--out", type=Path, help="where the verdicts go as JSON")
+    docs = commands.add_parser("docs", help="write the figures of benchmarks/results into docs/speed.md")
+    docs.set_defaults(act=lambda options: fill(RESULTS, DOCS))
+    both = commands.add_parser("compare", help="two result files, row by row")
+    both.set_defaults(act=_compare)
+    both.add_argument("before", type=Path)
+    both.add_argument("after", type=Path)
+    return parser
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings from NAME=VALUE, the values as JSON where they are."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    return {name: value(text) for name, _, text in (pair.partition("=") for pair in pairs)}
+
+
+def _run(options: argparse.Namespace) -> None:
+    unknown = [name for name in options.method if name not in NAMES]
+    if unknown:
+        raise SystemExit(f"There is no method {unknown[0]!r}; choose from {', '.join(NAMES)}.")
+    dtype, results = DTYPES[options.dtype], []
+    rates = measure(options.device, dtype)
+    for family in options.family:
+        side = options.size or SIDES[family]
+        torch.manual_seed(options.seed)
+        model = build(family, side, options.device, dtype, options.seed, options.tiny)
+        setup = Setup(family, side, options.device, dtype, options.tiny, options.steps, _settings(options.set))
+        found = [asdict(row) for row in rows(model, options.method, setup, rates, options.sampling)]
+        results.append(
+            {
+                "family": family, "side": side, "dtype": options.dtype, "tiny": options.tiny, "steps": options.steps,
+                "seed": options.seed, "machine": kind_of(options.device), "rates": asdict(rates),
+                "command": _command(options), "rows": found,
+            }
+        )  # fmt: skip
+        print(rows_table(results[-1]), flush=True)
+        _write(options.out, results)
+        del model
+
+
+def _count(options: argparse.Namespace) -> None:
+    found: list[dict[str, Any]] = []
+    first = options.family[0]
+    for family in options.family:
+        found.extend(all_counted(family))
+        grown = curves(first)
+        _write(options.out, {"command": _command(options), "rows": found, "curve of": first, "curves": grown})
+    print(f"{counted_table(found)}\n\n{curves_table(grown)}")
+
+
+def _solve(options: argparse.Namespace) -> None:
+    model = build(options.family, None, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+    result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "solved": []}
+    result |= {"family": options.family, "dtype": options.dtype, "seed": options.seed, "tiny": options.tiny}
+    result["applied"] = asdict(apply(model, options.device))
+    for count in options.concepts:
+        result["solved"].append(asdict(solve(model, count, options.device)))
+        print(solved_table(result), flush=True)
+        _write(options.out, result)
+
+
+def _every(options: argparse.Namespace) -> None:
+    found = []
+    for family in options.family:
+        model = build(family, options.size, options.device, DTYPES[options.dtype], tiny=options.tiny)
+        for verdict in verdicts(model, options.method):
+            found.append({"family": family, **asdict(verdict)})
+            print(found[-1], flush=True)
+            _write(options.out, {"command": _command(options), "verdicts": found})
+    if not all(verdict["restored"] and verdict["moved"] > 0 for verdict in found):
+        raise SystemExit("Some method changed nothing, or did not leave the model as it was.")
+
+
+def _command(options: argparse.Namespace) -> str:
+    return "python -m benchmarks " + shlex.join(options.words)
+
+
+def _write(path: Path | None, content: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    print(compare(options.before, options.after))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    options.words = words
+    options.act(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What a whole erasure takes at true size, counted without computing it: operations, and bytes at the peak.
+
+Operations are those of matrix multiplications, convolutions and attention. Bytes are of tensors, in 16 bits; what a
+device's libraries take for themselves comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from erasure_core.effort import plan
+from erasure_core.methods.esd import EsdSettings
+from erasure_core.methods.registry import TrainingSettings
+
+from .architectures import SIDES
+from .floor import Work, count
+from .published import LOOPS, MEAN_STEPS
+from .rows import CONCEPT, pooled_latents
+
+SAME = EsdSettings(batch=1, steps=1000)
+"""What is compared with the published loops: as many steps as they take, with one state of the concept in each."""
+STATES = 2
+"""Predictions of our training step for each state of the batch: the concept's and a kept prompt's."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A training of one concept.
+
+    Args:
+        name: what is run.
+        family, side: on what.
+        steps: optimiser steps.
+        student: operations of the student's forward and backward passes, in one step.
+        pool: operations of trajectories and teacher, in one step on average.
+        peak: bytes at the peak, text encoders not included.
+        weights: bytes of the networks in it.
+        text: bytes of the text encoders.
+    """
+
+    name: str
+    family: str
+    side: int
+    steps: int
+    student: float
+    pool: float
+    peak: int
+    weights: int
+    text: int
+
+    @property
+    def step(self) -> float:
+        """Operations of one optimiser step."""
+        return self.student + self.pool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As much of a loaded model as efforts look at."""
+
+    family: str
+    side: int
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 4, self.side // 8, self.side // 8
+
+
+def ours(name: str, family: str, settings: TrainingSettings) -> Counted:
+    """One of our trainings."""
+    side = round(SIDES[family] * settings.picture_scale)
+    student = count(Work(family, side, STATES * settings.batch, settings.layers, settings.rank, settings.checkpointing))
+    once = count(Work(family, side, 1)).flops
+    return Counted(
+        name, family, side, settings.steps, student.flops * settings.accumulate,
+        once * pooled_latents(settings, CONCEPT), student.peak, student.weights, student.text,
+    )  # fmt: skip
+
+
+def published(name: str, family: str, steps: int) -> Counted:
+    """One of the published loops."""
+    loop, side = LOOPS[name], SIDES[family]
+    work = Work(family, side, 1, loop.layers, loop.rank, networks=loop.networks, direct=not loop.rank)
+    student, once = count(work), count(Work(family, side, 1)).flops
+    sampled = (2 * MEAN_STEPS + 2) * once
+    return Counted(
+        f"published {name}", family, side, steps, student.flops, sampled, student.peak, student.weights, student.text
+    )
+
+
+def all_counted(family: str) -> Iterator[dict[str, Any]]:
+    """The published loops, ours beside them, and the efforts with the default settings."""
+    for name in LOOPS:
+        yield asdict(published(name, family, SAME.steps))
+    fast = plan("fast", replace(SAME, steps=2 * SAME.steps), _unlimited(family)).settings
+    same = {
+        "ours, default pool": SAME,
+        "ours, fast": fast,
+        "ours, fast, computing activations again": replace(fast, checkpointing=True),
+    }
+    default = EsdSettings()
+    low = replace(default, batch=1, accumulate=default.batch, checkpointing=True)
+    efforts = {
+        "fast": plan("fast", default, _unlimited(family)).settings,
+        "balanced": default,
+        "low-vram at its least": low,
+    }
+    for name, settings in {**same, **efforts}.items():
+        yield asdict(ours(name, family, settings))
+
+
+def curves(family: str) -> dict[str, list[tuple[int, float]]]:
+    """Operations of whole trainings over the number of steps, and over that of concepts in one run."""
+    default = EsdSettings()
+    student = count(Work(family, SIDES[family], STATES * default.batch, default.layers, default.rank)).flops
+    once = count(Work(family, SIDES[family], 1)).flops
+
+    def whole(settings: TrainingSettings, concepts: int) -> float:
+        erased = replace(CONCEPT, words=tuple(f"thing {i}" for i in range(concepts)))
+        return settings.steps * (student + once * pooled_latents(settings, erased))
+
+    return {
+        "steps": [(n, whole(replace(default, steps=n), 1)) for n in (150, 300, 600, 1200)],
+        "concepts": [(n, whole(default, n)) for n in (1, 2, 4, 8, 16)],
+    }
+
+
+def _unlimited(family: str) -> Any:
+    return Shape(family, SIDES[family])

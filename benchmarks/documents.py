@@ -1,0 +1,106 @@
+"""Fills docs/speed.md with tables made from committed results: no figure there is typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .report import Result, read, rows_table, size, table, time
+
+PROJECTED = (100e12, 400e12)
+"""Sustained operations per second that durations on a GPU are projected with."""
+BLOCK = re.compile(r"(<!-- speed:(\w+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
+
+
+def counted_table(rows: Sequence[Result]) -> str:
+    """Operations and memory of whole trainings, with their ratio to the published ESD loop."""
+    reference = {row["family"]: row for row in rows if row["name"] == "published esd"}
+    seconds = [f"at {rate / 1e12:.0f} TFLOP/s" for rate in PROJECTED]
+    head = ["model", "training", "steps", "TFLOP/step", "× fewer than ESD", "peak", "with text encoders", "of ESD's"]
+    lines = []
+    for row in rows:
+        esd, step = reference[row["family"]], row["student"] + row["pool"]
+        whole, of_esd = row["peak"] + row["text"], esd["peak"] + esd["text"]
+        lines.append(
+            [
+                f"{row['family']}, {row['side']} px",
+                row["name"],
+                str(row["steps"]),
+                f"{step / 1e12:.3g}",
+                f"{(esd['student'] + esd['pool']) / step:.1f}",
+                size(row["peak"]),
+                size(whole),
+                f"{whole / of_esd:.0%}",
+                *(f"{step * row['steps'] / rate:.0f} s" for rate in PROJECTED),
+            ]
+        )
+    return table([*head, *seconds], lines)
+
+
+def curves_table(curves: Result) -> str:
+    """How operations grow, relative to the first point of each curve, and to as many single runs."""
+    head = ["in one run", "PFLOP", "relative", "of as many single runs"]
+    lines = []
+    for what, points in curves.items():
+        first, single = points[0]
+        for number, whole in points:
+            of_single = f"{whole / (single * number / first):.0%}"
+            lines.append([f"{number} {what}", f"{whole / 1e15:.3g}", f"{whole / single:.2f}", of_single])
+    return table(head, lines)
+
+
+def solved_table(result: Result) -> str:
+    """The closed form over numbers of concepts, then the use of a file."""
+    head = ["concepts", "text encoders", "solve", "rank", "error"]
+    lines = [
+        [str(s["concepts"]), time(s["encoding"]), time(s["solving"]), str(s["rank"]), f"{s['error']:.1e}"]
+        for s in result["solved"]
+    ]
+    used = result["applied"]
+    least = used["reading"] + used["touching"]
+    file = (
+        f"A file of {size(used['size'])}: reading its bytes and one pass over the weights it touches take "
+        f"{time(least)}; reading, checking, matching to the model and recognising its base {time(used['binding'])} "
+        f"({used['binding'] / least:.1f} times that); applying and taking off {time(used['applying'])}."
+    )
+    described = f"{result['family']}, {result['dtype']}, seed {result['seed']}; {result['machine']}."
+    return f"{described} `{result['command']}`\n\n{table(head, lines)}\n\n{file}"
+
+
+def _measured(folder: Path) -> str:
+    found = [rows_table(result) for path in sorted(folder.glob("run_*.json")) for result in read(path)]
+    return "\n\n".join(found) if found else "Nothing has been measured yet."
+
+
+def _counted(folder: Path) -> str:
+    content = _load(folder / "counted.json")
+    grown = f"Growth, for {content['curve of']} with the defaults of `esd`:\n\n{curves_table(content['curves'])}"
+    return f"`{content['command']}`\n\n{counted_table(content['rows'])}\n\n{grown}"
+
+
+def _solved(folder: Path) -> str:
+    return "\n\n".join(solved_table(_load(path)) for path in sorted(folder.glob("solve_*.json")))
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"measured": _measured, "counted": _counted, "solved": _solved}
+
+
+def filled(text: str, results: Path) -> str:
+    """A document with its blocks made anew from a folder of results."""
+
+    def fresh(block: re.Match[str]) -> str:
+        return f"{block[1]}{BLOCKS[block[2]](results)}\n{block[3]}"
+
+    return BLOCK.sub(fresh, text)
+
+
+def fill(results: Path, document: Path) -> None:
+    """Write the figures into the document."""
+    document.write_text(filled(document.read_text(encoding="utf-8"), results), encoding="utf-8")

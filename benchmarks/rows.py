@@ -1,0 +1,228 @@
+"""One row for each method and published loop: seconds, share of each part, network calls, memory, and the floor."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure_core import METHODS, Concept, Report, Silent, applied, erase, read_erasure, write_erasure
+from erasure_core.delta import DeltaSet
+from erasure_core.erasure_file import Erasure
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import Method, SolverSettings, TrainingSettings
+
+from . import published
+from .floor import Cost, Work, count
+from .machine import Rates, clock
+from .meter import PARTS, STUDENT, TRAJECTORY, Meter
+
+CONCEPT = Concept(("ball",), None, ("a red box", "a photo of a cat", "a dog in a park"))
+POOLED = {"trajectories": 5, "trajectory_steps": 2}
+"""The pools that are really drawn. Their cost is proportional to their size: the row is reckoned for the settings'."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and at which size to measure.
+
+    Args:
+        family: one of ``architectures.FAMILIES``.
+        side: pixels along each side of the pictures.
+        device: ``cpu``, ``cuda``, …
+        dtype: of the weights.
+        tiny: the shrunk architecture.
+        steps: optimiser steps that are timed, after one to warm up.
+        settings: of the methods, where not their defaults.
+    """
+
+    family: str
+    side: int
+    device: str
+    dtype: torch.dtype
+    tiny: bool
+    steps: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one method; bytes, seconds, and shares of one.
+
+    Args:
+        name: the method, or "published <loop>".
+        seconds: of one optimiser step, its part of the drawing of the pools included.
+        floor: the least seconds that its network calls take on this machine.
+        calls: latents through the network in one step, a backward pass counted by its operations.
+        shares: of the seconds, by part.
+        peak: bytes at the peak: measured on a GPU, counted elsewhere.
+        least: bytes at the peak with activations computed again and text encoders away.
+        settings: what was run.
+    """
+
+    name: str
+    seconds: float
+    floor: float
+    calls: float
+    shares: dict[str, float]
+    peak: int
+    least: int
+    settings: dict[str, Any]
+    file: int | None = None
+    load: float | None = None
+    apply: float | None = None
+
+
+class DropFirst(Silent):
+    """Forgets what the first training step cost: memory and kernels are prepared in it."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.pools: tuple[float, int] = (0.0, 0)
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training" and report.step == 1:
+            self.pools = self.meter.seconds[TRAJECTORY], self.meter.latents[TRAJECTORY, False]
+            self.meter.reset()
+
+
+def pooled_latents(settings: TrainingSettings, concept: Concept) -> float:
+    """Latents that drawing the pools sends through the network, for each optimiser step."""
+    roles = 2 + concept.has_alternative
+    driven = 2 if settings.driver == "training" else 0
+    sizes = (max(settings.trajectories, n) for n in (len(concept.prompts()), len(concept.kept_prompts)))
+    once = settings.trajectory_steps * sum(size * cost for size, cost in zip(sizes, (roles + driven, 2), strict=True))
+    draws = -(-settings.steps // settings.refresh)
+    return once * draws / settings.steps
+
+
+def work_of(setup: Setup, batch: int, **more: Any) -> Work:
+    return Work(setup.family, setup.side, batch, dtype=setup.dtype, tiny=setup.tiny, **more)
+
+
+def method_row(model: DiffusersModel, method: Method, setup: Setup, rates: Rates) -> Row:
+    """Train a few steps; the pools' share is reckoned for the settings' own pools."""
+    known = {f.name for f in fields(method.settings)}
+    wanted = method.settings(**{name: value for name, value in setup.settings.items() if name in known})
+    if not isinstance(wanted, TrainingSettings):
+        return _solver_row(model, method, wanted, setup)
+    few = replace(wanted, steps=setup.steps + 1, refresh=setup.steps + 1, **POOLED, **_short(known))
+    meter = Meter(setup.device)
+    timer = DropFirst(meter)
+    _reset_peak(setup.device)
+    with meter.watching():
+        erasure, _ = erase(model, CONCEPT, method.name, few, timer)
+    drawn_seconds, drawn = timer.pools
+    pooled = pooled_latents(wanted, CONCEPT)
+    parts = {part: meter.seconds[part] / setup.steps for part in PARTS}
+    parts[TRAJECTORY] = drawn_seconds / drawn * pooled
+    students = meter.latents[STUDENT, True] // setup.steps
+    student = work_of(setup, students, layers=wanted.layers, rank=wanted.rank, checkpointing=wanted.checkpointing)
+    plain = count(replace(student, checkpointing=False))
+    once = count(work_of(setup, 1)).flops
+    draw = count(work_of(setup, wanted.max_batch)).seconds(rates) / wanted.max_batch
+    return Row(
+        method.name,
+        seconds=sum(parts.values()),
+        floor=plain.seconds(rates) + pooled * draw,
+        calls=plain.flops / once + pooled,
+        shares=_shares(parts),
+        peak=_peak(setup.device, count(student)),
+        least=count(replace(student, checkpointing=True)).peak,
+        settings=_differing(wanted),
+        **_file_figures(model, erasure, setup.device),
+    )
+
+
+def _short(known: set[str]) -> dict[str, int]:
+    """A method's own preparations, cut short: they are not part of a step."""
+    once = {"inversion_steps": 1, "pictures": 1, "search": False}
+    return {name: value for name, value in once.items() if name in known}
+
+
+def published_row(model: DiffusersModel, name: str, setup: Setup, rates: Rates, sampling: int) -> Row:
+    """Steps of a published loop. ``sampling`` steps are really sampled, and reckoned for the loop's mean."""
+    loop, meter = published.LOOPS[name], Meter(setup.device)
+    share = setup.family == "sdxl" and setup.device == "cpu" and not setup.tiny
+    _reset_peak(setup.device)
+    with published.running(name, model, meter, share) as running:
+        running.step(1)
+        with meter.watching():
+            for _ in range(setup.steps):
+                running.step(sampling)
+    parts = {part: meter.seconds[part] / setup.steps for part in PARTS}
+    parts[TRAJECTORY] *= published.MEAN_STEPS / sampling
+    student = work_of(setup, 1, layers=loop.layers, rank=loop.rank, networks=loop.networks, direct=not loop.rank)
+    counted, once, pair = count(student), count(work_of(setup, 1)), count(work_of(setup, 2))
+    return Row(
+        f"published {name}",
+        seconds=sum(parts.values()),
+        floor=counted.seconds(rates) + 2 * once.seconds(rates) + published.MEAN_STEPS * pair.seconds(rates),
+        calls=counted.flops / once.flops + 2 + 2 * published.MEAN_STEPS,
+        shares=_shares(parts),
+        peak=_peak(setup.device, counted),
+        least=count(replace(student, checkpointing=True)).peak,
+        settings={"layers": loop.layers, "rank": loop.rank, "batch": 1},
+    )
+
+
+def _solver_row(model: DiffusersModel, method: Method, settings: SolverSettings, setup: Setup) -> Row:
+    started = clock(setup.device)
+    erasure, _ = erase(model, CONCEPT, method.name, settings)
+    seconds = clock(setup.device) - started
+    weights = count(work_of(setup, 1)).weights
+    figures = _file_figures(model, erasure, setup.device)
+    return Row(method.name, seconds, 0.0, 0.0, {}, weights, weights, _differing(settings), **figures)
+
+
+def _shares(parts: dict[str, float]) -> dict[str, float]:
+    total = sum(parts.values())
+    return {part: seconds / total for part, seconds in parts.items()}
+
+
+def _differing(settings: SolverSettings) -> dict[str, Any]:
+    """The settings that a reader of the row wants to see."""
+    shown = ("layers", "rank", "batch", "steps", "trajectories", "trajectory_steps", "refresh", "checkpointing")
+    return {name: value for name, value in asdict(settings).items() if name in shown}
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str, counted: Cost) -> int:
+    """Bytes: of the device, or counted, text encoders included."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    return counted.peak + counted.text
+
+
+def _file_figures(model: DiffusersModel, erasure: Erasure, device: str) -> dict[str, Any]:
+    """Bytes of the file, seconds to read and check it against the model, and to hang it on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "erasure.safetensors"
+        write_erasure(path, erasure, model)
+        started = clock(device)
+        deltas: DeltaSet = read_erasure(path).bind(model)
+        loaded = clock(device)
+        with applied(model, [(deltas, 1.0)]):
+            hung = clock(device)
+        return {"file": path.stat().st_size, "load": loaded - started, "apply": hung - loaded}
+
+
+def rows(model: DiffusersModel, names: list[str], setup: Setup, rates: Rates, sampling: int) -> Iterator[Row]:
+    """A row for each name: a registered method, or "published <loop>"."""
+    for name in names:
+        started = time.monotonic()
+        if name.startswith("published "):
+            row = published_row(model, name.removeprefix("published "), setup, rates, sampling)
+        else:
+            row = method_row(model, METHODS[name], setup, rates)
+        print(f"{setup.family} {name}: measured in {time.monotonic() - started:.0f} s", flush=True)
+        yield row
