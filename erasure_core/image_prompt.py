@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .delta import weight_of
 from .errors import Cancelled, InvalidFile
-from .model import Conditioning, LoadedModel
+from .model import Conditioning, LoadedModel, gradient_scale
 from .progress import Progress, Report, Silent
 from .safe_files import read_tensors
 from .schedule import NoiseSchedule
@@ -281,7 +281,7 @@ def invert_pictures(
         predicted = model.predict(model.schedule.add_noise(x0, noise, t), t, prompt)
         loss = F.mse_loss(predicted, noise_target(model.schedule, x0, noise, t))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * gradient_scale(model.dtype)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         progress.update(Report("learning picture tokens", step + 1, steps))
     return learned.detach()

@@ -61,6 +61,12 @@ def _images(parts: Sequence[Conditioning]) -> Tensor | None:
     return torch.cat([none.expand(len(part), -1, -1) if part.image is None else part.image for part in parts])
 
 
+def gradient_scale(dtype: torch.dtype) -> float:
+    """What to multiply a loss by before its backward pass: gradients of a float16 network underflow otherwise. For
+    optimisers that do not see the size of gradients, such as Adam."""
+    return 1024.0 if dtype == torch.float16 else 1.0
+
+
 class LoadedModel(Protocol):
     """A text-to-image latent diffusion model as its host has loaded it."""
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from .delta import DeltaSet
 from .layers import is_text, reads_context
-from .model import Conditioning, PromptModel
+from .model import Conditioning, PromptModel, gradient_scale
 
 TEMPLATES = (
     "a photo of a {}", "a picture of the {}", "one {} on a table", "a drawing of a big {}", "a small {} in the street",
@@ -146,7 +146,7 @@ def self_check(
     for _ in range(settings.steps):
         loss = search.loss(past)
         search.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * gradient_scale(model.dtype)).backward()  # type: ignore[no-untyped-call]
         search.optimizer.step()
     return search.found()
 

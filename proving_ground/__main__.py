@@ -13,6 +13,7 @@ from .bench import BENCH_CONCEPTS, METHODS
 from .check import FLIPS
 from .lexicon import CONCEPTS
 from .tokens import MODEL_DIR
+from .variants import ROWS, VARIANTS
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -191,7 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     words = add("words", _words, "how near the words of a concept are in what the UNet reads")
     words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
     bench = add("bench", _bench, "measure erasing methods; every result is a file in results/")
-    bench.add_argument("--method", nargs="+", default=list(METHODS), help=f"default: {', '.join(METHODS)}")
+    bench.add_argument(
+        "--method",
+        nargs="+",
+        default=list(ROWS),
+        metavar="ROW",
+        help=f"from {', '.join(VARIANTS)} (default: the first ten)",
+    )
     bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
     bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
     bench.add_argument("--missing", action="store_true", help="only what has no result file yet")

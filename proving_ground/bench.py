@@ -23,11 +23,12 @@ from erasure_core.safe_files import write_bytes
 
 from . import lexicon
 from .evaluation import evaluate, picture_distance, unconditional_drift
-from .figures import Figure, Measure
-from .judge import Judge, load_judge
+from .figures import Figure, Measure, share_of
+from .judge import Judge, load_judge, sees
 from .lexicon import CONCEPTS, OBJECTS
 from .painting import load_model
 from .tokens import MODEL_DIR
+from .variants import VARIANTS, Variant, alternative_of
 
 RESULTS = Path(__file__).parent / "results"
 UNTOUCHED = "untouched"
@@ -37,11 +38,13 @@ COUNT = 96
 """Pictures in each group."""
 DRIFT, DISTANCE, INTACT, UNASKED = "drift", "distance", "intact", "unasked"
 """Figures beside the groups': see ``unconditional_drift``, ``picture_distance`` (kept prompts) and ``Evaluation``."""
+ALTERNATIVE = "alternative"
+"""Share of the named words' pictures that show what was to be painted instead, where that was said."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one concept with one training seed."""
+    """One method, or variant of one, on one concept with one training seed."""
 
     method: str
     concept: str
@@ -49,7 +52,13 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        return RESULTS / self.method / f"{self.concept}_{self.seed}.json"
+        folder = re.sub(r"\W+", "_", self.method).strip("_")
+        return RESULTS / folder / f"{self.concept}_{self.seed}.json"
+
+    @property
+    def variant(self) -> Variant:
+        """How the method is run."""
+        return VARIANTS.get(self.method) or Variant(self.method)
 
 
 def cells(methods: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -71,9 +80,9 @@ def kept_prompts(erased: lexicon.Concept) -> tuple[str, ...]:
     )
 
 
-def concept_of(erased: lexicon.Concept) -> Concept:
-    """What the eraser is told: the named words and the prompts to keep."""
-    return Concept(erased.named, None, kept_prompts(erased))
+def concept_of(erased: lexicon.Concept, alternative: str | None = None) -> Concept:
+    """What the eraser is told: the named words and the prompts to keep, and what to paint instead if anything."""
+    return Concept(erased.named, alternative, kept_prompts(erased))
 
 
 def model_mark() -> str:
@@ -95,9 +104,11 @@ def peak_memory() -> int:
 
 def _erased(cell: Cell, model: PictureModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
     """Erase, write and read back; returns what to apply and what it cost."""
-    settings = find_method(cell.method).settings(seed=cell.seed)
+    variant, erased = cell.variant, CONCEPTS[cell.concept]
+    settings: Any = find_method(variant.method).settings(**variant.settings, seed=cell.seed)
+    concept = concept_of(erased, alternative_of(erased).name if variant.alternative else None)
     started = time.monotonic()
-    erasure, _ = erase(model, concept_of(CONCEPTS[cell.concept]), cell.method, settings)
+    erasure, _ = erase(model, concept, variant.method, settings)
     cost = {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory(), "settings": asdict(settings)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "erasure.safetensors"
@@ -121,6 +132,10 @@ def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) 
     found = evaluate(model, judge, erased, erasures, count)
     figures = {name: _figure(f) for name, f in found.shares.items()}
     figures |= {INTACT: _figure(found.intact), UNASKED: _figure(found.unasked)}
+    if cell.variant.alternative:
+        wanted = alternative_of(erased).name
+        seen = share_of(ALTERNATIVE, (sees(verdict, wanted) for verdict in judge(found.pictures["named"])))
+        figures[ALTERNATIVE] = _figure(seen)
     if erasures:
         before = evaluate(model, judge, erased, (), count, groups=("kept",))
         figures[DISTANCE] = _figure(picture_distance(before.pictures["kept"], found.pictures["kept"]))
