@@ -1,0 +1,69 @@
+"""The benchmark's rows: methods with the settings and the help that they are measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from . import lexicon
+from .lexicon import COLOURS, OBJECTS, STYLES
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row.
+
+    Args:
+        method: registered name.
+        settings: what differs from its defaults.
+        alternative: whether the eraser is told what to paint instead.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    alternative: bool = False
+
+
+def _variant(method: str, alternative: bool = False, **settings: Any) -> Variant:
+    return Variant(method, MappingProxyType(settings), alternative)
+
+
+ROWS: dict[str, Variant] = {
+    "closed_form": _variant("closed_form"),
+    "rece": _variant("rece"),
+    "esd": _variant("esd"),
+    "leco": _variant("leco"),
+    "sage (text encoder)": _variant("sage", layers="text-encoder"),
+    "sage (cross-attention)": _variant("sage", layers="cross-attention"),
+    "all_but_one (alternative)": _variant("all_but_one", alternative=True),
+    "all_but_one (neutralise)": _variant("all_but_one", without="neutralise"),
+    "co_erasing": _variant("co_erasing"),
+    "auto": _variant("auto"),
+}
+"""Methods side by side."""
+
+ABLATIONS: dict[str, Variant] = {
+    "sage without self-check": _variant("sage", check_every=0),
+    "sage without relations": _variant("sage", global_weight=0.0),
+    "sage without retention": _variant("sage", keep_weight=0.0),
+    "all_but_one without drift": _variant("all_but_one", alternative=True, drift_weight=0.0),
+    "co_erasing without pictures": _variant("co_erasing", picture_share=0.0),
+    "co_erasing without refinement": _variant("co_erasing", refine=False),
+    "co_erasing without retention": _variant("co_erasing", keep_weight=0.0),
+    "auto without search": _variant("auto", search=False),
+    "auto without replacing": _variant("auto", replace=False),
+    "auto without closed form": _variant("auto", start="nothing"),
+    "auto without boundary": _variant("auto", check_every=0),
+}
+"""Methods without one of their parts, for a few concepts."""
+
+VARIANTS = ROWS | ABLATIONS
+
+
+def alternative_of(erased: lexicon.Concept) -> lexicon.Concept:
+    """Another concept of its kind, that is not its look-alike: the one after it, and around again."""
+    kind = next(kind for kind in (OBJECTS, COLOURS, STYLES) if erased.name in kind)
+    names = [name for name in kind if name != erased.look_alike]
+    return kind[names[(names.index(erased.name) + 1) % len(names)]]
