@@ -161,6 +161,14 @@ def _widen(options: argparse.Namespace) -> None:
         print(path)
 
 
+def _boundary(options: argparse.Namespace) -> None:
+    from .boundary_bench import run_boundary, write_figures
+
+    if not options.docs:
+        run_boundary(options.part, options.concept, options.method, options.budget, options.missing)
+    write_figures()
+
+
 def _demo(options: argparse.Namespace) -> None:
     from .demo import run_demo
 
@@ -216,6 +224,14 @@ def _parser() -> argparse.ArgumentParser:
     widen.add_argument("--to", choices=("sd15",), default="sd15", help="whose layer shapes")
     widen.add_argument("--erasure", type=Path, help="widen this erasure too, to <name>_sd15.safetensors beside out")
     widen.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
+    boundary = add("boundary", _boundary, "measure boundary exploration; writes the figures into docs/boundary.md")
+    parts = ("scores", "search", "attack", "harden", "speed")
+    boundary.add_argument("--part", nargs="+", default=list(parts), choices=parts)
+    boundary.add_argument("--method", nargs="+", default=["esd", "closed_form"], help="default: esd closed_form")
+    boundary.add_argument("--concept", nargs="+", default=["ball", "house", "star"], metavar="CONCEPT")
+    boundary.add_argument("--budget", type=seconds, default=60.0, help="of each search (default 60s)")
+    boundary.add_argument("--missing", action="store_true", help="only what has no result file yet")
+    boundary.add_argument("--docs", action="store_true", help="only write the figures that there are")
     demo = add("demo", _demo, "erase one object from the bundled model and show the result")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the result")
     return parser

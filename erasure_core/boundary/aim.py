@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model import Conditioning
 from ..sampling import seeded_noise
 from .probe import neutral_latents
-from .subject import Subject
+from .subject import Subject, derived
 
 LEAST_NOISE, MOST_NOISE = 0.35, 0.98
 """Timesteps as a share of the schedule: what a picture shows is decided where there is much noise."""
@@ -51,7 +51,7 @@ def take_aim(subject: Subject, words: Sequence[str], count: int, seed: int) -> A
     model = subject.model
     prompts = [f"a photo of a {words[i % len(words)]}" for i in range(count)]
     clean = neutral_latents(subject, prompts, count, seed + 1)
-    noise = seeded_noise(model.latent_shape, [seed * 1_000_003 + 700_000 + i for i in range(count)]).to(model.device)
+    noise = seeded_noise(model.latent_shape, [derived(seed, 700_000 + i) for i in range(count)]).to(model.device)
     t = (torch.linspace(LEAST_NOISE, MOST_NOISE, count) * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)
     with subject.original():

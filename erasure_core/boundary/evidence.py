@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model import Conditioning
 from ..sampling import seeded_noise
 from .candidate import Candidate
-from .subject import Subject
+from .subject import Subject, derived
 
 STEPS, GUIDANCE = 12, 5.0
 """Sampling of the pictures that are looked at."""
@@ -57,7 +57,7 @@ class Evidence:
             self.prompts = subject.encode_texts([*concept, "", *others])
         share = torch.linspace(LEAST_NOISE, MOST_NOISE, LOOKS)
         self.t = (share * (len(model.schedule) - 1)).long().to(model.device)
-        seeds = [seed * 1_000_003 + 900_000 + i for i in range(LOOKS)]
+        seeds = [derived(seed, 900_000 + i) for i in range(LOOKS)]
         self.noise = seeded_noise(model.latent_shape, seeds).to(model.device)
 
     @torch.no_grad()

@@ -84,7 +84,8 @@ def explore(
     guard.check(concept, tries)
     settings, progress = settings or ExploreSettings(), progress or Silent()
     subject = Subject(model, erasures, progress, Budget(settings.seconds, settings.calls), settings.max_batch)
-    model.encode(list(tries) or [concept.name])  # refuses what is too long before anything is searched
+    with torch.no_grad():
+        model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
         return _Explorer(subject, concept, settings, tries).run()
 

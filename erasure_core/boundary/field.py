@@ -12,7 +12,7 @@ from ..concept import Concept
 from .candidate import Candidate
 from .reading import Reading
 from .scores import Scorer
-from .subject import Subject
+from .subject import Subject, derived
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Field:
 
     def chance(self, number: int = 0) -> torch.Generator:
         """A generator on the CPU, so that every device finds the same."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        return torch.Generator().manual_seed(derived(self.seed, number))
 
     def own_tokens(self) -> set[int]:
         """The tokens of the concept's words, which a search for unnamed words must not use."""

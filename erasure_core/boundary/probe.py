@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model import Conditioning
 from ..sampling import sample, seeded_noise
-from .subject import Subject
+from .subject import Subject, derived
 
 SAMPLING_STEPS = 8
 GUIDANCE = 5.0
@@ -75,7 +75,7 @@ def neutral_latents(subject: Subject, prompts: Sequence[str], count: int, seed: 
     """Clean latents of neutral pictures by the original model, [count, C, H, W]."""
     with subject.original():
         texts = [prompts[i % len(prompts)] for i in range(count)]
-        seeds = [seed * 1_000_003 + i for i in range(count)]
+        seeds = [derived(seed, i) for i in range(count)]
         pieces = [
             sample(subject.model, texts[i : i + 16], seeds[i : i + 16], SAMPLING_STEPS, GUIDANCE)
             for i in range(0, count, 16)
@@ -101,7 +101,7 @@ def make_probe(
     drawn = OVERSAMPLED * states
     model = subject.model
     clean = neutral_latents(subject, neutral, drawn, seed)
-    noise = seeded_noise(model.latent_shape, [seed * 1_000_003 + 500_000 + i for i in range(drawn)]).to(model.device)
+    noise = seeded_noise(model.latent_shape, [derived(seed, 500_000 + i) for i in range(drawn)]).to(model.device)
     share = torch.linspace(LEAST_NOISE, MOST_NOISE, drawn)
     t = (share * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..sampling import seeded_noise
 from .candidate import Candidate
 from .scores import Scorer
-from .subject import Subject
+from .subject import Subject, derived
 
 MODIFIERS = (
     "in red", "in blue", "made of glass", "made of wood", "at night", "in the snow", "as a watercolor painting",
@@ -74,7 +74,7 @@ def _compared(texts: Sequence[str], before: Tensor, after: Tensor, rivals: Tenso
 def drift(subject: Subject, seed: int = 0) -> list[tuple[int, float]]:
     """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| at evenly spread timesteps, over random noisy latents."""
     model = subject.model
-    seeds = [seed * 1_000_003 + 300_000 + i for i in range(DRIFT_STATES)]
+    seeds = [derived(seed, 300_000 + i) for i in range(DRIFT_STATES)]
     z = seeded_noise(model.latent_shape, seeds).to(model.device)
     t = torch.linspace(20, len(model.schedule) - 1, DRIFT_STATES).long().to(model.device)
     places = [0] * DRIFT_STATES

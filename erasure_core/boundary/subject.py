@@ -18,6 +18,13 @@ from .candidate import Candidate
 
 TEXT_BATCH = 256
 """Prompts encoded at once."""
+LARGE = 32 * 32
+"""Latent pixels from which gradients recompute activations: a card of 8 GB would not hold them."""
+
+
+def derived(seed: int, number: int) -> int:
+    """The seed of one of many chances that hang on one seed."""
+    return (seed * 1_000_003 + number) % 2**63
 
 
 @dataclass
@@ -65,13 +72,15 @@ class Subject:
         self.model, self.progress, self.budget, self.max_batch = model, progress, budget, max_batch
         self.sets = [DeltaSet(deltas.deltas, strength) for deltas, strength in erasures]
         self.calls = 0
+        self._length = 0
         self.tables: list[Tensor] = []
 
     @contextmanager
     def opened(self) -> Iterator[Subject]:
         """Everything below works inside only: the erasures hang on the model, its weights are frozen."""
         layers = self.model.layers()
-        with self.model.trainable(), ExitStack() as stack:
+        is_large = self.model.latent_shape[1] * self.model.latent_shape[2] >= LARGE
+        with self.model.trainable(is_large), ExitStack() as stack:
             for deltas in self.sets:
                 stack.enter_context(deltas.attached(layers))
             self.tables = self.model.token_tables()
@@ -103,8 +112,9 @@ class Subject:
     @property
     def length(self) -> int:
         """Tokens that the text encoder reads, begin and end included."""
-        rows, _ = self.model.token_rows([[]])
-        return int(rows[0].shape[1])
+        if not self._length:
+            self._length = int(self.model.token_rows([[]])[0][0].shape[1])
+        return self._length
 
     def encode(self, candidates: Sequence[Candidate], length: int | None = None) -> Conditioning:
         """Encode candidates as the model reads them now.
