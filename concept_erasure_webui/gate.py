@@ -116,7 +116,7 @@ def refuse(p: Any, error: Exception) -> None:
     """Remember why this generation must not show a picture, and tell the user."""
     if not isinstance(error, ErasureError):
         errors.report("Concept Erasure: unexpected error", exc_info=True)
-    reason = f"Concept Erasure: {error} No picture was made."
+    reason = f"Concept Erasure: {places.told(error)} No picture was made."
     state_of(p).refusal = reason
     if hasattr(p, "comment"):
         p.comment(reason)

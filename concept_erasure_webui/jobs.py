@@ -174,7 +174,7 @@ def run_erase(request: Request) -> Job:
         advice = " The same request goes on with it; or save it as it is, or discard it." if kept else ""
         job.message = f"{stopped}{advice}"
     except ErasureError as error:
-        job.status, job.message = "failed", str(error)
+        job.status, job.message = "failed", places.told(error)
     finally:
         if job.status == "running":
             job.status, job.message = "failed", "An unexpected error ended the work; see the console."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def folder() -> Path:
     """Where erasures and profiles are kept."""
     chosen = getattr(options(), "concept_erasure_dir", None)
     return Path(chosen) if chosen else Path(paths.models_path) / "erasures"
+
+
+def told(error: object) -> str:
+    """A message without the folder's path: who uses the web UI need not know where it lies."""
+    return str(error).replace(f"{folder()}{os.sep}", "").replace(f" in {folder()}", "")
 
 
 def library() -> Library:

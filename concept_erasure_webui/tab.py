@@ -50,7 +50,7 @@ def model_line() -> str:
     try:
         model = WebuiModel(shared.sd_model)
     except ErasureError as error:
-        return show.message(str(error), is_error=True)
+        return show.message(places.told(error), is_error=True)
     profile = places.profile_name()
     pinned = " (pinned by the operator)" if places.locked_profile() else ""
     return show.message(
@@ -65,7 +65,7 @@ def _guarded(work: Callable[..., str]) -> Callable[..., str]:
         try:
             return show.message(work(*values))
         except ErasureError as error:
-            return show.message(str(error), is_error=True)
+            return show.message(places.told(error), is_error=True)
         except Exception:
             traceback.print_exc()
             return show.message("An unexpected error; see the console.", is_error=True)
@@ -148,7 +148,7 @@ def erase(
     try:
         request = request_of(words, instead, keep, method, length, size, values)
     except ErasureError as error:
-        return [show.job(jobs.JOBS.shown()), show.message(str(error), is_error=True)]
+        return [show.job(jobs.JOBS.shown()), show.message(places.told(error), is_error=True)]
     job = jobs.run_erase(request)
     return [show.job(job), show.message(job.message, is_error=job.status == "failed")]
 
@@ -254,5 +254,5 @@ def purify(
         wish = Wish(shelf.chosen(name).name.removesuffix(SUFFIX))
         made = jobs.run_purify(picture, caption, [wish], int(steps), guidance, share)
     except ErasureError as error:
-        return [[], show.message(str(error), is_error=True)]
+        return [[], show.message(places.told(error), is_error=True)]
     return [made, show.message("Purified.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,10 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
     return made
 
 
-PARTS = ("shared", "paths", "errors", "extra_networks", "scripts", "script_callbacks", "sd_unet", "devices")
+PARTS = (
+    *("shared", "paths", "errors", "extra_networks", "scripts", "script_callbacks", "sd_unet", "devices", "sd_models"),
+    *("call_queue",),
+)
 
 
 class _ExtraNetwork:
@@ -293,6 +296,3 @@ def forget_package() -> None:
     """Unload the extension, so that the next test imports it against its own host."""
     for name in [name for name in sys.modules if name.split(".")[0] == "concept_erasure_webui"]:
         del sys.modules[name]
-
-
-Hook = Callable[..., None]

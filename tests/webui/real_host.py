@@ -1,0 +1,119 @@
+"""Starts a real web UI and talks to its API. Found through the environment; see ``test_real_hosts.py``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 300
+CPU = {
+    "a1111": ["--no-half", "--precision", "full", "--use-cpu", "all", "--do-not-download-clip"],
+    "forge": ["--always-cpu", "--all-in-fp32"],
+}
+
+
+def kind_of(folder: Path) -> str:
+    """``forge`` for the whole Forge family."""
+    return "forge" if (folder / "modules_forge").is_dir() else "a1111"
+
+
+class WebUi:
+    """One running host.
+
+    Args:
+        folder: the host's checkout, with a checkpoint and, for A1111, all that it wants offline.
+        python: interpreter with the host's packages.
+        extra: more command-line options.
+        auth: ``user:password`` of its API.
+    """
+
+    def __init__(self, folder: Path, python: str, extra: list[str], auth: str = "") -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder, self.auth, self.base = folder, auth, f"http://127.0.0.1:{port}"
+        options = shlex.split(os.environ.get("WEBUI_ARGS", "")) or CPU[kind_of(folder)]
+        # Several hosts' own preparation would reach for the network; everything is there already.
+        command = [python, "launch.py", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-install"]
+        command += ["--skip-version-check", "--no-download-sd-model", "--disable-console-progressbars", "--api"]
+        command += ["--port", str(port), *options, *extra, *(["--api-auth", auth] if auth else [])]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)  # the extension must be found the host's way
+        self.log = (folder / "concept-erasure-test.log").open("wb")
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
+        self._wait()
+
+    def _wait(self) -> None:
+        started = time.monotonic()
+        while time.monotonic() - started < START_SECONDS:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the host ended; see {self.log.name}")
+            try:
+                # /internal/ping answers before the routes of extensions exist.
+                if self.get("/concept-erasure/v1/methods")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(2)
+        raise RuntimeError(f"the host did not start; see {self.log.name}")
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def get(self, path: str, auth: str | None = None) -> tuple[int, Any]:
+        return self._call(urllib.request.Request(self.base + path), auth)
+
+    def post(self, path: str, body: Any, auth: str | None = None) -> tuple[int, Any]:
+        data = json.dumps(body).encode()
+        return self._call(urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}), auth)
+
+    def _call(self, request: urllib.request.Request, auth: str | None) -> tuple[int, Any]:
+        auth = self.auth if auth is None else auth
+        if auth:
+            request.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def paint(self, prompt: str, **given: Any) -> str | None:
+        """Hash of the pixels of a picture; ``None`` if none came out, whichever way."""
+        body = {"prompt": prompt, "seed": 1, "steps": 3, "width": 64, "height": 64, "sampler_name": "DDIM"} | given
+        status, answer = self.post("/sdapi/v1/txt2img", body)
+        self.said = answer if status != 200 else answer["info"]
+        return pixels(answer["images"][0]) if status == 200 and answer["images"] else None
+
+    def erase(self, word: str, **given: Any) -> tuple[int, Any]:
+        return self.post("/concept-erasure/v1/erase", {"words": [word]} | given)
+
+
+def pixels(encoded: str) -> str:
+    """Hash of a picture without its metadata, which holds the prompt."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def interpreter() -> str:
+    return os.environ.get("WEBUI_PYTHON", sys.executable)

@@ -1,0 +1,165 @@
+"""Real hosts, driven through their API.
+
+    WEBUI_PATH=/path/to/stable-diffusion-webui WEBUI_PYTHON=/path/to/its/python pytest tests/webui/test_real_hosts.py
+
+The host must hold a checkpoint of the SD1 family; the wide twin of ``python -m proving_ground widen --to sd15`` is the
+quickest on a CPU. ``WEBUI_ARGS`` replaces the options that make it run there. With a second checkpoint of another base
+in ``WEBUI_OTHER`` switches and refiners are tested too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_host import ROOT, WebUi, interpreter
+
+FOLDER = Path(os.environ.get("WEBUI_PATH", ""))
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("WEBUI_PATH"), reason="set WEBUI_PATH (and WEBUI_PYTHON) to test a real web UI"
+)
+P = "a red ball"
+SHORT = {"method": "esd", "side": 64}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of this test's own: the host's own files are left alone."""
+    return tmp_path_factory.mktemp("erasures")
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[None]:
+    """This checkout among the host's extensions."""
+    there = [path for path in (FOLDER / "extensions").iterdir() if path.resolve() == ROOT]
+    link = FOLDER / "extensions" / "concept-erasure-test"
+    if not there:
+        link.symlink_to(ROOT, target_is_directory=True)
+    yield
+    if not there:
+        link.unlink()
+
+
+@pytest.fixture(scope="module")
+def web(installed: None, library: Path) -> Iterator[WebUi]:
+    lora = library / "lora"
+    lora.mkdir()
+    found = WebUi(FOLDER, interpreter(), ["--concept-erasure-dir", str(library), "--lora-dir", str(lora)])
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def ball(web: WebUi, library: Path) -> str:
+    """The tag's name of an erasure made by the host, and a LoRA beside it."""
+    status, answer = web.erase("ball", keep=["a red box"])
+    assert status == 200, answer
+    status, other = web.erase("red", alternative="blue")
+    assert status == 200, other
+    shutil.copy(library / other["file"], library / "lora" / "style.safetensors")
+    web.post("/sdapi/v1/refresh-loras", {})
+    return Path(answer["file"]).stem
+
+
+def test_tag_panel_and_lora_in_any_order(web: WebUi, ball: str) -> None:
+    wanted = {
+        "base": P, "erase": f"{P}<erase:{ball}:1>", "half": f"{P}<erase:{ball}:0.5>", "lora": f"{P}<lora:style:1>",
+        "both": f"{P}<erase:{ball}:1><lora:style:1>",
+    }  # fmt: skip
+    first = {name: web.paint(prompt) for name, prompt in wanted.items()}
+    assert None not in first.values() and len(set(first.values())) == 5
+    for name in ("base", "erase", "lora", "both", "erase", "lora", "base", "both", "half", "base"):
+        assert web.paint(wanted[name]) == first[name], name
+    panel = {"concept erasure": {"args": [True, ball, 1.0]}}
+    assert web.paint(P, alwayson_scripts=panel) == first["erase"]
+    assert "Concept erasure" in web.said
+    assert {web.paint(wanted["erase"]) for _ in range(10)} == {first["erase"]}
+    assert web.paint(P) == first["base"]
+
+
+def test_what_cannot_be_erased_gives_no_picture(web: WebUi, ball: str, library: Path) -> None:
+    (library / "broken.safetensors").write_bytes(b"no")
+    base = web.paint(P)
+    for tag in ("<erase:nothing:1>", "<erase:broken:1>", f"<erase:{ball}:much>", "<erase:../secret:1>"):
+        assert web.paint(P + tag) is None, tag
+        assert web.paint(P) == base
+    assert web.paint(P, alwayson_scripts={"concept erasure": {"args": [True, "nothing", 1.0]}}) is None
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    assert web.paint(P, **hires, hr_prompt=f"{P}<erase:nothing:1>") is None
+
+
+def test_the_hires_pass_has_its_own_tags(web: WebUi, ball: str) -> None:
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    hires |= {"hr_second_pass_steps": 5}
+    erase = f"{P}<erase:{ball}:1>"
+    base, both, first = web.paint(P, **hires), web.paint(erase, **hires), web.paint(erase, **hires, hr_prompt=P)
+    assert None not in (base, both, first) and len({base, both, first}) == 3
+    assert (web.paint(P, **hires), web.paint(erase, **hires)) == (base, both)
+
+
+@pytest.mark.skipif(not os.environ.get("WEBUI_OTHER"), reason="set WEBUI_OTHER to a checkpoint of another base")
+def test_other_checkpoints_are_refused_and_leave_no_trace(web: WebUi, ball: str) -> None:
+    other, erase = os.environ["WEBUI_OTHER"], f"{P}<erase:{ball}:1>"
+    base, erased = web.paint(P), web.paint(erase)
+    assert web.paint(erase, override_settings={"sd_model_checkpoint": other}) is None
+    assert web.paint(erase, steps=4, refiner_checkpoint=other, refiner_switch_at=0.5) is None
+    assert (web.paint(P), web.paint(erase)) == (base, erased)
+
+
+def test_a_training_waits_its_turn_and_can_be_interrupted(web: WebUi, ball: str) -> None:
+    base = web.paint(P)
+    answers: list[tuple[int, object]] = []
+    settings = {"steps": 2000, "batch": 1, "trajectories": 1, "trajectory_steps": 2, "rank": 2}
+    work = threading.Thread(target=lambda: answers.append(web.erase("star", **SHORT, settings=settings)))
+    work.start()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (web.get("/concept-erasure/v1/last-job")[1] or {}).get("step", 0) < 2:
+        time.sleep(1)
+    painted: list[str | None] = []
+    queued = threading.Thread(target=lambda: painted.append(web.paint(P)))
+    queued.start()
+    time.sleep(3)
+    assert not painted  # it waits
+    assert web.post("/concept-erasure/v1/interrupt", {})[0] == 200
+    work.join(120)
+    queued.join(120)
+    assert answers[0][0] == 200 and answers[0][1]["status"] == "stopped"  # type: ignore[index]
+    assert painted == [base] and web.paint(P) == base  # the model is as it was
+    again = web.erase("star", **SHORT, settings=settings | {"steps": 2})
+    assert again[0] == 200 and again[1]["status"] == "done"
+
+
+def test_api_users_cannot_switch_protection_off(web: WebUi) -> None:
+    web.post("/sdapi/v1/options", {"concept_erasure_profile": "studio", "concept_erasure_other_base": True})
+    options = web.get("/sdapi/v1/options")[1]
+    assert not options.get("concept_erasure_other_base")
+    assert options.get("concept_erasure_profile") in (None, "None")
+
+
+def test_a_pinned_profile_and_passwords(web: WebUi, ball: str, library: Path) -> None:
+    from erasure_core.library import Library
+    from erasure_core.profile import make_profile, write_profile
+
+    base, erased = web.paint(P), web.paint(f"{P}<erase:{ball}:1>")
+    write_profile(library, make_profile("studio", Library([library]), [(f"{ball}.safetensors", 1.0, 1.0)]))
+    web.close()
+    pinned = ["--concept-erasure-dir", str(library), "--concept-erasure-profile", "studio"]
+    host = WebUi(FOLDER, interpreter(), pinned, auth="me:secret")
+    try:
+        assert host.paint(P) == erased != base
+        assert host.paint(P, override_settings={"concept_erasure_profile": "None"}) == erased
+        assert host.paint(P, alwayson_scripts={"concept erasure": {"args": [False]}}) == erased
+        for auth in ("me:wrong", "you:secret"):
+            assert host.get("/concept-erasure/v1/erasures", auth)[0] == 401
+            assert host.post("/concept-erasure/v1/erase", {"words": ["x"]}, auth)[0] == 401
+        (library / f"{ball}.safetensors").unlink()
+        assert host.paint(P) is None
+    finally:
+        host.close()

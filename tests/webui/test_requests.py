@@ -1,0 +1,174 @@
+"""What users and API clients may send: read completely, or refused with a sentence."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.methods import METHODS, find_method
+
+
+@pytest.fixture
+def package(host: SimpleNamespace) -> Any:
+    """The extension's modules by name."""
+
+    def load(name: str) -> Any:
+        return importlib.import_module(f"concept_erasure_webui.{name}")
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("tag", "wanted"),
+    [
+        ("ball", ("ball", 1.0, 1.0)),
+        ("ball:0.5", ("ball", 0.5, 0.5)),
+        ("ball:1:0", ("ball", 1.0, 0.0)),
+        ("ball.safetensors:te=0:unet=2", ("ball", 2.0, 0.0)),
+        ("folder/ball:te=0.25", ("folder/ball", 1.0, 0.25)),
+    ],
+)
+def test_tags(tag: str, wanted: tuple[str, float, float], package: Any) -> None:
+    wish = package("wishes").from_tag(tag.split(":"))
+    assert (wish.name, wish.unet, wish.text) == wanted
+    assert package("wishes").from_text(package("wishes").to_text([wish, wish])) == [wish, wish]
+
+
+@pytest.mark.parametrize("tag", ["", ":1", "ball:x", "ball:-1", "ball:inf", "ball:5", "ball:1:1:1", "ball:dyn=3"])
+def test_tags_that_cannot_be_read(tag: str, package: Any) -> None:
+    with pytest.raises(InvalidSettings):
+        package("wishes").from_tag(tag.split(":"))
+
+
+def test_a_prompt_and_a_panel(package: Any) -> None:
+    wishes = package("wishes")
+    assert [w.name for w in wishes.from_prompt("a <erase:x:1> b <lora:y:1><erase:z>")] == ["x", "z"]
+    assert wishes.from_panel(()) == wishes.from_panel((False, "x", 1.0)) == wishes.from_panel((True, None, 1.0)) == []
+    assert wishes.from_panel((True, "x", 0.5, "None", 1.0, "y"))[1] == wishes.Wish("y")
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_setting_of_every_method_has_a_widget_and_comes_back(
+    name: str, package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form, method = package("form"), find_method(name)
+    labels: list[str] = []
+
+    def widget(*values: Any, **given: Any) -> Any:
+        labels.append(given["label"])
+        return given.get("value", values[0] if values else None)
+
+    monkeypatch.setattr(form, "gr", SimpleNamespace(Dropdown=widget, Checkbox=widget, Number=widget), raising=False)
+    values = form.widgets(method)
+    assert len(values) == len(fields(method.settings)) and len(set(labels)) == len(labels)
+    assert form.settings_of(method, values) == method.settings()
+    start, stop = form.offsets()[name]
+    assert stop - start == len(values)
+
+
+def test_numbers_of_the_form(package: Any) -> None:
+    form, method = package("form"), find_method("esd")
+    names = [setting.name for setting in fields(method.settings)]
+    values = [getattr(method.settings(), name) for name in names]
+    assert form.settings_of(method, values, 1 / 3).steps == round(method.settings().steps / 3)
+
+    def with_value(name: str, value: Any) -> list[Any]:
+        return [value if other == name else old for other, old in zip(names, values, strict=True)]
+
+    assert form.settings_of(method, with_value("layers", ["self-attention", "cross-attention"])).layers.count("+") == 1
+    for name, value, message in (
+        ("steps", 1.5, "whole number"),
+        ("steps", None, "is empty"),
+        ("rank", "many", "not a number"),
+        ("learning_rate", 7.0, "between"),
+        ("layers", [], "choose from"),
+    ):
+        with pytest.raises(InvalidSettings, match=message):
+            form.settings_of(method, with_value(name, value))
+
+
+def test_infotext_goes_back_into_the_panel(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = package("panel")
+    assert panel.pasted({"Concept erasure": "ball:0.5, words:1"})[:5] == [True, "ball", 0.5, "words", 1.0]
+    assert panel.pasted({})[0] is False
+    assert panel.pasted({"Concept erasure": "ball:very"})[0] is False
+
+
+def test_whatever_a_file_says_is_escaped(package: Any, library: Path) -> None:
+    show, places = package("show"), package("places")
+    (library / "a&b.safetensors").write_bytes(b"<script>")
+    table = show.library(places.library())
+    assert "a&amp;b.safetensors" in table and "<script>" not in table
+    assert "ball.safetensors" not in show.library(places.library(), "other")
+    assert "&lt;b&gt;" in show.message("<b>") and "<b>" not in show.measured({"<b>": 1}).replace("<b>", "", 1)
+
+
+def test_the_loss_is_drawn(package: Any) -> None:
+    show = package("show")
+    assert show.curve([]) == ""
+    drawn = show.curve([{"erase": 1.0 / (i + 1), "keep": 0.0} for i in range(1000)])
+    assert drawn.count("<polyline") == 2 and len(drawn) < 20_000
+
+
+def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
+    shelf = package("shelf")
+    assert "sphere" in shelf.rename("ball", "sphere")
+    assert (library / "sphere.safetensors").exists() and not (library / "ball.safetensors").exists()
+    with pytest.raises(ErasureError, match="already"):
+        shelf.rename("sphere", "words")
+    with pytest.raises(ErasureError, match="Tick the box"):
+        shelf.delete("sphere", False)
+    a1111.shared.cmd_opts.webui_is_non_local = True
+    for forbidden in (lambda: shelf.delete("sphere", True), lambda: shelf.save_profile("p", ["sphere"], 1.0)):
+        with pytest.raises(ErasureError, match="open to others"):
+            forbidden()
+    a1111.shared.cmd_opts.webui_is_non_local = False
+    assert "studio" in shelf.save_profile("studio", ["sphere"], 1.0)
+    assert "<lora:sphere:1>" in shelf.export_lora("sphere")
+    assert (library.parent / "Lora" / "sphere.safetensors").read_bytes() == (
+        library / "sphere.safetensors"
+    ).read_bytes()
+    shelf.delete("sphere", True)
+    for name in (None, "None", "sphere", "../studio", "/etc/passwd"):
+        with pytest.raises(ErasureError):
+            shelf.chosen(name)
+
+
+def test_importing(a1111: SimpleNamespace, package: Any, library: Path, erasure_files: dict[str, bytes]) -> None:
+    shelf, upload = package("shelf"), library.parent / "upload"
+    upload.mkdir()
+    for name, content in {**erasure_files, "bad": b"no"}.items():
+        (upload / f"{name}.safetensors").write_bytes(content)
+    (upload / "code.pt").write_bytes(b"no")
+    assert "ball-2 was imported" in shelf.import_file(upload / "ball.safetensors", "")
+    for name in ("other.safetensors", "bad.safetensors", "code.pt", "missing.safetensors"):
+        with pytest.raises(ErasureError):
+            shelf.import_file(upload / name, "ball")
+
+
+def test_passwords_of_the_host_cover_the_routes(host: SimpleNamespace, package: Any, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    routes = package("routes")
+    assert routes.passwords() == {}
+    host.shared.cmd_opts.gradio_auth = "a:1,b:2:3"
+    (tmp_path / "more").write_text("c:4\n")
+    host.shared.cmd_opts.gradio_auth_path = str(tmp_path / "more")
+    assert routes.passwords() == {"a": "1", "b": "2:3", "c": "4"}
+    host.shared.cmd_opts.api_auth = "me:secret"
+    assert routes.passwords() == {"me": "secret"}
+    ask = SimpleNamespace
+    routes.check(ask(username="me", password="secret"))
+    for wrong in (
+        None,
+        ask(username="me", password="x"),
+        ask(username="you", password="secret"),
+        ask(username="", password=""),
+    ):
+        with pytest.raises(routes.HTTPException):
+            routes.check(wrong)
