@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 
 from erasure_core import Concept, DeltaSet, erase
@@ -9,7 +12,24 @@ from erasure_core.boundary import Exploration, ExploreSettings, explore
 from erasure_core.hosts.diffusers import DiffusersModel
 
 CONCEPT = Concept(("ball", "sphere"), None, ("a red box", "a cat"))
-QUICK = {"seconds": None, "calls": 6000, "states": 2, "look": 4}
+QUICK = {"seconds": None, "calls": 4000, "states": 2, "look": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_searches() -> Iterator[None]:
+    """Searches of a few steps: what they find on random weights means nothing, that they run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            ("genetic", "GENERATIONS", 10),
+            ("genetic", "POPULATION", 60),
+            ("genetic", "SURVIVORS", 20),
+            ("prefix", "STEPS", 10),
+            ("inversion", "STEPS", 10),
+            ("self_check", "ROUNDS", 1),
+            ("self_check", "STEPS", 4),
+        ):
+            patch.setattr(sys.modules[f"erasure_core.boundary.searches.{module}"], name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,144 @@
+"""The report card, its page, the loop, and both commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONCEPT
+from safetensors.torch import load_file
+
+from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
+from erasure_core.__main__ import main
+from erasure_core.boundary import ExploreSettings
+from erasure_core.boundary.harden import harden, widened
+from erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report, share_of
+from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
+from erasure_core.errors import InvalidConcept, InvalidFile
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.closed_form import ClosedFormSettings
+from erasure_core.methods.esd import EsdSettings
+
+QUICK = ReportSettings(seconds=3.0, states=2, steps=2)
+
+
+@pytest.fixture(scope="module")
+def card(pico_models: dict[str, DiffusersModel], change: DeltaSet) -> ReportCard:
+    files = [Subjected("whole", change), Subjected("<i>half</i>", change, 0.5)]
+    return report(pico_models["sd1"], CONCEPT, files, QUICK)
+
+
+def test_measures_every_file(card: ReportCard) -> None:
+    assert [file.name for file in card.files] == ["whole", "<i>half</i>"]
+    for file in card.files:
+        assert {"named", "vocabulary"} <= file.leak.keys() and "named" in file.yardstick
+        assert file.retention.keys() == {"kept prompts", "look-alikes", "attributes"}
+        assert [strength for strength, _, _ in file.sweep] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+        assert all(0 <= share.low <= share.share <= share.high <= 1 for share in file.leak.values())
+        assert file.verdict and all(value >= 0 for _, value in file.drift)
+    assert card.files[0].sweep[0][2] == 1.0  # at strength 0 everything is kept
+    whole, half = (file.change["kept prompts"] for file in card.files)
+    assert whole > half > 0
+
+
+def test_page_holds_everything_and_escapes(card: ReportCard) -> None:
+    page = report_page(card)
+    assert "<i>half</i>" not in page and "&lt;i&gt;half&lt;/i&gt;" in page and "<script" not in page
+    assert "does not withstand an attacker who has the weights" in page.casefold()
+    pictures = re.findall(r'src="(data:image/png;base64,[^"]+)"', page)
+    assert len(pictures) == 3 * len(card.strips) and len(card.strips) > 4
+    assert page.count("<svg") == 4
+
+
+def test_writes_and_merges(card: ReportCard, pico: DiffusersModel, tmp_path: Path) -> None:
+    assert {path.name for path in write_report(card, tmp_path)} == {
+        "report.html", "report.json", "map_1.html", "map_2.html",
+    }  # fmt: skip
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert content["files"][0]["leak"]["named"]["count"] == 10 and content["limits"]
+    path = tmp_path / "ball.safetensors"
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
+    before = load_file(path)
+    merge_into_manifest(path, card)
+    after, manifest = load_file(path), read_erasure(path).manifest
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert manifest is not None and manifest.measured["report_card"]["threat_model"] == list(card.limits)
+
+
+def test_needs_a_manifest_to_merge_into(card: ReportCard, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "plain.safetensors"
+    save_file({"lora_unet_x.diff": torch.zeros(1, 1)}, path)
+    with pytest.raises(InvalidFile, match="no manifest"):
+        merge_into_manifest(path, card)
+
+
+def test_explicit_concepts_are_not_painted(pico: DiffusersModel, change: DeltaSet) -> None:
+    nude = Concept(("nudity",), keep=("a photo of a child", "a cat"))
+    files = [Subjected("x", change)]
+    hidden = report(pico, nude, files, QUICK)
+    assert hidden.explicit and not any(strip.kind == "erased" for strip in hidden.strips)
+    assert not any("child" in strip.prompt for strip in hidden.strips)
+    shown = report(pico, nude, files, replace(QUICK, explicit=True))
+    assert any(strip.kind == "erased" for strip in shown.strips)
+    with pytest.raises(InvalidConcept, match="does not start"):
+        report(pico, Concept(("nude", "child")), files, QUICK)
+
+
+def test_intervals() -> None:
+    share = share_of([True] * 30 + [False] * 70)
+    assert share.share == 0.3 and 0.2 < share.low < 0.25 and 0.36 < share.high < 0.42
+    assert share_of([]).count == 0
+
+
+def test_hardening_goes_on_from_the_same_change(pico: DiffusersModel) -> None:
+    search = ExploreSettings(seconds=None, calls=2500, states=2, look=0, levels="lexical+vocabulary")
+    settings = EsdSettings(steps=3, trajectories=10, trajectory_steps=2)
+    seen = []
+    erasure, history, rounds = harden(
+        pico, CONCEPT, 2, "esd", settings, search, notify=lambda number, found: seen.append(number)
+    )
+    assert len(history.losses) == 3 and seen == list(range(1, len(rounds) + 1))
+    manifest = erasure.manifest
+    assert manifest.settings["harden"] == [{"leaking": r.leaking, "tried": r.tried, "added": r.added} for r in rounds]
+    added = tuple(word for one in rounds for word in one.added)
+    assert manifest.words == (*CONCEPT.words, *added)
+
+
+def test_without_rounds_it_is_an_erasure(pico: DiffusersModel) -> None:
+    plain = erase(pico, CONCEPT, "closed_form", ClosedFormSettings())[0]
+    same, _, rounds = harden(pico, CONCEPT, 0, "closed_form", ClosedFormSettings())
+    assert same.manifest == plain.manifest and rounds == ()
+    harden(pico, Concept(("naked child",)), 0, "closed_form")  # erasing is never refused
+    with pytest.raises(InvalidConcept, match="does not start"):
+        harden(pico, Concept(("naked child",)), 1, "closed_form")
+
+
+def test_widening_never_touches_what_is_kept() -> None:
+    concept = Concept(("ball",), "box", ("a red orb", "a cat"))
+    assert widened(concept, ["orb", "BOX", "globe", "Ball", "cat"]).words == ("ball", "globe", "Ball")
+
+
+def test_commands(pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = str(pico_folders["sd1"]), str(tmp_path / "ball.safetensors")
+    erasing = ["erase", "--model", model, "--concept", "ball", "--method", "closed_form", "--out", file]
+    assert main([*erasing, "--harden", "1", "--harden-budget", "2s"]) == 0
+    assert "Round 1:" in capsys.readouterr().err
+    out = tmp_path / "found"
+    asked = ["explore", "--model", model, "--erasure", file, "--calls", "1500", "--states", "2", "--out", str(out)]
+    assert main([*asked, "--levels", "lexical", "--look", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "ball" in told["summary"] and all(Path(path).exists() for path in told["files"])
+    card = tmp_path / "card"
+    measured = ["report", "--model", model, "--erasure", file, "--budget", "2s", "--states", "2", "--merge"]
+    assert main([*measured, "--no-pictures", "--out", str(card)]) == 0
+    assert (card / "report.html").exists() and "report_card" in read_erasure(Path(file)).manifest.measured  # type: ignore[union-attr]
+    assert main(["explore", "--model", model, "--concept", "naked child", "--out", str(out)]) == 3
+    assert "does not start" in capsys.readouterr().err
+    assert main(["explore", "--model", model, "--out", str(out)]) == 3
+    assert "give --concept" in capsys.readouterr().err
