@@ -110,7 +110,8 @@ class _Explorer:
         try:
             chosen = self.settings.levels.split("+")
             for level in LADDER:
-                if level.name in chosen:
+                # Even the smallest budget tries the concept's own words.
+                if level.name in chosen and not (self.points and self.subject.stopped()):
                     self._climb(level, chosen)
             self._look()
         except Cancelled:
@@ -137,7 +138,7 @@ class _Explorer:
         for batch in level.search(self.field):
             self._score([candidate for candidate in batch if self._is_new(candidate)])
             self._tell(level.name)
-            if self.subject.stopped():
+            if self.points and self.subject.stopped():
                 return
 
     def _is_new(self, candidate: Candidate) -> bool:
