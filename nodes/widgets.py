@@ -55,7 +55,8 @@ def _widget(setting: Field[Any], hint: Any) -> Any:
     if _is_optional(hint):
         help_text += f" {meta['low']:g} switches it off."
         default = meta["low"] if default is None else default
-    help_text += f" From {meta['low']:g} to {meta['high']:g}."
+    kind = "d" if plain is int else "g"
+    help_text += f" From {plain(meta['low']):{kind}} to {plain(meta['high']):{kind}}."
     if plain is int:
         return io.Int.Input(
             setting.name,
