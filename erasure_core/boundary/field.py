@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,9 +47,17 @@ class Field:
         return torch.Generator().manual_seed(derived(self.seed, number))
 
     def own_tokens(self) -> set[int]:
-        """The tokens of the concept's words, which a search for unnamed words must not use."""
+        """The tokens that are a word of the concept, which a search for unnamed words must not use.
+
+        Of words that have several tokens none is forbidden, since each of them may begin other words.
+        """
         words = [spelled for word in self.concept.words for spelled in (word, word.capitalize())]
-        return {token for row in self.subject.model.tokenize(words) for token in row}
+        return {row[0] for row in self.subject.model.tokenize(words) if len(row) == 1}
+
+    def names(self, text: str) -> bool:
+        """Whether a text holds one of the concept's words."""
+        folded = text.casefold()
+        return any(re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", folded) for word in self.concept.words)
 
     def vocabulary(self) -> Tensor:
         """The token ids that searches may use: all but the concept's own and the last two, CLIP's begin and end."""
@@ -61,7 +70,7 @@ class Field:
         as too long, as nothing, or with the concept's own words in it."""
         text = self.subject.model.detokenize(ids)
         row = self.subject.model.tokenize([text])[0] if text else []
-        if not row or not self.subject.fits(row) or self.own_tokens() & set(row):
+        if not row or not self.subject.fits(row) or self.names(text):
             return None
         return Candidate(text, origin)
 

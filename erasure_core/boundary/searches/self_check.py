@@ -47,10 +47,9 @@ def self_checks(field: Field) -> Iterator[list[Candidate]]:
 
 
 def _candidates(field: Field, texts: list[str], free: bool) -> list[Candidate]:
-    model, own = field.subject.model, field.own_tokens()
-    rows = model.tokenize([text or "?" for text in texts])
+    rows = field.subject.model.tokenize([text or "?" for text in texts])
     return [
         Candidate(text, "self-check")
         for text, row in zip(texts, rows, strict=True)
-        if text and field.subject.fits(row) and not (free and own & set(row))
+        if text and field.subject.fits(row) and not (free and field.names(text))
     ]

@@ -47,7 +47,8 @@ def _by_embedding(field: Field) -> Tensor:
     """All token ids, nearest to the concept's own tokens first."""
     table = field.subject.tables[0].float()
     ids = field.vocabulary().to(table.device)
-    own = torch.tensor(sorted(field.own_tokens()), device=table.device)
+    rows = field.subject.model.tokenize(list(field.concept.words))
+    own = torch.tensor(sorted({token for row in rows for token in row}), device=table.device)
     centred = F.normalize(table - table.mean(0), dim=1)
     nearness = (centred[ids] @ centred[own].T).amax(1)
     return ids[nearness.argsort(descending=True)].cpu()
@@ -77,5 +78,5 @@ def _words(field: Field, ids: list[int]) -> list[Candidate]:
     model = field.subject.model
     texts = [model.detokenize([token]) for token in ids]
     typed = model.tokenize([text or "?" for text in texts])
-    whole = [text for text, token, row in zip(texts, ids, typed, strict=True) if row == [token]]
+    whole = [t for t, token, row in zip(texts, ids, typed, strict=True) if row == [token] and not field.names(t)]
     return [Candidate(f"a {word}", "vocabulary", word) for word in whole if any(c.isalnum() for c in word)]
