@@ -108,6 +108,10 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
         if key.startswith("adam."):
             _, index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
+    moved = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        if any(entry[name].shape != moved[index].shape for name in ("exp_avg", "exp_avg_sq")) or "step" not in entry:
+            raise ValueError(f"the optimiser's state of parameter {index} is not whole")
     trainer.optimizer.load_state_dict(state)
     for name, roles in trainer.pool_roles().items() if any(key.startswith("pool.") for key in tensors) else ():
         prefix = f"pool.{name}."

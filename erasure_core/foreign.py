@@ -6,7 +6,7 @@ change is their difference to the base model, so the base they were made on is n
 
 from __future__ import annotations
 
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from .errors import InvalidFile, WrongBase
 from .layers import is_text
 from .model import LoadedModel
 from .naming import ldm_paths
-from .safe_files import MAX_SIZE, check_regular, read_header, read_tensors
+from .plain_weights import load_weights
+from .safe_files import read_header
 from .strict_json import parse_json
 
 PREFIXES = ("module.", "unet.", "model.diffusion_model.", "diffusion_model.", "base_model.model.")
@@ -28,10 +29,12 @@ FACTORS = {
     ".lora_B.weight": "up",
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
 }
 ALPHA = ".alpha"
-MAX_FOLDERS = 1000
-"""Dictionaries that are looked into."""
 MAX_NOTE = 10_000
 UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
 FAR = 0.9
@@ -66,78 +69,11 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
         InvalidFile: unreadable, unsafe, or no weights of this model's UNet in it.
         WrongBase: the weights belong to another base.
     """
-    tensors, metadata = _load(path)
+    tensors, metadata = load_weights(path)
     tensors = _plain_names(path, tensors)
     if any(name.endswith(tuple(FACTORS)) for name in tensors):
         return _from_factors(path, tensors, _stated_alpha(path, metadata), model)
     return _from_weights(path, tensors, model, others)
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file of any kind."""
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    _check_pickle(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InvalidFile(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    except Exception as error:  # the unpickler raises its own types, among them for code it refuses to run
-        raise InvalidFile(f"{path} is damaged, or holds more than weights; only plain weights are read.") from error
-    flat = _flat(content)
-    if not flat:
-        raise InvalidFile(f"{path} holds no weights.")
-    for name, tensor in flat.items():
-        _check_plain(path, name, tensor)
-    return flat, {}
-
-
-def _check_pickle(path: Path) -> None:
-    """Refuse what would take more memory than its size on disk says: torch never compresses.
-
-    Raises:
-        InvalidFile: too large, or compressed.
-    """
-    size = check_regular(path)
-    if size > MAX_SIZE:
-        raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > size:
-                raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
-
-
-def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
-    """Pickles can hold tensors that claim terabytes (strides of 0) or are not made of plain numbers.
-
-    Raises:
-        InvalidFile: it is such a tensor, or holds values that are not finite.
-    """
-    plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
-    if not plain or tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InvalidFile(f"{path} holds {name[:80]!r} in a form that weights do not have; it cannot be converted.")
-    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-        raise InvalidFile(f"{path} holds values that are not finite (in {name[:80]!r}); it cannot be converted.")
-
-
-def _flat(content: object) -> dict[str, Tensor]:
-    """Tensors of nested dictionaries, such as {"unet": {...}} or {"state_dict": {...}}."""
-    found: dict[str, Tensor] = {}
-    waiting: list[tuple[object, str, int]] = [(content, "", 0)]
-    for _ in range(MAX_FOLDERS):  # one dictionary may be in itself, or in a thousand others
-        if not waiting:
-            break
-        folder, prefix, depth = waiting.pop(0)
-        for key, value in folder.items() if isinstance(folder, Mapping) else ():
-            if isinstance(value, Tensor):
-                found[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and depth < 3:
-                waiting.append((value, "" if key == "state_dict" else f"{prefix}{key}.", depth + 1))
-    return found
 
 
 def _plain_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,6 +84,9 @@ def _plain_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         while stripped:
             stripped = any(name.startswith(prefix) for prefix in PREFIXES)
             name = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+        # diffusers' first form, in which the attention's processor held the factors
+        name = re.sub(r"\.processor\.(to_[qkv])_lora\.(down|up)\.weight$", r".\1.lora.\2.weight", name)
+        name = re.sub(r"\.processor\.to_out_lora\.(down|up)\.weight$", r".to_out.0.lora.\1.weight", name)
         if name in plain:
             raise InvalidFile(f"{path} holds {name[:80]!r} twice, under different prefixes; it cannot be converted.")
         plain[name] = tensor
