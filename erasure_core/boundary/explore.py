@@ -171,7 +171,7 @@ class _Explorer:
                     leak=round(score.leak, 5),
                     residual=round(score.residual, 5),
                     leaks=leaks,
-                    hidden=leaks and similarity < HIDDEN_BELOW,
+                    hidden=leaks and candidate.is_text and similarity < HIDDEN_BELOW,
                 )
             )
 

@@ -43,6 +43,7 @@ def test_finds_without_being_given_words(explored: Exploration) -> None:
 
 def test_what_no_text_reaches_cannot_be_erased_in_another_round(explored: Exploration) -> None:
     typed = {point.origin: bool(point.word) for point in explored.points}
+    assert not any(point.hidden for point in explored.points if not point.word)
     assert not typed["inversion"] and not typed["closed form"] and typed["vocabulary"] and typed["prefix"]
 
 
