@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,8 +38,12 @@ def save_unfinished(
     layers = select(model.layers(), settings.layers)
     mine = json.loads(identity(model, concept, method.name, settings, layers))
     found = json.loads(metadata.get("identity", "{}"))
-    if {name: found.get(name) for name in mine} != mine:
+    # The trainer may have added prompts to keep; all that was asked for must be the same.
+    learned = found.get("concept", {})
+    same = {name: found.get(name) for name in ("method", "settings", "base")}
+    if same | {"words": learned.get("words")} != {name: mine[name] for name in same} | {"words": list(concept.words)}:
         raise InvalidFile(f"{checkpoint} belongs to a training with another concept, method, settings or model.")
+    concept = replace(concept, keep=tuple(learned["keep"]))
     steps = int(metadata["step"])
     if not steps:
         raise InvalidSettings("The training was stopped before its first step; there is nothing to save.")

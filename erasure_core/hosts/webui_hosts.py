@@ -144,12 +144,12 @@ class ForgeHost:
 
     def clean(self) -> None:
         """Take every patch off the weights; the host puts those it needs back at its next generation."""
+        # Unloaded first: the host patches when it loads, and takes a patcher that it knows as loaded for patched.
+        _memory().unload_all_models()
         for patcher in (self.sd_model.forge_objects_original.unet, self.sd_model.forge_objects_original.clip.patcher):
             loader = getattr(patcher, "lora_loader", None)
             if loader is not None:
                 loader.refresh(lora_patches={}, offload_device=patcher.offload_device)
-        if not hasattr(self.sd_model.forge_objects_original.unet, "lora_loader"):
-            _memory().unload_all_models()
 
     def base_parameter(self, module: nn.Module, leaf: str) -> Tensor:
         weight = self._backups().get((id(module), leaf))

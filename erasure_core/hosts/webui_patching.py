@@ -16,12 +16,31 @@ from .webui_hosts import ForgeHost
 from .webui_slots import Applied, PatchView, Slot, key_of, summed
 from .webui_swap import exchange, exchanged, forget_all, restore, without_lora
 
-MIN_EFFECT = 1e-3
-"""Least share of a change that must be found in a patched weight; half precision rounds far less away."""
+MIN_EFFECT = 0.5
+"""Least share of a change that must be found in the patched weights. 16 bits round far less away, 8 bits all of it."""
+MIN_EFFECT_AMONG_OTHERS = 1e-3
+"""As ``MIN_EFFECT`` where LoRAs change the same weights, maybe the other way."""
 
 
 class PatchFailed(ModelError):
     """An erasure did not get onto the model; no picture may be made."""
+
+
+class Effect:
+    """How much of a change is found in weights: <after - before, change> / <change, change> over all of them."""
+
+    def __init__(self) -> None:
+        self.found, self.whole = 0.0, 0.0
+
+    @torch.no_grad()
+    def add(self, after: Tensor, before: Tensor, change: Tensor) -> None:
+        moved = after.detach().float().cpu() - before.detach().float().cpu()
+        self.found += float((moved.double() * change).sum())
+        self.whole += float(change.double().square().sum())
+
+    @property
+    def share(self) -> float:
+        return self.found / self.whole if self.whole else 1.0
 
 
 @dataclass
@@ -48,15 +67,27 @@ class SwapPatcher:
         return str(getattr(self.model.sd_model, "sd_model_checkpoint", ""))
 
     def apply(self, wanted: Sequence[Applied]) -> None:
-        """Make the model paint with exactly these erasures."""
+        """Make the model paint with exactly these erasures.
+
+        Raises:
+            PatchFailed: the weights are too coarse to hold the change; the model is as the host made it.
+        """
         if self.in_effect(wanted):
             return
         self.clear()
-        places = []
+        places, effect = [], Effect()
         for text in (False, True):
             for slot, change in summed(wanted, self.view.slots, text):
-                places.append((slot.module, slot.leaf, exchange(slot.module, slot.leaf, slot.owner, change)))
+                patched = exchange(slot.module, slot.leaf, slot.owner, change)
+                places.append((slot.module, slot.leaf, patched))
+                effect.add(patched, self.model.host.base_parameter(slot.module, slot.leaf), change)
         self.state = _State(key_of(wanted), self._checkpoint(), places)
+        if effect.share < MIN_EFFECT:
+            self.clear()
+            raise PatchFailed(
+                f"The model's weights are stored so coarsely that only {effect.share:.0%} of the erasure would be "
+                "left; load it in 16 or 32 bits."
+            )
 
     def in_effect(self, wanted: Sequence[Applied]) -> bool:
         """Whether exactly these erasures are on the model now. Cheap: asked at every sampling step."""
@@ -139,7 +170,7 @@ class ForgePatcher:
         # After another generation the host may have patched anew: then the weights are others, and checked again.
         if seen is not None and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
             return True
-        if not all(self._holds(slot, change) for slot, change in changes):
+        if self._effect(changes) < (MIN_EFFECT_AMONG_OTHERS if _shares(side) else MIN_EFFECT):
             return False
         self._checked[text] = [(slot.module, slot.leaf, _now(slot)) for slot, _ in changes]
         return True
@@ -150,14 +181,15 @@ class ForgePatcher:
             cached = self._sums[text] = (key, summed(wanted, self.view.slots, text))
         return cached[1]
 
-    @torch.no_grad()
-    def _holds(self, slot: Slot, change: Tensor) -> bool:
-        """Whether a weight differs from its backup along the change. LoRAs may add to it, but hardly cancel it."""
-        now, before = _now(slot), self.host.base_parameter(slot.module, slot.leaf)
-        if now is before:
-            return not change.any()
-        moved = now.detach().float().cpu() - before.detach().float().cpu()
-        return bool((moved * change).sum() >= MIN_EFFECT * change.square().sum() and moved.any())
+    def _effect(self, changes: Sequence[tuple[Slot, Tensor]]) -> float:
+        """How much of the changes the weights hold, against the host's backup; 0 if one is not changed at all."""
+        effect = Effect()
+        for slot, change in changes:
+            now, before = _now(slot), self.host.base_parameter(slot.module, slot.leaf)
+            if change.any() and now is before:
+                return 0.0
+            effect.add(now, before, change)
+        return effect.share
 
     def clear(self) -> None:
         """Nothing of ours outlives a generation but caches; the host takes its patches off by itself."""
@@ -197,6 +229,13 @@ def _add(patcher: Any, changes: Sequence[tuple[Slot, Tensor]], name: str) -> Non
     taken = set(patcher.add_patches(**options))
     if taken != set(patches):
         raise PatchFailed(f"The host accepted {len(taken)} of {len(patches)} changes of the erasure.")
+
+
+def _shares(patcher: Any) -> bool:
+    """Whether others patch the same model: a loader's patches by file, or several patches of one weight."""
+    if hasattr(patcher, "lora_patches"):
+        return len(patcher.lora_patches) > 1
+    return any(len(patches) > 1 for patches in patcher.patches.values())
 
 
 def _descends(side: Any, ours: Any) -> bool:

@@ -224,6 +224,7 @@ class Objects:
 
 memory = types.ModuleType("backend.memory_management")
 memory.load_model_gpu = lambda patcher: patcher.lora_loader.refresh(patcher.lora_patches)  # type: ignore[attr-defined]
+memory.unload_all_models = lambda: None  # type: ignore[attr-defined]
 
 
 class Processing:

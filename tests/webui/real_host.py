@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 300
+START_SECONDS = 600
 CPU = {
     "a1111": ["--no-half", "--precision", "full", "--use-cpu", "all", "--do-not-download-clip"],
     "forge": ["--always-cpu", "--all-in-fp32"],

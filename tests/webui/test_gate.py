@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from erasure_core.delta import DeltaSet, DenseDelta
 from erasure_core.erasing import applied
 from erasure_core.erasure_file import read_erasure
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.webui_patching import PatchFailed
+from erasure_core.hosts.webui_slots import Applied
 from erasure_core.profile import make_profile, write_profile
 
 PROMPT = "a red ball"
@@ -340,3 +343,24 @@ def test_infotext_tells_what_was_erased(web: SimpleNamespace, library: Path) -> 
 def test_a_model_that_nobody_asked_to_change_is_left_alone(web: SimpleNamespace) -> None:
     generate(web)
     assert not web.session.SESSION.touched()
+
+
+def test_weights_too_coarse_for_the_change_give_no_picture(a1111: SimpleNamespace, library: Path) -> None:
+    # An 8-bit weight plus a small change rounds back to itself.
+    fakes.Processing.cached_c[:] = [None, None]
+    model = a1111.session.SESSION.patcher().model
+    for name, layer in model.layers().items():
+        if name.startswith("unet."):
+            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    a1111.session.SESSION.model_was_loaded(a1111.model)
+    patcher = a1111.session.SESSION.patcher()
+    small = Applied(
+        "small", "x", DeltaSet({n: _small(m) for n, m in model.layers().items() if n.endswith("attn2.to_k")})
+    )
+    with pytest.raises(PatchFailed, match="so coarsely"):
+        patcher.apply([Applied("small", "digest", small)])
+    assert patcher.in_effect([])
+
+
+def _small(layer: Any) -> DenseDelta:
+    return DenseDelta(1e-4 * torch.ones(layer.weight.shape))
