@@ -354,9 +354,7 @@ def test_weights_too_coarse_for_the_change_give_no_picture(a1111: SimpleNamespac
             layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
     a1111.session.SESSION.model_was_loaded(a1111.model)
     patcher = a1111.session.SESSION.patcher()
-    small = Applied(
-        "small", "x", DeltaSet({n: _small(m) for n, m in model.layers().items() if n.endswith("attn2.to_k")})
-    )
+    small = DeltaSet({name: _small(layer) for name, layer in model.layers().items() if name.endswith("attn2.to_k")})
     with pytest.raises(PatchFailed, match="so coarsely"):
         patcher.apply([Applied("small", "digest", small)])
     assert patcher.in_effect([])
