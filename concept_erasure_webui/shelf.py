@@ -36,7 +36,12 @@ def chosen(name: str | None) -> Path:
 
 
 def rename(name: str | None, new: str) -> str:
-    """Give a file another name; returns a message. Raises as ``chosen``, or OutputError if the name is taken."""
+    """Give a file another name; returns a message.
+
+    Raises:
+        ErasureError: nothing chosen, a name that is taken, or others use this web UI (a safety profile names files).
+    """
+    places.refuse_if_open_to_others("Renaming")
     path = chosen(name)
     if not new.strip():
         raise InvalidSettings("Write the new name.")

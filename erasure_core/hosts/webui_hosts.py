@@ -122,7 +122,9 @@ class ForgeHost:
         sampling: Any = getattr(k_model, "predictor", None)
         if sampling is None:
             sampling = k_model.model_sampling
-            kind = str(getattr(getattr(k_model, "model_type", None), "name", "EPS"))
+            # Forge classic exchanges this object for v-prediction models and leaves the model's own type as it was.
+            kinds = {parent.__name__ for parent in type(sampling).__mro__}
+            kind = next((kind for kind in ("V_PREDICTION", "EPS") if kind in kinds), "unknown")
         else:
             kind = str(sampling.prediction_type)
         sigmas = torch.as_tensor(sampling.sigmas).detach().double().cpu()

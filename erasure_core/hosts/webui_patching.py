@@ -245,5 +245,7 @@ def _descends(side: Any, ours: Any) -> bool:
     if hasattr(ours, "lora_patches"):
         return side.model is ours.model and set(ours.lora_patches) <= set(side.lora_patches)
     return side.model is ours.model and all(
-        any(patch in side.patches.get(key, []) for patch in wanted) for key, wanted in ours.patches.items()
+        any(patch is kept for kept in side.patches.get(key, []))
+        for key, wanted in ours.patches.items()
+        for patch in wanted
     )

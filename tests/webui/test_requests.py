@@ -125,7 +125,11 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
     with pytest.raises(ErasureError, match="Tick the box"):
         shelf.delete("sphere", False)
     a1111.shared.cmd_opts.webui_is_non_local = True
-    for forbidden in (lambda: shelf.delete("sphere", True), lambda: shelf.save_profile("p", ["sphere"], 1.0)):
+    for forbidden in (
+        lambda: shelf.delete("sphere", True),
+        lambda: shelf.rename("sphere", "ball"),
+        lambda: shelf.save_profile("p", ["sphere"], 1.0),
+    ):
         with pytest.raises(ErasureError, match="open to others"):
             forbidden()
     a1111.shared.cmd_opts.webui_is_non_local = False
