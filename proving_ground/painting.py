@@ -17,7 +17,7 @@ from .tokens import MODEL_DIR
 
 BATCH = 64
 STEPS = 25
-GUIDANCE = 5.0
+GUIDANCE = 2.5
 
 
 def load_model(folder: Path = MODEL_DIR) -> DiffusersModel:

@@ -16,10 +16,13 @@ from .latents import SCENES, encoded_scenes, training_scenes
 from .loop import train
 from .state import load_average
 
-STEPS = 10_000
+STEPS = 15_000
 BATCH = 64
 PEAK_RATE = 1e-3
 DROPPED_CAPTIONS = 0.1
+PLAIN_FROM = 10_000
+"""Step from which every noise level counts alike. Before, min-SNR weights let shapes come first; kept to the end, they
+leave colours and styles, which are settled where noise is faint, at nine and eight of ten right."""
 MIN_SNR_GAMMA = 5.0
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -81,7 +84,8 @@ def train_unet(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = model(noisy, t, encoder_hidden_states=text).sample
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        return (min_snr_weight(alphas[t]) * errors).mean()
+        weights = min_snr_weight(alphas[t]) if step < PLAIN_FROM else 1.0
+        return (weights * errors).mean()
 
     complete = train("unet", model, loss_at, steps, peak_rate=PEAK_RATE, decay=0.9995, deadline=deadline)
     return model.eval(), complete
