@@ -17,7 +17,7 @@ from ..erasure_core.erasure_file import read_erasure, write_erasure
 from ..erasure_core.errors import InvalidFile, ModelError
 from ..erasure_core.foreign import looks_foreign, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, parse_blocks
+from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, parse_blocks
 from ..erasure_core.library import read_manifest
 from ..erasure_core.safe_files import write_bytes
 from .badge import badge_of
@@ -161,11 +161,11 @@ class ApplyErasure(io.ComfyNode):
 def apply_item(
     model: Any, clip: Any, item: Item, strengths: Strengths, allow_other_base: bool = False
 ) -> tuple[Any, Any]:
-    """MODEL and CLIP with one erasure on them, checked against them before; raises as ``bind`` and ``apply_deltas``."""
+    """MODEL and CLIP with one erasure on them, checked before; raises as ``bound`` and ``apply_deltas``."""
     if clip is None and any(name.startswith("lora_te") for name in item.stored.changes):
         raise ModelError(f"{item.stored.path.name} changes the text encoder: connect CLIP as well.")
     loaded = ComfyModel(model, clip)
-    deltas = item.stored.bind(loaded, allow_other_base)
+    deltas = bound(item.stored, loaded, allow_other_base)
     return apply_deltas(loaded, deltas, replace(strengths, unet=item.unet, text=item.text))
 
 

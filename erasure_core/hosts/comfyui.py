@@ -157,6 +157,10 @@ class ComfyModel:
     def base_weight(self, name: str) -> Tensor:
         return self._weights_of(name).base(self.key(name))
 
+    def stored_at(self, name: str) -> int:
+        """The address of a layer's unpatched weight: another one after a model was loaded anew or moved."""
+        return self._weights_of(name).stored(self.key(name)).data_ptr()
+
     def weight(self, name: str) -> Tensor:
         return self._weights_of(name).effective(self.key(name))
 

@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from ..delta import Delta, DeltaSet, LowRankDelta
+from ..erasure_file import StoredErasure
 from ..errors import InvalidSettings, ModelError
 from ..layers import is_text
 from .comfyui import ComfyModel
 
 WRAPPER_KEY = "concept_erasure"
+_RECOGNISED: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+"""For each loaded network the bases it was found to be: what a manifest says of them, and where the weights lie."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,26 @@ def _check(model: ComfyModel, changed: list[str], strengths: Strengths) -> None:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in changed):
             example = next(iter(changed), "none")
             raise InvalidSettings(f"No changed layer fits the block weight {pattern!r}; the names look like {example}.")
+
+
+def bound(stored: StoredErasure, model: ComfyModel, allow_other_base: bool = False) -> DeltaSet:
+    """``stored.bind``, which reads all touched weights to recognise the base; that is done once for each loaded model.
+
+    Raises:
+        WrongBase: as ``bind``.
+    """
+    manifest = stored.manifest
+    if manifest is None or allow_other_base:
+        return stored.bind(model, allow_other_base)
+    network = (model.patcher or model.clip.patcher).model
+    known = _RECOGNISED.setdefault(network, set())
+    deltas = stored.bind(model, allow_other_base=True)
+    places = tuple(sorted(model.stored_at(name) for name in deltas))
+    seen = (manifest.base_fingerprint, tuple(manifest.base_sketch), places)
+    if seen not in known:
+        deltas = stored.bind(model)
+        known.add(seen)
+    return deltas
 
 
 def patch_of(delta: Delta) -> Any:

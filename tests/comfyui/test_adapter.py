@@ -11,12 +11,12 @@ import pytest
 import torch
 from fake_comfy import CLIP, VAE, Continuous, Interrupted, LoRAAdapter, ModelPatcher, Switches, loaded
 
-from erasure_core import Concept
+from erasure_core import Concept, erasure_file, read_erasure, write_erasure
 from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
 from erasure_core.erasing import applied, erase
-from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong
+from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong, WrongBase
 from erasure_core.hosts.comfyui import ComfyModel
-from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied, parse_blocks
+from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, is_applied, parse_blocks
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.methods import find_method
@@ -251,6 +251,26 @@ def test_a_key_that_does_not_take_stops_the_graph(oracle: DiffusersModel, monkey
     monkeypatch.setitem(model._keys, NAME, KEY + "x")
     with pytest.raises(ModelError, match="did not take"):
         apply_deltas(model, deltas, Strengths())
+
+
+def test_a_base_is_recognised_once_until_its_weights_move(
+    oracle: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = on_host(oracle)
+    model = ComfyModel(*parts, resolution=64)
+    erasure, _ = erase(model, BALL, "closed_form")
+    write_erasure(tmp_path / "ball.safetensors", erasure, model)
+    stored, asked = read_erasure(tmp_path / "ball.safetensors"), []
+    original = erasure_file.fingerprint
+    monkeypatch.setattr(erasure_file, "fingerprint", lambda *a: asked.append(1) or original(*a))
+    for _ in range(3):
+        bound(stored, ComfyModel(*parts, resolution=64))
+    assert len(asked) == 1
+    layer = model.layers()[NAME]
+    with torch.inference_mode():
+        layer._parameters["weight"] = torch.nn.Parameter(-layer._parameters["weight"])
+    with pytest.raises(WrongBase):
+        bound(stored, ComfyModel(*parts, resolution=64))
 
 
 def test_text_changes_need_clip(oracle: DiffusersModel) -> None:
