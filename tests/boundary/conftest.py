@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from erasure_core import Concept, DeltaSet, erase
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not make helpers importable
+
+from made_up import CONCEPT, QUICK
+
+from erasure_core import DeltaSet, erase
 from erasure_core.boundary import Exploration, ExploreSettings, explore
 from erasure_core.hosts.diffusers import DiffusersModel
-
-CONCEPT = Concept(("ball", "sphere"), None, ("a red box", "a cat"))
-QUICK = {"seconds": None, "calls": 4000, "states": 2, "look": 4}
 
 
 @pytest.fixture(scope="session", autouse=True)

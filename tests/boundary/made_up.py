@@ -1,13 +1,17 @@
-"""Explorations that no model made, for what shows them. With hostile texts, as a stranger's file could hold them."""
+"""What the tests of exploration share: a concept, and explorations that no model made, for what shows them. With hostile texts, as a stranger's file could hold them."""
 
 from __future__ import annotations
 
 import math
 import random
 
+from erasure_core import Concept
 from erasure_core.boundary.candidate import Point
 from erasure_core.boundary.exploration import Exploration, ordered
 
+CONCEPT = Concept(("ball", "sphere"), None, ("a red box", "a cat"))
+QUICK = {"seconds": None, "calls": 4000, "states": 2, "look": 4}
+"""Settings of a short search that depends on the seed alone."""
 HOSTILE = ("</script><script>window.broken = 1</script>", "<img src=x onerror='window.broken = 1'>", 'a & b \u2028 "c"')
 ORIGINS = ("vocabulary", "named", "misspelling", "genetic", "prefix", "self-check", "inversion")
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import CONCEPT, QUICK
+from made_up import CONCEPT, QUICK
 
 from erasure_core import Concept, DeltaSet, Report
 from erasure_core.boundary import Exploration, ExploreSettings, explore

@@ -7,14 +7,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from made_up import HOSTILE, made_up
 
 from erasure_core.boundary import Exploration

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONCEPT
+from made_up import CONCEPT
 from safetensors.torch import load_file
 
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure

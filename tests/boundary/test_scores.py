@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import CONCEPT
+from made_up import CONCEPT
 
 from erasure_core import Concept, DeltaSet, Silent
 from erasure_core.boundary.candidate import Candidate
