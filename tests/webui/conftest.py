@@ -60,6 +60,12 @@ def forge(host: types.SimpleNamespace, source: DiffusersModel) -> types.SimpleNa
     return host
 
 
+@pytest.fixture
+def classic(host: types.SimpleNamespace, source: DiffusersModel) -> types.SimpleNamespace:
+    host.shared.sd_model = host.model = fakes.ForgeModel(source, patcher=fakes.OldPatcher)
+    return host
+
+
 @pytest.fixture(scope="session")
 def erasure_files(pico_models: dict[str, DiffusersModel], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Content of three erasures of the pico model: of its UNet, of its text encoder, and of another base."""

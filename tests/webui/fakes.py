@@ -158,6 +158,67 @@ class Patcher:
         return set(taken)
 
 
+class OldPatcher:
+    """``ldm_patched``'s ``ModelPatcher`` (Forge classic, reForge): each clone has patches and a backup of its own."""
+
+    load_device = offload_device = torch.device("cpu")
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.patches: dict[str, list[Any]] = {}
+        self.backup: dict[str, nn.Parameter] = {}
+        self.refuses: set[str] = set()
+
+    def clone(self) -> OldPatcher:
+        other = OldPatcher(self.model)
+        other.patches, other.refuses = {key: list(kept) for key, kept in self.patches.items()}, self.refuses
+        return other
+
+    def add_patches(
+        self, patches: dict[str, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[str]:
+        known = {name for name, _ in self.model.named_parameters()} - self.refuses
+        for key in known & set(patches):
+            self.patches.setdefault(key, []).append((strength_patch, patches[key], strength_model))
+        return list(known & set(patches))
+
+    @torch.inference_mode()
+    def patch(self) -> None:
+        for key, kept in self.patches.items():
+            weight = self.backup[key] = self.model.get_parameter(key)
+            whole = weight + sum(strength * change for strength, (_, (change,)), _ in kept)
+            set_parameter(self.model, key, nn.Parameter(whole, requires_grad=False))
+
+    def unpatch(self) -> None:
+        for key, weight in self.backup.items():
+            set_parameter(self.model, key, weight)
+        self.backup = {}
+
+
+def load_model_gpu(patcher: Any) -> None:
+    """Forge refreshes its loader; its forks unpatch other clones of the same model and patch this one."""
+    if isinstance(patcher, Patcher):
+        patcher.lora_loader.refresh(patcher.lora_patches)
+    elif not any(entry.model is patcher for entry in memory.current_loaded_models):
+        for entry in [e for e in memory.current_loaded_models if e.model.model is patcher.model]:
+            entry.model.unpatch()
+            memory.current_loaded_models.remove(entry)
+        patcher.patch()
+        memory.current_loaded_models.append(types.SimpleNamespace(model=patcher))
+
+
+def unload_all_models() -> None:
+    while memory.current_loaded_models:
+        unloaded = memory.current_loaded_models.pop().model
+        if isinstance(unloaded, OldPatcher):
+            unloaded.unpatch()
+
+
+def set_parameter(root: nn.Module, key: str, weight: nn.Parameter) -> None:
+    path, _, leaf = key.rpartition(".")
+    root.get_submodule(path)._parameters[leaf] = weight
+
+
 class Loader:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.backup, self.loaded = model, {}, "[]"
@@ -169,19 +230,15 @@ class Loader:
         if wanted == self.loaded:
             return
         for key, weight in self.backup.items():
-            self._set(key, weight)
+            set_parameter(self.model, key, weight)
         self.backup = {}
         for (_, strength, _), patches in lora_patches.items():
             for key, (_, (change,)) in patches.items():
                 weight = self.model.get_parameter(key)
                 self.backup.setdefault(key, weight)
                 if not self.is_broken:
-                    self._set(key, nn.Parameter(weight + strength * change, requires_grad=False))
+                    set_parameter(self.model, key, nn.Parameter(weight + strength * change, requires_grad=False))
         self.loaded = wanted
-
-    def _set(self, key: str, weight: nn.Parameter) -> None:
-        path, _, leaf = key.rpartition(".")
-        self.model.get_submodule(path)._parameters[leaf] = weight
 
 
 class ForgeModel:
@@ -189,7 +246,7 @@ class ForgeModel:
 
     is_sd1, is_sd2, is_sdxl = True, False, False
 
-    def __init__(self, source: DiffusersModel, name: str = "one.safetensors") -> None:
+    def __init__(self, source: DiffusersModel, name: str = "one.safetensors", patcher: Any = Patcher) -> None:
         unet = nn.Module()
         unet.diffusion_model = LdmUnet(source.unet)
         sigmas = source.schedule.noise.double() / source.schedule.signal.double()
@@ -197,9 +254,10 @@ class ForgeModel:
         self.text_processing_engine = Engine(source.text_encoders[0], source.tokenizers[0])
         text = nn.Module()
         text.clip_l = self.text_processing_engine.wrapped.transformer
-        clip = types.SimpleNamespace(patcher=Patcher(text))
+        clip = types.SimpleNamespace(patcher=patcher(text))
         clip.clone = lambda: types.SimpleNamespace(patcher=clip.patcher.clone(), clone=clip.clone)
-        self.forge_objects = Objects(Patcher(unet), clip)
+        memory.current_loaded_models.clear()
+        self.forge_objects = Objects(patcher(unet), clip)
         self.forge_objects_original = self.forge_objects.shallow_copy()
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
         self.sd_checkpoint_info = Checkpoint(name)
@@ -223,8 +281,9 @@ class Objects:
 
 
 memory = types.ModuleType("backend.memory_management")
-memory.load_model_gpu = lambda patcher: patcher.lora_loader.refresh(patcher.lora_patches)  # type: ignore[attr-defined]
-memory.unload_all_models = lambda: None  # type: ignore[attr-defined]
+memory.load_model_gpu = load_model_gpu  # type: ignore[attr-defined]
+memory.unload_all_models = unload_all_models  # type: ignore[attr-defined]
+memory.current_loaded_models = []  # type: ignore[attr-defined]
 
 
 class Processing:

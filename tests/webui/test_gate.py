@@ -80,9 +80,9 @@ def _conditioning(p: fakes.Processing, host: SimpleNamespace) -> Tensor:
     return p.cached_c[1]
 
 
-@pytest.fixture(params=["a1111", "forge"])
+@pytest.fixture(params=["a1111", "forge", "classic"])
 def web(request: pytest.FixtureRequest, library: Path) -> SimpleNamespace:
-    """Either host, with the library filled."""
+    """Each kind of host, with the library filled."""
     fakes.Processing.cached_c[:] = [None, None]
     found: SimpleNamespace = request.getfixturevalue(request.param)
     found.kind = request.param
@@ -326,7 +326,7 @@ def test_unloading_leaves_the_model_as_the_host_made_it(web: SimpleNamespace) ->
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     generate(web, f"{PROMPT}<erase:ball>")
     web.gate.leave()
-    if web.kind == "forge":
+    if web.kind != "a1111":
         model.forge_objects = model.forge_objects_original.shallow_copy()
         model.prepare()
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
