@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,10 +51,12 @@ def command(pico_folders: dict[str, Path], tmp_path: Path) -> list[str]:
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
     """Every prediction raises, or is not a number."""
 
-    def predict(self: DiffusersModel, latents: torch.Tensor, *args: object) -> torch.Tensor:
+    original = DiffusersModel.predict
+
+    def predict(self: DiffusersModel, *args: Any) -> torch.Tensor:
         if error is not None:
             raise error
-        return torch.full_like(latents, float("nan"), requires_grad=torch.is_grad_enabled())
+        return original(self, *args) * float("nan")
 
     monkeypatch.setattr(DiffusersModel, "predict", predict)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,31 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pico import write_checkpoint, write_pico
+from random_changes import as_erasure, predict, random_deltas
 from safetensors.torch import load_file, save_file
 
-from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasure, write_erasure
+from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
 from erasure_core.algebra import dense, low_rank, merged, scaled
 from erasure_core.cli.main import main
-from erasure_core.delta import Delta, DenseDelta, LowRankDelta
-from erasure_core.fingerprint import fingerprint, sketch
+from erasure_core.delta import DenseDelta, LowRankDelta
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.layers import select
-
-
-def random_deltas(model: DiffusersModel, groups: str, seed: int, is_dense: bool = False) -> DeltaSet:
-    generator = torch.Generator().manual_seed(seed)
-    deltas: dict[str, Delta] = {}
-    for name, layer in select(model.layers(), groups).items():
-        delta = LowRankDelta.zero(layer.weight.shape, 3, generator)
-        delta.up.data.normal_(0, 0.2, generator=generator)
-        deltas[name] = DenseDelta(delta.change().detach()) if is_dense else delta
-    return DeltaSet(deltas)
-
-
-def predict(model: DiffusersModel, *parts: tuple[DeltaSet, float]) -> torch.Tensor:
-    z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([30, 700])
-    with applied(model, parts), torch.no_grad():
-        return model.predict(z, t, model.encode(["a red ball", "cat"]))
 
 
 @pytest.mark.parametrize("forms", [(False, False), (True, True), (False, True)])
@@ -73,22 +55,6 @@ def test_the_stated_error_is_the_error() -> None:
     found, error = low_rank(DeltaSet({"layer": change}), rank=4)
     missed = (found["layer"].change() - change.change()).norm() / change.change().norm()
     assert error == pytest.approx(float(missed), rel=1e-4) and 0.3 < error < 1
-
-
-def test_peft_reads_the_same_algebra() -> None:
-    """peft as the oracle: a LoRA layer with our factors computes what our hook computes."""
-    from peft import LoraConfig
-    from peft.tuners.lora import Linear as PeftLinear
-
-    base, delta = torch.nn.Linear(7, 5), LowRankDelta(torch.randn(3, 7), torch.randn(5, 3))
-    config = LoraConfig(r=3, lora_alpha=3)
-    theirs = PeftLinear(base, "default", config=config, r=3, lora_alpha=3)
-    theirs.lora_A["default"].weight.data = delta.down.data
-    theirs.lora_B["default"].weight.data = delta.up.data
-    x = torch.randn(4, 7)
-    with DeltaSet({"layer": delta}).attached({"layer": base}):
-        ours = base(x)
-    torch.testing.assert_close(theirs(x), ours - (ours - base(x)) + delta.output(base, x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
@@ -228,10 +194,7 @@ def test_a_baked_checkpoint_paints_as_with_the_erasure(
     path = write_checkpoint(tmp_path / "model.safetensors", folder)
     model = DiffusersModel.load(path)
     deltas = random_deltas(model, "full+text-encoder", 4)
-    names = deltas.changed()
-    known, _ = erase(model, Concept(("ball",), "box"), "closed_form")
-    manifest = replace(known.manifest, base_fingerprint=fingerprint(model, names), base_sketch=sketch(model, names))
-    write_erasure(tmp_path / "e.safetensors", Erasure(deltas, manifest), model, torch.float32)
+    write_erasure(tmp_path / "e.safetensors", as_erasure(model, deltas), model, torch.float32)
     out = tmp_path / "baked.safetensors"
     run_json(capsys, "bake", "--model", path, "--erasure", f"{tmp_path / 'e.safetensors'}:0.5", "--out", out)
     expected = predict(model, (deltas, 0.5))
@@ -239,3 +202,38 @@ def test_a_baked_checkpoint_paints_as_with_the_erasure(
     before, after = load_file(path), load_file(out)
     assert before.keys() == after.keys()
     assert any(torch.equal(before[key], after[key]) for key in before), "norms and the autoencoder stay as they are"
+
+
+def test_baking_keeps_each_tensors_type_and_refuses_what_it_cannot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = DiffusersModel.load(write_pico(tmp_path / "model", "sd1", real_vocabulary=True))
+    whole = load_file(write_checkpoint(tmp_path / "whole.safetensors", folder))
+    path, out, erasure = (tmp_path / f"{name}.safetensors" for name in ("small", "baked", "e"))
+    eighth = {k: t.to(torch.float8_e4m3fn) for k, t in whole.items() if k.endswith("attn2.to_k.weight")}
+    save_file({key: tensor.half() for key, tensor in whole.items()} | eighth, path)
+    model = DiffusersModel.load(path)
+    write_erasure(erasure, as_erasure(model, random_deltas(model, "cross-attention-kv", 4)), model)
+    result = run_json(capsys, "bake", "--model", path, "--erasure", erasure, "--out", out)
+    before, after = load_file(path), load_file(out)
+    changed = [key for key in before if not torch.equal(before[key].float(), after[key].float())]
+    assert result["changed"] == len(changed) > 0 and set(eighth) <= set(changed)
+    assert all(after[key].dtype == before[key].dtype for key in before)
+
+    huge = scaled(random_deltas(model, "full", 4), 1e7)
+    write_erasure(erasure, as_erasure(model, huge), model)
+    arguments = ["bake", "--model", path, "--erasure", erasure, "--out", tmp_path / "huge.safetensors"]
+    assert main([*map(str, arguments)]) == 3
+    assert "becomes too large for the type" in capsys.readouterr().err
+    assert not (tmp_path / "huge.safetensors").exists()
+
+
+def test_changes_that_cancel_out_are_no_erasure(
+    pico_folders: dict[str, Path], files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--model", str(pico_folders["sd1"]), "--out", str(tmp_path / "nothing.safetensors")]
+    assert main(["merge", f"{files[0]}:0", f"{files[1]}:0", *out]) == 3
+    assert "cancel out or are zero" in capsys.readouterr().err
+    assert main(["convert", str(files[0]), "--rank", "-1", *out]) == 3
+    assert "--rank is -1" in capsys.readouterr().err
+    assert not (tmp_path / "nothing.safetensors").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from pico import write_checkpoint, write_pico
 from safetensors.torch import load_file, save_file
 
-from erasure_core.errors import InvalidFile, ModelError
+from erasure_core.errors import ErasureError, InvalidFile, ModelError
 from erasure_core.hosts.diffusers import DiffusersModel
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -98,3 +100,50 @@ def test_damaged_and_foreign_files(both: tuple[DiffusersModel, Path], tmp_path: 
     (tmp_path / "cut").write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InvalidFile):
         DiffusersModel.load(tmp_path / "cut")
+
+
+def lying(rng: random.Random, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint with a few keys dropped, renamed, or of other shapes."""
+    changed = dict(tensors)
+    for key in rng.sample(sorted(changed), 3):
+        tensor = changed.pop(key)
+        kind = rng.choice(["drop", "rename", "empty", "vector", "longer", "turned", "type"])
+        if kind == "rename":
+            number = re.search(r"\d+", key)
+            changed[key.replace(number[0], "77", 1) if number else f"x{key}"] = tensor
+        elif kind != "drop":
+            changed[key] = {
+                "empty": tensor[:0],
+                "vector": tensor.flatten(),
+                "longer": torch.cat([tensor, tensor]),
+                "turned": tensor.movedim(0, -1),
+                "type": tensor.to(torch.int64),
+            }[kind].contiguous()
+    return changed
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_checkpoint_that_lies_is_refused_or_loaded_whole(
+    both: tuple[DiffusersModel, Path], tmp_path: Path, seed: int
+) -> None:
+    rng, tensors = random.Random(seed), load_file(both[1])
+    path = tmp_path / "x.safetensors"
+    save_file(lying(rng, tensors), path)
+    try:
+        read = DiffusersModel.load(path)
+    except ErasureError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        with torch.no_grad():
+            read.predict(torch.zeros(1, 4, 8, 8), torch.tensor([5]), read.encode([""]))
+
+
+def test_claims_beyond_the_files_size_take_no_memory(both: tuple[DiffusersModel, Path], tmp_path: Path) -> None:
+    """Ten thousand layers, each claimed by one small tensor, are refused before one of them is made."""
+    tensors = load_file(both[1])
+    layer = re.compile(r"(.*(?:layers|resblocks)\.)\d+(\..*)")
+    key, found = next((key, m) for key in tensors if (m := layer.match(key)))
+    tensors |= {f"{found[1]}{i}{found[2]}": tensors[key][:1].clone() for i in range(2, 10_000)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="blocks or layers of one kind"):
+        DiffusersModel.load(tmp_path / "x.safetensors")
