@@ -20,11 +20,11 @@ from .judge import Judge
 from .lexicon import CONCEPTS
 
 CONCEPT = "ball"
-COUNT = 48
+COUNT = 32
 """Pictures in each group."""
-GROUPS = ("named", "look-alikes", "kept")
+GROUPS = ("named", "kept")
 MOST_LEAK, LEAST_INTACT, LEAST_RETAINED = 0.2, 0.8, 0.8
-"""Bounds of the named words' leak, of sound pictures, and of retention as a share of the untouched model's."""
+"""Bounds of the named words' leak, and of sound pictures and retention as shares of the untouched model's."""
 FLIPS = ("erase", "keep", "guidance")
 """Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
 
@@ -36,13 +36,9 @@ def measured(model: PictureModel, judge: Judge, deltas: DeltaSet | None = None) 
 
 def bounded(found: Evaluation, untouched: Evaluation) -> list[Figure]:
     """The figures with the bounds that a working eraser holds."""
-    retained = [
-        replace(found.shares[name], target=LEAST_RETAINED * untouched.shares[name].share)
-        for name in GROUPS
-        if name != "named"
-    ]
+    kept = replace(found.shares["kept"], target=LEAST_RETAINED * untouched.shares["kept"].share)
     leak = replace(found.shares["named"], target=MOST_LEAK, error=True)
-    return [leak, replace(found.intact, target=LEAST_INTACT), *retained]
+    return [leak, replace(found.intact, target=LEAST_INTACT * untouched.intact.share), kept]
 
 
 def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSet:
