@@ -1,4 +1,4 @@
-"""What the tests of exploration share: a concept, and explorations that no model made, for what shows them. With hostile texts, as a stranger's file could hold them."""
+"""What the tests of exploration share: a concept, and explorations that no model made, with hostile texts."""
 
 from __future__ import annotations
 
