@@ -8,7 +8,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -395,15 +394,9 @@ def test_installing_needs_nothing() -> None:
 
 
 def test_the_core_comes_up_fast() -> None:
-    """What the pack adds to a host's start beyond torch, which the host has loaded anyway."""
-    code = "import time, torch, numpy, safetensors, PIL.Image; t = time.perf_counter()\n"
+    """What the pack adds to a host's start beyond torch, in CPU time: other work on the machine does not count."""
+    code = "import time, torch, numpy, safetensors, PIL.Image; t = time.process_time()\n"
     code += "import erasure_core.methods, erasure_core.library, erasure_core.profile, erasure_core.combining\n"
-    code += "import erasure_core.hosts.comfyui_patches; print(time.perf_counter() - t, time.process_time())"
-    best = 9.9
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-        best = min(best, float(done.stdout.split()[0]))
-        if best < 0.3:
-            break
-        time.sleep(0.5)
-    assert best < 0.3
+    code += "import erasure_core.hosts.comfyui_patches; print(time.process_time() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 0.3
