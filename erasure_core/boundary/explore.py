@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -37,6 +37,8 @@ HIDDEN_BELOW = 0.5
 SKETCH = 64
 """Numbers kept of each prompt, for clusters."""
 MOST_POINTS = 5000
+Detector = Callable[[Tensor], Sequence[float]]
+"""From pictures, uint8 [B, 3, H, W], the probability that each shows the concept: a host's CLIP, or any other."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def explore(
     settings: ExploreSettings | None = None,
     progress: Progress | None = None,
     tries: Sequence[str] = (),
+    detector: Detector | None = None,
 ) -> Exploration:
     """Search for prompts that reach a concept.
 
@@ -75,6 +78,7 @@ def explore(
         settings: how to search.
         progress: reports and cancellation; a cancelled search returns what it has found so far.
         tries: prompts of the user's own to try: synonyms, descriptions, other languages.
+        detector: looks at the pictures of the worst candidates in the model's place; needs a model that can ``decode``.
 
     Raises:
         InvalidConcept: the guard refuses the search, before any of it is made.
@@ -87,14 +91,21 @@ def explore(
     with torch.no_grad():
         model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
-        return _Explorer(subject, concept, settings, tries).run()
+        return _Explorer(subject, concept, settings, tries, detector).run()
 
 
 class _Explorer:
     """One running exploration."""
 
-    def __init__(self, subject: Subject, concept: Concept, settings: ExploreSettings, tries: Sequence[str]) -> None:
-        self.subject, self.concept, self.settings = subject, concept, settings
+    def __init__(
+        self,
+        subject: Subject,
+        concept: Concept,
+        settings: ExploreSettings,
+        tries: Sequence[str],
+        detector: Detector | None,
+    ) -> None:
+        self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector
         self.started, self.explicit = monotonic(), guard.is_explicit(concept)
         self._tell("preparing")
         scorer = Scorer(subject, concept, settings.states, settings.seed)
@@ -181,10 +192,7 @@ class _Explorer:
         count = min(self.settings.look, len(self.points))
         if not count:
             return
-        scorer = self.field.scorer
-        # One wording of each word: a concept of many words would make every look many times as long.
-        said = [f"a photo of a {word}" for word in self.concept.words[:3]]
-        see = Evidence(self.subject, said, scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
+        see = self._eyes()
         worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].leak)[:count]
         for start in range(0, count, LOOKED_AT_ONCE):
             if self.subject.stopped():
@@ -196,6 +204,15 @@ class _Explorer:
             )
             for place, latent, evidence in zip(places, latents, see(latents), strict=True):
                 self._judge(place, latent, evidence)
+
+    def _eyes(self) -> Callable[[Tensor], Sequence[float]]:
+        """What says of clean latents how much they show the concept, above 0 where they do."""
+        detector, decode = self.detector, getattr(self.subject.model, "decode", None)
+        if detector is not None and decode is not None:
+            return lambda latents: [share - 0.5 for share in detector(decode(latents))]
+        # One wording of each word: a concept of many words would make every look many times as long.
+        said = [f"a photo of a {word}" for word in self.concept.words[:3]]
+        return Evidence(self.subject, said, self.field.scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]

@@ -93,6 +93,19 @@ def test_a_stopped_search_returns_what_it_has(pico: DiffusersModel) -> None:
         explore(pico, CONCEPT, (), ExploreSettings(**QUICK), StopAfter("preparing"))
 
 
+def test_a_detector_looks_in_the_models_place(pico: DiffusersModel) -> None:
+    shapes = []
+
+    def blind(pictures: torch.Tensor) -> list[float]:
+        shapes.append((pictures.dtype, tuple(pictures.shape[1:])))
+        return [0.1] * len(pictures)
+
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical"})
+    found = explore(pico, CONCEPT, (), settings, detector=blind)
+    assert set(shapes) == {(torch.uint8, (3, 64, 64))} and found.looked == 4
+    assert all(point.evidence == -0.4 and not point.leaks for point in found.points if point.evidence is not None)
+
+
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
     found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
     assert found.levels == ("lexical",) and {point.origin for point in found.points} <= {"named", "misspelling"}
