@@ -72,12 +72,16 @@ class LoadedModel(Protocol):
 
     family: str
     """``sd1``, ``sd2``, ``sdxl``, …: decides the names in files."""
-    schedule: NoiseSchedule
     device: torch.device
     dtype: torch.dtype
     """The type the model computes in."""
     latent_shape: tuple[int, int, int]
     """Channels, height and width of the latents the model was made for."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Signal and noise at each timestep, and what the model predicts."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts; inside ``trainable``, gradients flow into deltas on the text encoder.
