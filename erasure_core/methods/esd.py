@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class EsdSettings(TrainingSettings):
     """Settings of ESD."""
 
-    negative: float = option(1.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(2.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
 
 
