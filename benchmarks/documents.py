@@ -19,11 +19,12 @@ def counted_table(rows: Sequence[Result]) -> str:
     """Operations and memory of whole trainings, with their ratio to the published ESD loop."""
     reference = {row["family"]: row for row in rows if row["name"] == "published esd"}
     seconds = [f"at {rate / 1e12:.0f} TFLOP/s" for rate in PROJECTED]
-    head = ["model", "training", "steps", "TFLOP/step", "× fewer than ESD", "peak", "with text encoders", "of ESD's"]
+    head = ["model", "training", "steps", "TFLOP/step", "times fewer than ESD", "peak", "of ESD's"]
+    head += ["with text encoders", "of ESD's"]
     lines = []
     for row in rows:
         esd, step = reference[row["family"]], row["student"] + row["pool"]
-        whole, of_esd = row["peak"] + row["text"], esd["peak"] + esd["text"]
+        whole = row["peak"] + row["text"]
         lines.append(
             [
                 f"{row['family']}, {row['side']} px",
@@ -32,8 +33,9 @@ def counted_table(rows: Sequence[Result]) -> str:
                 f"{step / 1e12:.3g}",
                 f"{(esd['student'] + esd['pool']) / step:.1f}",
                 size(row["peak"]),
+                f"{row['peak'] / esd['peak']:.0%}",
                 size(whole),
-                f"{whole / of_esd:.0%}",
+                f"{whole / (esd['peak'] + esd['text']):.0%}",
                 *(f"{step * row['steps'] / rate:.0f} s" for rate in PROJECTED),
             ]
         )
@@ -70,19 +72,25 @@ def solved_table(result: Result) -> str:
     return f"{described} `{result['command']}`\n\n{table(head, lines)}\n\n{file}"
 
 
+NOTHING = "Nothing yet."
+
+
 def _measured(folder: Path) -> str:
     found = [rows_table(result) for path in sorted(folder.glob("run_*.json")) for result in read(path)]
-    return "\n\n".join(found) if found else "Nothing has been measured yet."
+    return "\n\n".join(found) or NOTHING
 
 
 def _counted(folder: Path) -> str:
-    content = _load(folder / "counted.json")
+    path = folder / "counted.json"
+    if not path.exists():
+        return NOTHING
+    content = _load(path)
     grown = f"Growth, for {content['curve of']} with the defaults of `esd`:\n\n{curves_table(content['curves'])}"
     return f"`{content['command']}`\n\n{counted_table(content['rows'])}\n\n{grown}"
 
 
 def _solved(folder: Path) -> str:
-    return "\n\n".join(solved_table(_load(path)) for path in sorted(folder.glob("solve_*.json")))
+    return "\n\n".join(solved_table(_load(path)) for path in sorted(folder.glob("solve_*.json"))) or NOTHING
 
 
 def _load(path: Path) -> Any:

@@ -14,9 +14,7 @@ from erasure_core import trainer
 from erasure_core.hosts.diffusers import DiffusersModel
 
 from .machine import clock
-
-TRAJECTORY, TEACHER, STUDENT, OPTIMISER, OTHER = "trajectory", "teacher", "student", "optimiser", "other"
-PARTS = (TRAJECTORY, TEACHER, STUDENT, OPTIMISER, OTHER)
+from .parts import OPTIMISER, OTHER, STUDENT, TEACHER, TRAJECTORY
 
 
 class Meter:

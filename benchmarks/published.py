@@ -26,7 +26,8 @@ from erasure_core.image_prompt import ImageAdapter, ImageBranch, ImagePrompted
 from erasure_core.layers import select
 from erasure_core.model import Conditioning, LoadedModel
 
-from .meter import OPTIMISER, STUDENT, TEACHER, TRAJECTORY, Meter
+from .meter import Meter
+from .parts import OPTIMISER, STUDENT, TEACHER, TRAJECTORY
 
 SCHEDULE, GUIDANCE, TOKENS = 50, 3.0, 4
 MEAN_STEPS = SCHEDULE // 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .meter import PARTS
+from .parts import PARTS
 
 GIB = 2**30
 Result = dict[str, Any]

@@ -20,7 +20,8 @@ from erasure_core.methods import Method, SolverSettings, TrainingSettings
 from . import published
 from .floor import Cost, Work, count
 from .machine import Rates, clock
-from .meter import PARTS, STUDENT, TRAJECTORY, Meter
+from .meter import Meter
+from .parts import PARTS, STUDENT, TRAJECTORY
 
 CONCEPT = Concept(("ball",), None, ("a red box", "a photo of a cat", "a dog in a park"))
 POOLED = {"trajectories": 5, "trajectory_steps": 2}
