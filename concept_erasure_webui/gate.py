@@ -3,7 +3,7 @@
 The hosts print and swallow every exception of a hook and go on without it. So there are two nets. Before the work, a
 request that cannot be met interrupts the generation: no picture, and a comment that says why. While sampling, before
 *every* step and whatever script, extension or API call started it, the model is checked again; if it is not as it must
-be, the latent is replaced by an object that raises at its first use, outside of the host's safety net.
+be, latent and prompts are replaced by objects that raise at their first use, outside of the host's safety net.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Refused(ErasureError):
 
 
 class Refusal:
-    """Stands in for a latent. Whatever the sampler does with it raises the reason."""
+    """Stands in for a latent or a prompt. Whatever the sampler does with it raises the reason."""
 
     def __init__(self, reason: str) -> None:
         object.__setattr__(self, "reason", reason)
@@ -251,7 +251,9 @@ def check_step(params: Any) -> None:
         if p is not None and not state_of(p).refusal:
             refuse(p, error)
         reason = str(error) if p is None else state_of(p).refusal
-        params.x = Refusal(reason)
+        # All of them: which one a host goes on with differs (reForge reads the prompts from here, but not the latent).
+        for name in ("x", "image_cond", "sigma", "text_cond", "text_uncond"):
+            setattr(params, name, Refusal(reason))
         shared.state.textinfo = reason
 
 

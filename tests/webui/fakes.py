@@ -305,8 +305,8 @@ class Processing:
 class Params:
     """The host's ``CFGDenoiserParams``."""
 
-    def __init__(self, p: Processing | None, x: Tensor) -> None:
-        self.x = x
+    def __init__(self, p: Processing | None, x: Tensor, cond: Tensor | None = None) -> None:
+        self.x, self.text_cond = x, cond
         self.denoiser = types.SimpleNamespace(p=p) if p is not None else None
 
 

@@ -54,10 +54,13 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     if is_forge:
         model.prepare()
     given.pop("before_step", lambda: None)()
-    params = fakes.Params(p, torch.ones(1, 4, 8, 8))
+    x = torch.ones(1, 4, 8, 8)
+    params = fakes.Params(p, x, cond)
     with fakes.swallowing():
         gate.check_step(params)
     host.last = p
+    if getattr(host, "kind", "") == "classic":  # reForge takes the prompts from the callback, but not the latent
+        params.x, cond = x, params.text_cond * 1.0
     unet = host.shared.sd_model.forge_objects.unet.model if is_forge else host.shared.sd_model.model
     with torch.no_grad():
         return unet.diffusion_model(params.x * 1.0, torch.tensor([500]), cond)
@@ -179,8 +182,13 @@ def test_a_profile_that_is_not_whole_stops_everything(web: SimpleNamespace, libr
         generate(web, scripts=False)
     params = fakes.Params(None, torch.ones(1, 4, 8, 8))
     web.gate.check_step(params)
-    with pytest.raises(web.gate.Refused):
-        params.x * 1.0
+    for replaced in (params.x, params.text_cond):
+        with pytest.raises(web.gate.Refused):
+            replaced * 1.0
+        with pytest.raises(web.gate.Refused):
+            replaced["crossattn"]
+        with pytest.raises(web.gate.Refused):
+            torch.cat([replaced, torch.ones(1)])
 
 
 def test_a_pinned_profile_cannot_be_switched_off(web: SimpleNamespace, library: Path) -> None:
