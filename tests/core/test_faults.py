@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
+from pico import write_checkpoint, write_pico
+from random_changes import as_erasure, random_deltas
 
-from erasure_core import Concept, Report, erase, write_erasure
+from erasure_core import Concept, Report, erase, read_erasure, safe_files, write_erasure
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.cli.main import main
-from erasure_core.errors import OutOfMemory, OutputError
+from erasure_core.errors import DeviceOutOfMemory, OutOfMemory, OutputError
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
@@ -24,16 +28,30 @@ CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = ["--steps", "6", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 kB."""
-    folder = tmp_path / "disk"
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system in memory, while the test runs."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # lazily: a model read from there may still be mapped
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    yield from mounted(tmp_path / "disk", "size=64k")
+
+
+@pytest.fixture
+def protected_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that even root cannot write to, once ``protect`` is called."""
+    yield from mounted(tmp_path / "protected", "size=64m")
+
+
+def protect(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
 
 def test_full_disk(pico_folders: dict[str, Path], tiny_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +61,27 @@ def test_full_disk(pico_folders: dict[str, Path], tiny_disk: Path, capsys: pytes
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "cannot be written (No space left on device)" in error
     assert list(tiny_disk.iterdir()) == [], "nothing half-written"
+
+
+def test_full_disk_for_every_other_command(
+    pico: DiffusersModel, tmp_path: Path, tiny_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = DiffusersModel.load(write_pico(tmp_path / "model", "sd1", real_vocabulary=True))
+    model = str(write_checkpoint(tmp_path / "model.safetensors", folder))
+    file = str(tmp_path / "ball.safetensors")
+    write_erasure(Path(file), as_erasure(folder, random_deltas(folder, "full")), folder)
+    out = ["--model", model, "--out", str(tiny_disk / "new.safetensors")]
+    painting = ["--prompt", "a", "--count", "16", "--steps", "1", "--size", "128"]
+    for command in (
+        ["merge", file, file, *out],
+        ["convert", file, "--to", "dense", *out],
+        ["bake", "--erasure", file, *out],
+        ["generate", "--model", model, *painting, "--out", str(tiny_disk)],
+    ):
+        assert main(command) == 5, command[0]
+        assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
+        left = [path.name for path in tiny_disk.iterdir()]
+        assert all(name.endswith(".png") for name in left), "whole pictures may stay, halves of files not"
 
 
 KILLS = """
@@ -94,30 +133,81 @@ def test_twenty_kills_at_random_times_cost_no_bit(pico_folders: dict[str, Path],
     assert killed == whole
 
 
-def test_a_second_process_on_the_same_output_is_refused(
+HOLD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from erasure_core.safe_files import exclusive
+
+with exclusive(Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_on_the_same_output_is_refused_until_the_first_is_gone(
     pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ball.safetensors"
     arguments = ["erase", "--model", str(pico_folders["sd1"]), "--concept", "ball", "--out", str(out), *QUICK]
-    with exclusive(out):
+    code = [sys.executable, "-c", HOLD, str(Path(__file__).parents[2]), str(out)]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
         assert main(arguments) == 5
-    assert "is being made by another process" in capsys.readouterr().err
-    (tmp_path / ".ball.safetensors.partial.0123abcd.part").write_text("left by a killed process")
+        assert "is being made by another process" in capsys.readouterr().err
+        other.kill()
+    (tmp_path / ".ball.safetensors.partial.0123abcd.part").write_text("left by the killed process")
     assert main(arguments) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["ball.safetensors"]
 
 
-def test_a_model_folder_that_may_only_be_read(pico_folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
+def test_two_processes_at_once_end_with_one_whole_file(pico_folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "ball.safetensors"
+    command = [sys.executable, "-m", "erasure_core", "erase", "--model", str(pico_folders["sd1"]), "--concept", "ball"]
+    command += ["--out", str(out), *QUICK]
+    root = Path(__file__).parents[2]
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    ends = sorted((p.communicate()[1].decode(), p.returncode) for p in both)
+    assert sorted(code for _, code in ends) in ([0, 5],), ends
+    refused = next(text for text, code in ends if code == 5)
+    assert "being made by another process" in refused or "exists already" in refused
+    assert [path.name for path in tmp_path.iterdir()] == ["ball.safetensors"]
+    assert read_erasure(out).manifest is not None
 
-    folder = tmp_path / "model"
-    shutil.copytree(pico_folders["sd1"], folder)
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    arguments = ["--model", str(folder), "--concept", "ball", "--out", str(tmp_path / "ball.safetensors")]
-    assert main(["erase", *arguments, *QUICK]) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+def test_a_lock_that_was_removed_meanwhile_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, the first process ends, and a third one makes the lock anew."""
+    out, lock = tmp_path / "x.safetensors", tmp_path / ".x.safetensors.lock"
+    original, seen = safe_files._lock, []
+
+    def late(file: IO[str]) -> None:
+        seen.append(os.fstat(file.fileno()).st_ino)
+        if len(seen) == 1:
+            lock.unlink()
+            lock.touch()
+        original(file)
+
+    monkeypatch.setattr(safe_files, "_lock", late)
+    with exclusive(out):
+        assert len(seen) == 2 and lock.stat().st_ino == seen[1] != seen[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_folder_that_may_only_be_read(
+    pico_folders: dict[str, Path], protected_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pico_folders["sd1"], protected_disk / "model")
+    protect(protected_disk)
+    with pytest.raises(OSError, match="Read-only"):
+        (protected_disk / "probe").touch()
+    base = ["erase", "--model", str(protected_disk / "model"), "--concept", "ball", *QUICK, "--out"]
+    assert main([*base, str(tmp_path / "ball.safetensors")]) == 0
+    capsys.readouterr()
+    assert main([*base, str(protected_disk / "ball.safetensors")]) == 5
+    assert "cannot be written (Read-only file system)" in capsys.readouterr().err
+    assert main([*base, str(protected_disk / "new" / "ball.safetensors")]) == 5
+    with pytest.raises(OutputError, match="Read-only file system"), exclusive(protected_disk / "ball.safetensors"):
+        pass
 
 
 def test_too_little_memory_keeps_the_work_and_says_what_to_do(
@@ -139,7 +229,7 @@ def test_too_little_memory_keeps_the_work_and_says_what_to_do(
 
     def scarce(self: DiffusersModel, *args: object) -> torch.Tensor:
         if progress.done == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise DeviceOutOfMemory("CUDA out of memory")
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
@@ -162,7 +252,7 @@ def test_drawing_trajectories_steps_down_when_memory_is_short(
     def scarce(self: DiffusersModel, latents: torch.Tensor, *args: object) -> torch.Tensor:
         if len(latents) > 4:
             refused.append(len(latents))
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise DeviceOutOfMemory("CUDA out of memory")
         return original(self, latents, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
