@@ -17,6 +17,7 @@ from erasure_core.checkpoint import checkpoint_path
 from erasure_core.errors import Cancelled, InvalidFile, TrainingFailed
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
+from erasure_core.safe_files import read_tensors, write_tensors
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 SETTINGS = EsdSettings(rank=2, steps=10, refresh=4, trajectories=6, trajectory_steps=3, batch=2, driver="training")
@@ -130,6 +131,26 @@ def test_damaged_checkpoints_are_refused(pico: DiffusersModel, tmp_path: Path) -
     for damaged in (b"", content[:100], content[: len(content) // 2], content[:-1], b"x" * 500):
         checkpoint.write_bytes(damaged)
         with pytest.raises(InvalidFile):
+            erase(pico, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
+
+
+def test_states_that_were_tampered_with_are_refused(pico: DiffusersModel, tmp_path: Path) -> None:
+    """Sound files of the right training, with an entry that cannot be."""
+    checkpoint = tmp_path / "x.partial"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", SETTINGS, StopAt(2), checkpoint)
+    tensors, metadata = read_tensors(checkpoint)
+    pool = next(key for key in tensors if key.startswith("pool.") and key.endswith(".states"))
+    changes: list[tuple[str, object]] = [
+        ("delta.0", None), ("delta.0", torch.zeros(3)), ("adam.0.exp_avg", None), (pool, None),
+        ("adam.x.y", torch.zeros(1)), ("adam.0", torch.zeros(1)), ("step", "soon"), ("step", None),
+        ("history", "[]"), ("history", "null"), ("history", "{"), ("loss_scale", "much"),
+    ]  # fmt: skip
+    for name, value in changes:
+        into = metadata if name in metadata else tensors
+        changed = {key: old for key, old in into.items() if key != name} | ({} if value is None else {name: value})
+        write_tensors(checkpoint, *((tensors, changed) if into is metadata else (changed, metadata)))
+        with pytest.raises(InvalidFile, match=r"x\.partial is damaged"):
             erase(pico, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
 
 

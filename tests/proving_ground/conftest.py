@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from erasure_core.hosts.diffusers import DiffusersModel
 from proving_ground.judge import Judge, load_judge
+from proving_ground.painting import load_model
 from proving_ground.tokens import MODEL_DIR
 
 
@@ -20,6 +22,11 @@ def _needs(name: str) -> Path:
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     return _needs("model_index.json").parent
+
+
+@pytest.fixture(scope="session")
+def world_model(model_dir: Path) -> DiffusersModel:
+    return load_model(model_dir)
 
 
 @pytest.fixture(scope="session")
