@@ -127,6 +127,7 @@ class _Explorer:
             self._look()
         except Cancelled:
             self.stopped = True
+        self.stopped = self.stopped or self.subject.progress.cancelled()
         if not self.points:
             raise (
                 Cancelled("Stopped before anything was found.")

@@ -135,7 +135,7 @@ def write_map(exploration: Exploration, folder: Path) -> list[Path]:
         "map.svg": map_svg(exploration).encode(),
         "map.png": buffer.getvalue(),
         "exploration.json": exploration.to_json().encode(),
-        "leaking.txt": "".join(f"{word}\n" for word in exploration.leaking_words(10_000)).encode(),
+        "leaking.txt": "".join(" ".join(word.split()) + "\n" for word in exploration.leaking_words(10_000)).encode(),
     }
     for name, content in files.items():
         write_bytes(folder / name, content)
