@@ -177,7 +177,7 @@ class ImageBranch:
         tokens = tokens.to(queries.dtype)
         keys = F.linear(tokens, self.adapter.keys[name].to(queries.dtype))
         values = F.linear(tokens, self.adapter.values[name].to(queries.dtype))
-        heads = SD1_HEADS if self.family == "sd1" else queries.shape[-1] // HEAD_WIDTH
+        heads = SD1_HEADS if self.family == "sd1" else max(1, queries.shape[-1] // HEAD_WIDTH)
         q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys, values))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 

@@ -12,6 +12,7 @@ from method_helpers import CONCEPT, Slow, assert_same, stopped
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.image_prompt import refined
 from erasure_core.methods import find_method
@@ -157,6 +158,35 @@ def test_co_erasing_in_both_stages(pico_models: dict[str, DiffusersModel], famil
             erase.append((trainer.model.predict(z[None], t[None], said)[0] - goal).pow(2).mean())
         assert bool(at) == bool(shown), "the draw has to hold pictures in the second stage for this to test anything"
         assert_same(trainer, loss_of(step), mean(erase) + 0.7 * kept_term(slow, step))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, DiffusersModel], family: str) -> None:
+    model = pico_models[family]
+    concept = replace(CONCEPT, alternative="box")
+    options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 2, "check_steps": 2}
+    options |= {"inversion_steps": 2, "drift_weight": 0.6, "keep_weight": 0.7}
+    options |= {"boundary_weight": 0.8, "picture_weight": 0.5}
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with stopped(model, concept, "auto", ConceptPictures(latents=latents), **options) as (trainer, step):
+        slow, instead, parts, drift = Slow(trainer), dict(concept.prompts()), [], []
+        generator = torch.Generator().manual_seed(2)
+        points = trainer.state.conditioning(step.concept, generator)  # type: ignore[attr-defined]
+        tokens = trainer.state.tensors["tokens"]
+        shown = torch.randint(2, (3,), generator=generator).tolist()
+        for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
+            now, empty = slow.now(z, t, ""), slow.before(z, t, "")
+            goal = slow.before(z, t, instead[p]) - empty
+            said = trainer.model.encode([p])
+            said = replace(said, image=refined(tokens[shown[i]], said.context[0, 1 : said.ends[0] + 1])[None])
+            for weight, prediction in (
+                (1.0, slow.now(z, t, p)),
+                (0.8, trainer.model.predict(z[None], t[None], points[[i]])[0]),
+                (0.5, trainer.model.predict(z[None], t[None], said)[0]),
+            ):
+                parts.append(3 * weight * (prediction - now.detach() - goal).pow(2).mean())
+            drift.append((now - empty).pow(2).mean())
+        assert_same(trainer, loss_of(step), mean(parts) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step))
 
 
 def test_leco_without_retention_is_the_erasing_term_alone(pico: DiffusersModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from method_helpers import CONCEPT, stopped
 from erasure_core import Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
+from erasure_core.domain import Survey, expanded, survey
 from erasure_core.errors import Cancelled, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
+from erasure_core.methods.auto import likest_neighbour
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.trainer import Trainer
 
@@ -30,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "layers": "cross-attention",
     },
     "leco": {},
+    "auto": {"candidates": 4, "warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2, "alike": -1.0},
 }
 
 
@@ -107,6 +111,18 @@ def test_all_but_one_notes_drift_and_residual_for_parts_of_the_schedule(pico: Di
     ((step, figures),) = history.figures
     assert step == 6 and any(name.startswith("drift") for name in figures)
     assert all(value >= 0 for value in figures.values())
+
+
+def test_auto_tells_what_it_erased_and_what_it_put_there(pico: DiffusersModel) -> None:
+    erasure, _ = erase(pico, CONCEPT, "auto", settings_of("auto"))
+    with pico.trainable():
+        found = survey(pico, CONCEPT, Survey(4, alike=-1.0))
+    assert erasure.manifest.words == expanded(CONCEPT, found, 12).words
+    assert erasure.manifest.alternative == likest_neighbour(found)
+    assert likest_neighbour(found) in {"red", "box", "cat", "dog"}, "a word of the prompts to keep"
+    assert set(CONCEPT.keep) <= set(erasure.manifest.keep)
+    told, _ = erase(pico, replace(CONCEPT, alternative="thing"), "auto", settings_of("auto"))
+    assert told.manifest.alternative == "thing"
 
 
 def test_spared_layout_steps_are_not_drawn(pico: DiffusersModel) -> None:
