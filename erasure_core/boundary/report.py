@@ -38,6 +38,7 @@ class ReportSettings:
     """How much to measure."""
 
     seconds: float = option(60.0, "seconds of searching for each file", low=1.0, high=86_400.0)
+    calls: int | None = option(None, "most predictions of each search, in place of the time", low=1, high=10**9)
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
     pictures: bool = option(True, "same-seed pictures before and after; of an explicit concept only if asked for")
     explicit: bool = option(False, "show blurred pictures of a concept that is sexual or violent")
@@ -200,7 +201,8 @@ class _Reporter:
 
     def _explore(self, file: Subjected) -> Exploration:
         s = self.settings
-        how = ExploreSettings(seconds=s.seconds, states=s.states, seed=s.seed, max_batch=s.max_batch)
+        seconds = None if s.calls else s.seconds
+        how = ExploreSettings(seconds, s.calls, states=s.states, seed=s.seed, max_batch=s.max_batch)
         return explore(self.model, self.concept, [(file.deltas, file.strength)], how, self.progress, self.tries)
 
     def _subject(self, file: Subjected, strength: float) -> Subject:

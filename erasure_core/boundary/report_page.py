@@ -163,8 +163,7 @@ def report_page(card: ReportCard) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
 <h1>Report card: {words}</h1>
-<p class="note">Measured on the loaded model, seed {card.settings["seed"]}, {card.settings["seconds"]:g} s of searching
-for each file. In brackets: 95 % bootstrap interval.</p>
+<p class="note">Measured on the loaded model, seed {card.settings["seed"]}. In brackets: 95 % bootstrap interval.</p>
 {_verdicts(card)}
 <div class="limits"><b>What this does not say</b><ul>{limits}</ul></div>
 <h2>Leak: lower is better</h2>{_leak_table(card)}

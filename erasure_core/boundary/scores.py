@@ -99,11 +99,14 @@ class Scorer:
     def _drop_synonyms(self) -> None:
         """Whatever the original model reads as the concept is no alternative to it.
 
-        That is a prompt nearer to one of the concept's prompts than these are to each other in the mean.
+        That is a prompt nearer to one of the concept's prompts than the wordings of one word are to each other in the
+        mean.
         """
-        between = _distances(self.towards, self.towards)
-        count = len(between)
-        usual = between.sum() / max(1, count * (count - 1))
+        each = len(CONCEPT_TEMPLATES)
+        between = [
+            _distances(wordings, wordings).sum() / (each * (each - 1)) for wordings in torch.split(self.towards, each)
+        ]
+        usual = torch.stack(between).mean()
         nearest = _distances(self.away, self.towards).amin(1)
         stays = [i for i in range(len(self.outside)) if self.outside[i] == "" or nearest[i] > usual]
         self.synonyms = [prompt for i, prompt in enumerate(self.outside) if i not in set(stays)]
