@@ -76,13 +76,14 @@ def finished(model: DiffusersModel, name: str, path: Path, checkpoint: Path | No
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_resuming_anywhere_ends_with_the_same_bytes(pico: DiffusersModel, tmp_path: Path, name: str) -> None:
     before = [parameter.clone() for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
-    undisturbed = finished(pico, name, tmp_path / "whole.safetensors")
+    path = tmp_path / "ball.safetensors"  # a file tells its own name
+    undisturbed = finished(pico, name, path)
     checkpoint = tmp_path / "state.partial"
     with pytest.raises(Cancelled):
         erase(pico, CONCEPT, name, settings_of(name), StopAt(2), checkpoint)
     with pytest.raises(KeyboardInterrupt):
         erase(pico, CONCEPT, name, settings_of(name), RaiseAt(4), checkpoint)
-    assert finished(pico, name, tmp_path / "resumed.safetensors", checkpoint) == undisturbed
+    assert finished(pico, name, path, checkpoint) == undisturbed
     after = [parameter for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in pico.layers().values())
