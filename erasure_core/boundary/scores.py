@@ -97,18 +97,9 @@ class Scorer:
         return other
 
     def _drop_synonyms(self) -> None:
-        """Whatever the original model reads as the concept is no alternative to it.
-
-        That is a prompt nearer to one of the concept's prompts than the wordings of one word are to each other in the
-        mean.
-        """
-        each = len(CONCEPT_TEMPLATES)
-        between = [
-            _distances(wordings, wordings).sum() / (each * (each - 1)) for wordings in torch.split(self.towards, each)
-        ]
-        usual = torch.stack(between).mean()
-        nearest = _distances(self.away, self.towards).amin(1)
-        stays = [i for i in range(len(self.outside)) if self.outside[i] == "" or nearest[i] > usual]
+        """Whatever the original model reads as the concept is no alternative to it."""
+        same = reads_as(self.away, self.towards, len(CONCEPT_TEMPLATES)).tolist()
+        stays = [i for i, prompt in enumerate(self.outside) if prompt == "" or not same[i]]
         self.synonyms = [prompt for i, prompt in enumerate(self.outside) if i not in set(stays)]
         self.outside, self.away = [self.outside[i] for i in stays], self.away[stays]
 
@@ -181,6 +172,17 @@ class Scorer:
         nearest = _distances(self.away, self.towards).amin(1)
         order = [i for i in nearest.argsort().tolist() if self.outside[i]]
         return [self.outside[i] for i in order[:count]]
+
+
+def reads_as(away: Tensor, towards: Tensor, wordings: int) -> Tensor:
+    """Which directions [A, F] are the concept's own under another name, bool [A].
+
+    Those nearer to one of the concept's [W * wordings, F] than the two nearest wordings of one word are to each other:
+    a look-alike must not be taken for the concept, so this is strict.
+    """
+    own = torch.stack([_distances(part, part) for part in torch.split(towards, wordings)])
+    between = own + torch.diag(torch.full((wordings,), torch.inf)).to(own)
+    return _distances(away, towards).amin(1) < between.amin()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from made_up import CONCEPT
 from safetensors.torch import load_file
 
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
-from erasure_core.__main__ import main
 from erasure_core.boundary import ExploreSettings
 from erasure_core.boundary.harden import harden, widened
 from erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report, share_of
 from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
+from erasure_core.cli.main import main
 from erasure_core.errors import InvalidConcept, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings
