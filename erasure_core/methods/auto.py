@@ -1,4 +1,4 @@
-"""The recommended default: closed form, surgical guidance, the model's own words for the concept, and its boundary.
+"""All together: closed form, surgical guidance, the model's own words for the concept, and its boundary.
 
 Made of parts of the other methods, each of which a setting switches off:
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AutoSettings(CheckSettings):
-    """Settings of the recommended default."""
+    """Settings of the combination."""
 
     layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
@@ -95,7 +95,7 @@ def likest_neighbour(found: Sequence[Found]) -> str | None:
 
 @method(
     "auto",
-    "Recommended (words, guidance and boundary)",
+    "Combined (words, guidance and boundary)",
     "parts of UCE (arXiv 2308.14761), All but One (2312.12807), SAGE (2506.09363) and Co-Erasing (2505.11131)",
     "a combination of our own",
     AutoSettings,
