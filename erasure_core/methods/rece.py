@@ -45,7 +45,7 @@ def returning(weights: Mapping[str, Tensor], changed: Mapping[str, Tensor], conc
 @solver(
     "rece",
     "RECE (closed form, repeated)",
-    "Gong et al. 2024, Reliable and Efficient Concept Erasure, arXiv 2407.12383, eq. 7",
+    "Gong et al. 2024, Reliable and Efficient Concept Erasure, arXiv 2407.12383",
     "reimplementation; all rounds are solved together from the original weights",
     ReceSettings,
 )
