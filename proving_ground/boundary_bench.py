@@ -190,7 +190,7 @@ def figures() -> str:
     """The tables of ``docs/boundary.md``, of the results that there are."""
     makers = {"scores": _scores, "search": _search, "attack": _attack, "harden": _harden, "speed": _speed}
     tables = [makers[part](rows) for part in PARTS if (rows := read_part(part))]
-    return "\n\n".join(tables)
+    return "\n\n".join(tables) or "Nothing has been measured yet."
 
 
 def _scores(rows: list[dict[str, Any]]) -> str:
