@@ -46,6 +46,10 @@ class Delta(nn.Module):
         """Frobenius norm of the change, in no more memory than the factors take themselves."""
         raise NotImplementedError
 
+    def is_bounded(self) -> bool:
+        """Whether the change is a number that float32 can hold."""
+        return self.norm() <= LARGEST
+
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """What the change adds to the layer's output for input ``x``."""
         raise NotImplementedError
@@ -86,6 +90,11 @@ class LowRankDelta(Delta):
         if self.rank**2 > len(up) * down.shape[1]:  # so that neither a giant rank nor a giant product is ever squared
             return float((up @ down).norm())
         return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
+
+    @torch.no_grad()
+    def is_bounded(self) -> bool:
+        # ||up down|| <= ||up|| ||down|| is nearly always enough, and far cheaper than the norm itself.
+        return float(self.up.norm()) * float(self.down.norm()) <= LARGEST or super().is_bounded()
 
     def change(self) -> Tensor:
         return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
+from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
 from .errors import InvalidFile, InvalidSettings, TrainingFailed, WrongBase
 from .fingerprint import distance, fingerprint, sketch, tolerance_of
 from .manifest import Manifest
@@ -238,6 +238,6 @@ def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
     if delta is None:
         raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")
     # The stored numbers were finite, their product or their float32 form may not be.
-    if not delta.norm() <= LARGEST:
+    if not delta.is_bounded():
         raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be used.")
     return delta

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..delta import weight_of
 from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
@@ -159,7 +160,15 @@ class ComfyModel:
 
     def stored_at(self, name: str) -> int:
         """The address of a layer's unpatched weight: another one after a model was loaded anew or moved."""
-        return self._weights_of(name).stored(self.key(name)).data_ptr()
+        key = self.key(name)
+        patcher = self.patcher if name.startswith("unet.") else self.clip.patcher
+        # As get_key_patches does it, without asking for every key of the network.
+        kept = patcher.backup.get(key)
+        weight: Tensor = weight_of(self.layers()[name]) if kept is None else kept.weight
+        try:
+            return weight.data_ptr()
+        except RuntimeError:  # a quantised weight has no memory of its own
+            return id(weight)
 
     def weight(self, name: str) -> Tensor:
         return self._weights_of(name).effective(self.key(name))

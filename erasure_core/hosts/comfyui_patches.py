@@ -79,7 +79,7 @@ def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> t
         ModelError: the change needs a part that is not connected, or the host did not take every key.
         InvalidSettings: a block weight fits no changed layer.
     """
-    changed = deltas.changed()
+    changed = list(deltas)
     _check(model, changed, strengths)
     patcher = model.patcher.clone() if model.patcher is not None else None
     clip = model.clip.clone() if model.clip is not None else None
