@@ -21,7 +21,7 @@ from .explore import HIDDEN_BELOW
 from .map_page import map_page
 
 WIDTH, HEIGHT = 900, 620
-LEFT, TOP, RIGHT, BOTTOM = 76, 62, 660, 560
+LEFT, TOP, RIGHT, BOTTOM = 76, 86, 660, 560
 LOWEST, HIGHEST = -7.0, 7.0
 """Log odds at the ends of the axis: 0.1 % to 99.9 %."""
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
@@ -78,7 +78,7 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
     sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, still reaching the concept", 11.5, "#a23b2c")
     which = "with the erasure on" if exploration.erased else "untouched model"
     sheet.text((LEFT, 26), f"Boundary of “{exploration.words[0]}”, {which}", 17)
-    sheet.text((LEFT, 46), exploration.summary()[:110], 12, "#555b66")
+    sheet.text((LEFT, 46), exploration.summary()[:120], 12, "#555b66")
     for share in TICKS:
         y = _height(share)
         sheet.line([(LEFT, y), (RIGHT, y)], FAINT, 0.6)
@@ -94,7 +94,7 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
     sheet.text(
         (middle, BOTTOM + 42), "similarity to the concept in the original model's text reading", 12.5, INK, "middle"
     )
-    sheet.text((LEFT - 68, TOP - 10), "chance that the prompt steers to the concept", 12)
+    sheet.text((8, TOP - 12), "chance that the prompt steers to the concept", 12)
 
 
 def _labels(sheet: Sheet, exploration: Exploration) -> None:

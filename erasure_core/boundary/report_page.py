@@ -156,7 +156,9 @@ def report_page(card: ReportCard) -> str:
     """HTML of the report card."""
     words = escape(", ".join(card.words))
     limits = "".join(f"<li>{escape(limit)}</li>" for limit in card.limits)
-    maps = "".join(f"<h3>{escape(f.name)}</h3>{map_svg(e)}" for f, e in zip(card.files, card.explorations, strict=True))
+    maps = "".join(
+        f"<div><h3>{escape(f.name)}</h3>{map_svg(e)}</div>" for f, e in zip(card.files, card.explorations, strict=True)
+    )
     alike = ", ".join(card.look_alikes) or "none"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
