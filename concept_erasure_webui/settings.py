@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import gradio as gr
 from modules import shared
 
+from erasure_core.errors import ErasureError
+
 from . import places
 
+API = "modules.api.api"
 SECTION = ("concept_erasure", "Concept Erasure")
+
+
+def refuse_api() -> None:
+    """The host takes a change back whose callback raises. Forge changes restricted settings through its API all the same.
+
+    Raises:
+        ErasureError: the change comes from an API request.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == API:
+            raise ErasureError("Settings of Concept Erasure cannot be changed through the API; use the Settings page.")
+        frame = frame.f_back
 
 
 def register() -> None:
@@ -18,6 +37,7 @@ def register() -> None:
         "Safety profile applied to every generation of every user",
         gr.Dropdown,
         lambda: {"choices": places.profile_choices(), "interactive": not places.locked_profile()},
+        onchange=refuse_api,
         section=SECTION,
         restrict_api=True,
     )
@@ -25,6 +45,7 @@ def register() -> None:
     other = shared.OptionInfo(
         False,
         "Allow erasures that were made on another base model of the same kind",
+        onchange=refuse_api,
         section=SECTION,
         restrict_api=True,
     )

@@ -143,6 +143,7 @@ def _trains_star(job: dict[str, object] | None) -> bool:
 def test_api_users_cannot_switch_protection_off(web: WebUi) -> None:
     web.post("/sdapi/v1/options", {"concept_erasure_profile": "studio", "concept_erasure_other_base": True})
     options = web.get("/sdapi/v1/options")[1]
+    assert web.paint(P)  # there is no such profile here: with it in force nothing could be painted
     assert not options.get("concept_erasure_other_base")
     assert options.get("concept_erasure_profile") in (None, "None")
 

@@ -176,3 +176,12 @@ def test_passwords_of_the_host_cover_the_routes(host: SimpleNamespace, package: 
     ):
         with pytest.raises(routes.HTTPException):
             routes.check(wrong)
+
+
+def test_settings_cannot_be_changed_from_the_hosts_api(package: Any) -> None:
+    settings = package("settings")
+    settings.refuse_api()
+    calls: dict[str, Any] = {"__name__": "modules.api.api", "change": settings.refuse_api}
+    exec("def set_config():\n    change()", calls)  # noqa: S102  # a frame of that module is what is looked for
+    with pytest.raises(ErasureError, match="through the API"):
+        calls["set_config"]()
