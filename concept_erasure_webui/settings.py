@@ -17,7 +17,8 @@ SECTION = ("concept_erasure", "Concept Erasure")
 
 
 def refuse_api() -> None:
-    """The host takes a change back whose callback raises. Forge changes restricted settings through its API all the same.
+    """For ``onchange``: the host takes a change back whose callback raises. Needed for Forge, whose API changes restricted
+    settings all the same.
 
     Raises:
         ErasureError: the change comes from an API request.
