@@ -17,8 +17,8 @@ SECTION = ("concept_erasure", "Concept Erasure")
 
 
 def refuse_api() -> None:
-    """For ``onchange``: the host takes a change back whose callback raises. Needed for Forge, whose API changes restricted
-    settings all the same.
+    """For ``onchange``: the host takes a change back whose callback raises. Forge's API needs it, which changes
+    restricted settings all the same.
 
     Raises:
         ErasureError: the change comes from an API request.
