@@ -137,13 +137,21 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
     whole = _with_whole_text_attention(erasure.deltas, layers, is_dense)
     wanted = dtype or (torch.float32 if is_dense else torch.float16)
     for stored_as in (wanted, torch.float32):
-        error = _storage_error(erasure, stored_as)
-        if math.isfinite(error):
+        error, left = _storage_error(erasure, stored_as), _changed_as(erasure.deltas, stored_as)
+        if math.isfinite(error) and left:
             manifest = replace(erasure.manifest, dtype=str(stored_as).removeprefix("torch."), storage_error=error)
+            if left != erasure.deltas.changed():  # the base is recognised by the layers that the file does change
+                manifest = replace(manifest, base_fingerprint=fingerprint(model, left), base_sketch=sketch(model, left))
             tensors = {k: t for name, delta in whole.items() for k, t in _stored(names[name], delta, stored_as).items()}
             write_tensors(path, tensors, _metadata(path, manifest))
             return manifest
     raise TrainingFailed("The change is not a finite number, so nothing was written. Lower the learning rate.")
+
+
+def _changed_as(deltas: DeltaSet, dtype: torch.dtype) -> list[str]:
+    """The layers whose change is not rounded to nothing."""
+    rounded = {name: type(delta)(*[p.to(dtype) for p in delta.parameters()]) for name, delta in deltas.deltas.items()}
+    return DeltaSet(rounded).changed()
 
 
 def _stored(module: str, delta: Delta, dtype: torch.dtype) -> dict[str, Tensor]:

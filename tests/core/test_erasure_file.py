@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasure, write_erasure
 from erasure_core.delta import DenseDelta, LowRankDelta
+from erasure_core.erasing import describe
 from erasure_core.errors import InvalidFile, OutputError, TrainingFailed, WrongBase
 from erasure_core.fingerprint import TOLERANCE, distance, fingerprint, sketch
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -229,3 +230,15 @@ def test_the_distance_of_sketches_is_that_of_the_weights(pico_folders: dict[str,
             noise = torch.randn(weight.shape, generator=generator)
             weight += 0.03 * noise * weight.norm() / noise.norm()
     assert distance(sketch(model, names), sketch(other, names)) == pytest.approx(0.03, rel=0.4)
+
+
+def test_a_change_too_small_for_the_file_does_not_hide_the_base(pico: DiffusersModel, tmp_path: Path) -> None:
+    erasure, _ = erase(pico, Concept(("ball",)), "closed_form")
+    first = next(iter(erasure.deltas))
+    faint = erasure.deltas[first]
+    with torch.no_grad():
+        faint.up.mul_(1e-12)  # type: ignore[operator, union-attr]
+    erasure = Erasure(erasure.deltas, describe(pico, erasure.deltas, Concept(("ball",)), "closed_form", "", {}))
+    write_erasure(tmp_path / "faint.safetensors", erasure, pico)
+    bound = read_erasure(tmp_path / "faint.safetensors").bind(pico)
+    assert first not in bound.changed() and len(bound.changed()) == len(erasure.deltas) - 1
