@@ -94,9 +94,11 @@ class DropFirst(Silent):
 
 def pooled_latents(settings: TrainingSettings, concept: Concept) -> float:
     """Latents that drawing the pools sends through the network, for each optimiser step."""
-    roles = 2 + concept.has_alternative
+    said = concept.sayings(settings.contexts)
+    without = {saying.without for saying in said} - {""}
+    roles = 2 + bool(without) + concept.has_alternative
     driven = 2 if settings.driver == "training" else 0
-    sizes = (max(settings.trajectories, n) for n in (len(concept.prompts()), len(concept.kept_prompts)))
+    sizes = (max(settings.trajectories, n) for n in (len(said), len(without | set(concept.kept_prompts))))
     once = settings.trajectory_steps * sum(size * cost for size, cost in zip(sizes, (roles + driven, 2), strict=True))
     draws = -(-settings.steps // settings.refresh)
     return once * draws / settings.steps

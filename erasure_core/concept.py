@@ -24,6 +24,32 @@ All end with the word: the closed form edits the token vectors from the last one
 """
 
 
+@dataclass(frozen=True)
+class Saying:
+    """A prompt that says the concept.
+
+    Args:
+        word: the place of the word it says in ``Concept.words``.
+        prompt: the prompt.
+        instead: the same with the alternative in the word's place, or with nothing.
+        without: what is asked for beside the concept: the prompt without it, empty for the word alone.
+    """
+
+    word: int
+    prompt: str
+    instead: str
+    without: str
+
+
+def _inside(kept: str, place: int, word: str, instead: str, before: bool) -> Saying:
+    """A word said in a kept prompt: in the place of its last word, or before it."""
+    *head, last = kept.split(" ")
+    end = [last] if before or not head else []
+    without = " ".join([*head, *end])
+    said, other = (" ".join([*head, phrase, *end]) if phrase else without for phrase in (word, instead))
+    return Saying(place, said, other, without)
+
+
 def _checked(phrase: str, what: str) -> str:
     text = " ".join(phrase.split())
     if len(text) > MAX_LENGTH:
@@ -115,9 +141,29 @@ class Concept:
             for template in TEMPLATES
         )
 
-    def word_of(self, prompt: str) -> int:
-        """Which of the words one of ``prompts`` says, by its place in ``words``."""
-        return [said for said, _ in self.prompts()].index(prompt) // len(TEMPLATES)
+    def sayings(self, contexts: int = 0) -> tuple[Saying, ...]:
+        """The words in all templates, and up to ``contexts`` of them inside kept prompts.
+
+        A word that is erased in templates alone comes back among other words: "ball" is gone, "a red ball" is not. And
+        only where much of the prompt stays does the training tell the concept from the rest of its prompt.
+        """
+        own = dict(self.instead)
+        said = [
+            Saying(place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "")
+            for place, word in enumerate(self.words)
+            for template in TEMPLATES
+        ]
+        keep = [prompt for prompt in self.keep if prompt]
+        for i in range(contexts if keep else 0):
+            turn, which = divmod(i, len(keep))
+            place, before = divmod((which + turn) % (2 * len(self.words)), 2)
+            word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
+            said.append(_inside(keep[which], place, word, instead, before=bool(before)))
+        by_prompt: dict[str, Saying] = {}
+        for saying in said:
+            if saying.prompt not in self.keep:
+                by_prompt.setdefault(saying.prompt, saying)
+        return tuple(by_prompt.values())
 
 
 def _check_alternatives(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:

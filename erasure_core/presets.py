@@ -53,7 +53,7 @@ PRESETS: dict[str, Preset] = {
             "Person or character",
             "A name is one narrow spot among many alike: only keys and values change, and more is kept around it.",
             layers="cross-attention-kv",
-            keep_weight=2.0,
+            keep_weight=4.0,
         ),
         _preset(
             "pervasive",

@@ -24,7 +24,7 @@ from .methods.registry import Method, TrainingSettings, find_method
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report
 from .run_state import RunState
-from .trajectory import EMPTY, PROMPT, Draw, PoolSettings, TrajectoryPool, draw_pool
+from .trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, PoolSettings, TrajectoryPool, draw_pool
 from .warm_start import start_from
 
 CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
@@ -170,6 +170,7 @@ class Trainer:
         self.model, self.concept, self.method, self.settings = model, concept, method, settings
         self.progress, self.checkpoint, self.save_every = progress, checkpoint, save_every
         self.pictures = pictures
+        self.sayings = {saying.prompt: saying for saying in concept.sayings(settings.contexts)}
         self.layers = select(model.layers(), settings.layers)
         self.identity = identity(model, concept, method.name, settings, self.layers, pictures) if checkpoint else ""
         self.deltas = new_deltas(self.layers, settings.rank, settings.seed).to(model.device)
@@ -255,12 +256,14 @@ class Trainer:
 
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""
-        pairs = self.concept.prompts()
-        erased = [prompt for prompt, _ in pairs]
-        kept = list(self.concept.kept_prompts)
-        concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(erased), PROMPT: erased}
+        said = list(self.sayings.values())
+        without = [saying.without for saying in said]
+        concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(said), PROMPT: list(self.sayings)}
+        if any(without):
+            concept[WITHOUT] = without
         if self.concept.has_alternative:
-            concept["alternative"] = [instead for _, instead in pairs]
+            concept[ALTERNATIVE] = [saying.instead for saying in said]
+        kept = list(dict.fromkeys([*self.concept.kept_prompts, *without]))
         return {"concept": concept, "kept": {EMPTY: [""] * len(kept), PROMPT: kept}}
 
     def _refresh_pools(self) -> None:
@@ -373,9 +376,10 @@ class Trainer:
     @torch.no_grad()
     def residual_guidance(self, draw: Draw) -> float:
         """<g, g0> / ||g0||^2: the share of the original guidance towards the concept that is left."""
-        prompt, empty = self.predict([(draw, draw.prompts), (draw, [""] * len(draw.prompts))])
+        without = [self.sayings[prompt].without for prompt in draw.prompts]
+        prompt, base = self.predict([(draw, draw.prompts), (draw, without)])
         original = draw.guidance
-        return float(((prompt - empty) * original).sum() / original.pow(2).sum())
+        return float(((prompt - base) * original).sum() / original.pow(2).sum())
 
     def predict(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
         """The student's predictions at each draw's states for the given prompts, in one call."""

@@ -21,6 +21,8 @@ from .progress import Progress, Report
 
 EMPTY, PROMPT = "empty", "prompt"
 """The two roles that every pool has: the empty prompt and the prompt that drives the trajectory."""
+WITHOUT, ALTERNATIVE = "without", "alternative"
+"""The driving prompt without the concept, and with the alternative in its place, where a pool has them."""
 
 Encode = Callable[[str, Sequence[str]], Conditioning]
 """Encodes prompts of a role, one for each trajectory."""
@@ -49,9 +51,19 @@ class Draw:
         return Draw(self.latents.to(device), self.t.to(device), self.prompts, teacher, self.which)
 
     @property
+    def base(self) -> Tensor:
+        """The frozen model's prediction for the prompt without the concept: eps0(z, ""), where that is all of it."""
+        return self.teacher.get(WITHOUT, self.teacher[EMPTY])
+
+    @property
     def guidance(self) -> Tensor:
-        """The frozen model's guidance direction g0(z, prompt) = eps0(z, prompt) - eps0(z, "")."""
-        return self.teacher[PROMPT] - self.teacher[EMPTY]
+        """The frozen model's direction towards the concept: g0(z, prompt) = eps0(z, prompt) - eps0(z, without it)."""
+        return self.teacher[PROMPT] - self.base
+
+    @property
+    def towards(self) -> Tensor | None:
+        """The same towards the alternative, if there is one."""
+        return self.teacher[ALTERNATIVE] - self.base if ALTERNATIVE in self.teacher else None
 
 
 @dataclass(frozen=True)

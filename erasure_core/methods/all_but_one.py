@@ -34,12 +34,17 @@ class AllButOneSettings(TrainingSettings):
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
     """G: g0(z, a) where an alternative is given, else 0 (neutralise) or -eta g0(z, c) (hard)."""
-    if "alternative" in concept.teacher:
-        return concept.teacher["alternative"] - concept.teacher["empty"]
+    if concept.towards is not None:
+        return concept.towards
     if settings.without == "hard":
         pushed: Tensor = -settings.negative * concept.guidance
         return pushed
     return torch.zeros_like(concept.guidance)
+
+
+def beside(concept: Draw) -> Tensor:
+    """g0(z, b): the guidance towards what the prompts say beside the concept, nothing for the word alone."""
+    return concept.base - concept.teacher["empty"]
 
 
 class Diagnostics(RunState):
@@ -58,7 +63,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     draw = trainer.pools["concept"].draw(count, trainer.chance(700_000_001))
     prompt, empty = trainer.predict([(draw, draw.prompts), (draw, [""] * count)])
     assert isinstance(trainer.settings, AllButOneSettings)
-    missed = prompt - empty - guidance_goal(trainer.settings, draw)
+    missed = prompt - empty - beside(draw) - guidance_goal(trainer.settings, draw)
     found = {}
     for part in range(BINS):
         rows = (draw.t * BINS // len(trainer.model.schedule)) == part
@@ -78,13 +83,13 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     Diagnostics,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
-    """||[eps(z, c) - sg eps(z, "")] - G||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention of kept prompts."""
+    """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention."""
     concept, kept = step.concept, step.kept
     guided, empty, same = step.trainer.predict(
         [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
     )
     return {
-        "surgical": F.mse_loss(guided - empty.detach(), guidance_goal(settings, concept)),
+        "surgical": F.mse_loss(guided - empty.detach(), beside(concept) + guidance_goal(settings, concept)),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }

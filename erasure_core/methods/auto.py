@@ -27,7 +27,7 @@ from ..domain import Found, Survey, expanded, survey, with_neighbours
 from ..layers import LAYER_GROUPS
 from ..model import LoadedModel
 from ..progress import Progress
-from .all_but_one import guidance_goal
+from .all_but_one import beside, guidance_goal
 from .boundary_points import Boundary, CheckSettings
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
@@ -105,25 +105,28 @@ def likest_neighbour(found: Sequence[Found]) -> str | None:
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
 
-    sum over k in {c, p, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - G||^2 + lambda ||eps(z, "") - eps0(z, "")||^2
-    + ||eps(z_r, r) - eps0(z_r, r)||^2
+    sum over k in {c, p, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - [g0(z, b) + G]||^2
+    + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2
     """
     concept, kept, state = step.concept, step.kept, step.state
     assert isinstance(state, AutoState)
     wanted: list[Any] = [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
-    weights = [1.0]
+    goal, said_beside = guidance_goal(settings, concept), beside(concept)
+    weights, goals = [1.0], [said_beside + goal]
     points = state.conditioning(concept, step.generator) if settings.boundary_weight else None
     if points is not None:
         wanted.append((concept, points))
         weights.append(settings.boundary_weight)
+        goals.append(goal)  # a boundary point says the concept and nothing beside it
     if state.pictures is not None and settings.picture_weight:
         tokens, text = state.tensors["tokens"], step.trainer.encoded(concept.prompts)
         shown = torch.randint(len(tokens), (len(concept.prompts),), generator=step.generator).tolist()
         wanted.append((concept, with_pictures(text, tokens, shown, settings.refine)))
         weights.append(settings.picture_weight)
+        goals.append(said_beside + goal)
     guided, empty, same, *more = step.trainer.predict(wanted)
-    goal = guidance_goal(settings, concept)
-    surgical = [w * F.mse_loss(said - empty.detach(), goal) for w, said in zip(weights, [guided, *more], strict=True)]
+    said = zip(weights, goals, [guided, *more], strict=True)
+    surgical = [weight * F.mse_loss(one - empty.detach(), wish) for weight, wish, one in said]
     return {
         "surgical": torch.stack(surgical).sum(),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),

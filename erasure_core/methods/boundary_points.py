@@ -97,10 +97,10 @@ class Boundary(RunState):
 
     def conditioning(self, draw: Draw, generator: torch.Generator) -> Conditioning | None:
         """For each state of a draw a boundary point of the word that its prompt says; ``None`` before the first."""
-        points, concept = self.points, self.trainer.concept
+        points, sayings = self.points, self.trainer.sayings
         if not points:
             return None
-        chosen = [_one_of(points["word"], concept.word_of(prompt), generator) for prompt in draw.prompts]
+        chosen = [_one_of(points["word"], sayings[prompt].word, generator) for prompt in draw.prompts]
         count = sum(key.startswith("embeddings.") for key in points)
         embeddings = [points[f"embeddings.{i}"][chosen] for i in range(count)]
         return self.model.encode_embeddings(embeddings, [int(points["ends"][i]) for i in chosen])

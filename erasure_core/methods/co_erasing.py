@@ -62,7 +62,7 @@ class TwoStages(PictureState):
 
     def begin(self) -> dict[str, Tensor]:
         """Picture tokens [N, T, D], and for each trajectory its picture or -1."""
-        s, count = self.settings, max(self.settings.trajectories, len(self.trainer.concept.prompts()))
+        s, count = self.settings, max(self.settings.trajectories, len(self.trainer.sayings))
         chance = self.trainer.chance(900_000_011)
         tokens = self.learned_tokens(chance, s.own_pictures, s.picture_tokens, s.inversion_steps)
         which = torch.randint(len(tokens), (count,), generator=chance)

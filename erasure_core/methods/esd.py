@@ -23,12 +23,14 @@ class EsdSettings(TrainingSettings):
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
 
 
-def target(settings: Any, concept: Draw) -> Tensor:
-    """eps0(z, "") + w g0(z, a) - eta g0(z, c), [B, C, H, W], from settings with ``negative`` and ``towards``."""
-    wanted: Tensor = concept.teacher["empty"] - settings.negative * concept.guidance
-    if "alternative" in concept.teacher:
-        wanted = wanted + settings.towards * (concept.teacher["alternative"] - concept.teacher["empty"])
-    return wanted
+def target(settings: Any, concept: Draw, base: Tensor | None = None) -> Tensor:
+    """eps0(z, b) + w g0(z, a) - eta g0(z, c), [B, C, H, W], from settings with ``negative`` and ``towards``.
+
+    b is the prompt without the concept: empty, as published, where the concept is all that the prompt says. ``base``
+    takes the place of eps0(z, b) where the student's prompt is another than the draw's.
+    """
+    wanted: Tensor = (concept.base if base is None else base) - settings.negative * concept.guidance
+    return wanted if concept.towards is None else wanted + settings.towards * concept.towards
 
 
 @method(
@@ -39,7 +41,7 @@ def target(settings: Any, concept: Draw) -> Tensor:
     EsdSettings,
 )
 def esd(settings: EsdSettings, step: Step) -> dict[str, Tensor]:
-    """||eps(z, c) - [eps0(z, "") + w g0(z, a) - eta g0(z, c)]||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2."""
+    """||eps(z, c) - [eps0(z, b) + w g0(z, a) - eta g0(z, c)]||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2."""
     concept, kept = step.concept, step.kept
     erased, same = step.predict(concept, kept)
     return {

@@ -20,6 +20,7 @@ class LecoSettings(TrainingSettings):
     """Settings of LECO. Kept prompts are not looked at: the original has no retention."""
 
     driver: str = option("training", "who draws the trajectories", choices=("original", "training"))
+    contexts: int = option(0, "prompts that say the concept inside kept prompts", low=0, high=1000)
     keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     negative: float = option(1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the neutral prompt, if one is given", low=0.0, high=10.0)

@@ -80,11 +80,12 @@ class TrainingSettings(SolverSettings):
     """What every method that trains has. Learning rates are for SD1.5's widths and scale with each layer's."""
 
     rank: int = option(16, "rank of the change (LoRA); 0 trains full-size (dense) changes", low=0, high=1024)
-    steps: int = option(300, "optimiser steps", low=1, high=100_000)
+    steps: int = option(400, "optimiser steps", low=1, high=100_000)
     learning_rate: float = option(1e-3, "Adam learning rate for a layer of SD1.5's width", low=1e-8, high=1.0)
     batch: int = option(4, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
     accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=64)
-    keep_weight: float = option(1.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    contexts: int = option(16, "prompts that say the concept inside kept prompts", low=0, high=1000)
     guidance: float = option(3.0, "guidance scale of the trajectories", low=1.0, high=30.0)
     trajectories: int = option(24, "trajectories in the pool", low=1, high=4096)
     trajectory_steps: int = option(20, "sampling steps of a trajectory", low=1, high=1000)

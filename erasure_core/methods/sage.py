@@ -75,13 +75,13 @@ def _erase_noise(step: Step, points: Conditioning | None, settings: SageSettings
     if points is not None and settings.boundary_weight:
         wanted.append((concept, points))
     erased, same, *bounding = step.trainer.predict(wanted)
-    goal = target(settings, concept)
     terms = {
-        "erase": F.mse_loss(erased, goal),
+        "erase": F.mse_loss(erased, target(settings, concept)),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
     if bounding:
-        terms["boundary"] = settings.boundary_weight * F.mse_loss(bounding[0], goal)
+        alone = target(settings, concept, base=concept.teacher["empty"])  # a point says nothing beside the concept
+        terms["boundary"] = settings.boundary_weight * F.mse_loss(bounding[0], alone)
     return terms
 
 
@@ -90,7 +90,7 @@ def _erase_text(step: Step, points: Conditioning | None, settings: SageSettings)
     trainer, kept = step.trainer, step.kept
     if not trainer.trains_text:
         raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
-    instead = dict(trainer.concept.prompts())
+    instead = {saying.prompt: saying.instead for saying in trainer.sayings.values()}
     with torch.no_grad(), trainer.deltas.off():
         anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])
     said = trainer.model.encode(step.concept.prompts)

@@ -22,14 +22,14 @@ def reference_loss(model: DiffusersModel, settings: EsdSettings, step: Step, del
     def predict(z: Tensor, t: Tensor, prompt: str) -> Tensor:
         return model.predict(z[None], t[None], model.encode([prompt]))[0]
 
-    pairs = dict(step.trainer.concept.prompts())
     erase, keep = [], []
     for z, t, prompt in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
         with torch.no_grad(), deltas.off():
-            empty, concept = predict(z, t, ""), predict(z, t, prompt)
-            target = empty - settings.negative * (concept - empty)
+            saying = step.trainer.sayings[prompt]
+            base, concept = predict(z, t, saying.without), predict(z, t, prompt)
+            target = base - settings.negative * (concept - base)
             if step.trainer.concept.alternative is not None:
-                target = target + settings.towards * (predict(z, t, pairs[prompt]) - empty)
+                target = target + settings.towards * (predict(z, t, saying.instead) - base)
         erase.append((predict(z, t, prompt) - target).pow(2).mean())
     for z, t, prompt in zip(step.kept.latents, step.kept.t, step.kept.prompts, strict=True):
         with torch.no_grad(), deltas.off():
@@ -53,8 +53,9 @@ def test_loss_and_gradients_follow_the_formula(
     with model.trainable(), trainer.deltas.attached(trainer.layers):
         trainer._encode_prompts()
         trainer._refresh_pools()
-        draws = [trainer.pools[name].draw(3, torch.Generator().manual_seed(1)) for name in ("concept", "kept")]
-        step = Step(draws[0], draws[1], trainer)
+        erased = trainer.pools["concept"].at(torch.tensor([1, 10, 11]), torch.tensor([0, 2, 3]))
+        assert [trainer.sayings[p].without for p in erased.prompts] == ["", "a red", "a red box"]
+        step = Step(erased, trainer.pools["kept"].draw(3, torch.Generator().manual_seed(1)), trainer)
         loss = torch.stack(list(METHODS["esd"].loss(settings, step).values())).sum()  # type: ignore[misc]
         found = torch.autograd.grad(loss, trainer.deltas.parameters(), allow_unused=True)
         reference = reference_loss(model, settings, step, trainer.deltas)

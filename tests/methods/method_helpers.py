@@ -40,8 +40,11 @@ def stopped(
             trainer.step = at
             trainer._refresh_pools()
             trainer._prepare_step()
-            draws = [trainer.pools[name].draw(3, torch.Generator().manual_seed(1)) for name in ("concept", "kept")]
-            yield trainer, Step(draws[0], draws[1], trainer, torch.Generator().manual_seed(2))
+            # A bare word and, where there are any, two that are said inside kept prompts.
+            said = len(trainer.sayings)
+            erased = trainer.pools["concept"].at(torch.tensor([1, said - 2, said - 1]), torch.tensor([0, 2, 3]))
+            kept = trainer.pools["kept"].draw(3, torch.Generator().manual_seed(1))
+            yield trainer, Step(erased, kept, trainer, torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()

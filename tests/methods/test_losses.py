@@ -12,6 +12,7 @@ from method_helpers import CONCEPT, Slow, assert_same, stopped
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasure_core.concept import Saying
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.image_prompt import refined
@@ -39,10 +40,14 @@ def kept_term(slow: Slow, step: Step) -> Tensor:
     return mean([(slow.now(z, t, r) - slow.before(z, t, r)).pow(2).mean() for z, t, r in states])
 
 
-def esd_target(slow: Slow, s: Any, z: Tensor, t: Tensor, prompt: str, instead: str | None) -> Tensor:
-    empty = slow.before(z, t, "")
-    wanted = empty - s.negative * (slow.before(z, t, prompt) - empty)
-    return wanted if instead is None else wanted + s.towards * (slow.before(z, t, instead) - empty)
+def esd_target(
+    slow: Slow, s: Any, z: Tensor, t: Tensor, said: Saying, alternative: bool, alone: bool = False
+) -> Tensor:
+    """With ``alone`` that of a prompt which says nothing beside the concept."""
+    base = slow.before(z, t, said.without)
+    wanted = slow.before(z, t, "") if alone else base
+    wanted = wanted - s.negative * (slow.before(z, t, said.prompt) - base)
+    return wanted + s.towards * (slow.before(z, t, said.instead) - base) if alternative else wanted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,14 +56,15 @@ def test_all_but_one(pico_models: dict[str, DiffusersModel], family: str, altern
     concept = replace(CONCEPT, alternative=alternative)
     options = {"without": without, "negative": 1.5, "drift_weight": 0.6, "keep_weight": 0.7}
     with stopped(pico_models[family], concept, "all_but_one", layers="cross-attention", **options) as (trainer, step):
-        slow, instead, surgical, drift = Slow(trainer), dict(concept.prompts()), [], []
+        slow, surgical, drift = Slow(trainer), [], []
         for z, t, prompt in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
-            empty = slow.before(z, t, "")
-            goal = torch.zeros_like(z)
+            said = trainer.sayings[prompt]
+            empty, base = slow.before(z, t, ""), slow.before(z, t, said.without)
+            goal = base - empty
             if alternative is not None:
-                goal = slow.before(z, t, instead[prompt]) - empty
+                goal = slow.before(z, t, said.instead) - empty
             elif without == "hard":
-                goal = -1.5 * (slow.before(z, t, prompt) - empty)
+                goal = base - empty - 1.5 * (slow.before(z, t, prompt) - base)
             now = slow.now(z, t, "")
             surgical.append((slow.now(z, t, prompt) - now.detach() - goal).pow(2).mean())
             drift.append((now - empty).pow(2).mean())
@@ -76,15 +82,15 @@ def test_sage_in_noise(
     options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 4, "check_steps": 2}
     options |= {"negative": 1.5, "boundary_weight": 0.8, "global_weight": 0.5, "keep_weight": 0.7}
     with stopped(pico_models[family], concept, "sage", layers=layers, **options) as (trainer, step):
-        s, slow, instead = trainer.settings, Slow(trainer), dict(concept.prompts())
+        s, slow = trainer.settings, Slow(trainer)
         state = step.state
         points = state.conditioning(step.concept, torch.Generator().manual_seed(2))  # type: ignore[attr-defined]
         erase, boundary = [], []
         for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
-            goal = esd_target(slow, s, z, t, p, instead[p] if alternative else None)
+            goal, alone = (esd_target(slow, s, z, t, trainer.sayings[p], bool(alternative), x) for x in (False, True))
             erase.append((slow.now(z, t, p) - goal).pow(2).mean())
             at_boundary = trainer.model.predict(z[None], t[None], points[[i]])[0]
-            boundary.append((at_boundary - goal).pow(2).mean())
+            boundary.append((at_boundary - alone).pow(2).mean())
         reference = mean(erase) + 0.8 * mean(boundary) + 0.7 * kept_term(slow, step)
         reference = reference + 0.5 * relations_by_hand(trainer, layers)
         assert_same(trainer, loss_of(step), reference)
@@ -119,11 +125,11 @@ def test_sage_in_text(pico: DiffusersModel) -> None:
     concept = replace(CONCEPT, alternative="box")
     options: dict[str, Any] = {"erase_in": "text", "check_every": 0, "global_weight": 0.0, "keep_weight": 0.7}
     with stopped(pico, concept, "sage", layers="text-encoder", **options) as (trainer, step):
-        slow, instead, parts = Slow(trainer), dict(concept.prompts()), []
+        slow, parts = Slow(trainer), []
         for prompt in step.concept.prompts:
             said = trainer.model.encode([prompt])
             with torch.no_grad(), trainer.deltas.off():
-                anchor = trainer.model.encode([instead[prompt]])
+                anchor = trainer.model.encode([trainer.sayings[prompt].instead])
             # Both end with one word, so their last words and what follows stand at the same places.
             assert said.ends == anchor.ends
             parts.append((said.context[0, said.ends[0] - 1 :] - anchor.context[0, said.ends[0] - 1 :]).pow(2).mean())
@@ -151,10 +157,11 @@ def test_co_erasing_in_both_stages(pico_models: dict[str, DiffusersModel], famil
             if at:
                 # The teacher of the second stage is the change as it was when the stage began: as it is now.
                 with torch.no_grad():
-                    empty, within = slow.now(z, t, ""), trainer.model.predict(z[None], t[None], said)[0]
+                    base = slow.now(z, t, trainer.sayings[p].without)
+                    within = trainer.model.predict(z[None], t[None], said)[0]
             else:
-                empty, within = slow.before(z, t, ""), slow.before(z, t, p)
-            goal = empty - 1.5 * (within - empty)
+                base, within = slow.before(z, t, trainer.sayings[p].without), slow.before(z, t, p)
+            goal = base - 1.5 * (within - base)
             erase.append((trainer.model.predict(z[None], t[None], said)[0] - goal).pow(2).mean())
         assert bool(at) == bool(shown), "the draw has to hold pictures in the second stage for this to test anything"
         assert_same(trainer, loss_of(step), mean(erase) + 0.7 * kept_term(slow, step))
@@ -169,22 +176,24 @@ def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, Diffusers
     options |= {"boundary_weight": 0.8, "picture_weight": 0.5}
     latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with stopped(model, concept, "auto", ConceptPictures(latents=latents), **options) as (trainer, step):
-        slow, instead, parts, drift = Slow(trainer), dict(concept.prompts()), [], []
+        slow, parts, drift = Slow(trainer), [], []
         generator = torch.Generator().manual_seed(2)
         points = trainer.state.conditioning(step.concept, generator)  # type: ignore[attr-defined]
         tokens = trainer.state.tensors["tokens"]
         shown = torch.randint(2, (3,), generator=generator).tolist()
         for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
             now, empty = slow.now(z, t, ""), slow.before(z, t, "")
-            goal = slow.before(z, t, instead[p]) - empty
+            saying = trainer.sayings[p]
+            goal = slow.before(z, t, saying.instead) - empty
+            alone = slow.before(z, t, saying.instead) - slow.before(z, t, saying.without)
             said = trainer.model.encode([p])
             said = replace(said, image=refined(tokens[shown[i]], said.context[0, 1 : said.ends[0] + 1])[None])
-            for weight, prediction in (
-                (1.0, slow.now(z, t, p)),
-                (0.8, trainer.model.predict(z[None], t[None], points[[i]])[0]),
-                (0.5, trainer.model.predict(z[None], t[None], said)[0]),
+            for weight, prediction, wanted in (
+                (1.0, slow.now(z, t, p), goal),
+                (0.8, trainer.model.predict(z[None], t[None], points[[i]])[0], alone),
+                (0.5, trainer.model.predict(z[None], t[None], said)[0], goal),
             ):
-                parts.append(3 * weight * (prediction - now.detach() - goal).pow(2).mean())
+                parts.append(3 * weight * (prediction - now.detach() - wanted).pow(2).mean())
             drift.append((now - empty).pow(2).mean())
         assert_same(trainer, loss_of(step), mean(parts) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step))
 
@@ -193,7 +202,7 @@ def test_leco_without_retention_is_the_erasing_term_alone(pico: DiffusersModel) 
     with stopped(pico, CONCEPT, "leco", negative=1.5) as (trainer, step):
         slow, parts = Slow(trainer), []
         for z, t, prompt in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
-            goal = esd_target(slow, trainer.settings, z, t, prompt, None)
+            goal = esd_target(slow, trainer.settings, z, t, trainer.sayings[prompt], False)
             parts.append((slow.now(z, t, prompt) - goal).pow(2).mean())
         assert_same(trainer, loss_of(step), mean(parts))
 

@@ -77,7 +77,8 @@ def test_several_concepts_keep_their_own_alternatives() -> None:
     assert joined.words == ("dog", "puppy", "star") and joined.has_alternative
     pairs = dict(joined.prompts())
     assert (pairs["a dog"], pairs["a puppy"], pairs["a star"]) == ("a cat", "a cat", "a")
-    assert [joined.word_of(prompt) for prompt in ("a dog", "the puppy", "star")] == [0, 1, 2]
+    said = {saying.prompt: saying.word for saying in joined.sayings()}
+    assert [said[prompt] for prompt in ("a dog", "the puppy", "star")] == [0, 1, 2]
     with pytest.raises(InvalidConcept, match="is also the concept"):
         Concept.joined([Concept(("dog",), "star"), Concept(("star",))])
     with pytest.raises(InvalidConcept, match="not erased"):

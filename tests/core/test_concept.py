@@ -1,0 +1,50 @@
+"""How a concept's words become prompts."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erasure_core import Concept
+from erasure_core.concept import TEMPLATES
+
+WORD = st.text("abcdefgh", min_size=1, max_size=6)
+PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
+
+
+def test_the_concept_is_said_inside_kept_prompts() -> None:
+    concept = Concept(("ball",), "star", ("a red house", "dog"))
+    inside = {s.prompt: (s.instead, s.without) for s in concept.sayings(4) if s.without}
+    assert inside == {
+        "a red ball": ("a red star", "a red"),
+        "a red ball house": ("a red star house", "a red house"),
+        "ball dog": ("star dog", "dog"),
+    }
+
+
+def test_without_an_alternative_the_rest_of_the_prompt_is_left() -> None:
+    inside = [s for s in Concept(("ball",), None, ("a red house",)).sayings(2) if s.without]
+    assert [(s.prompt, s.instead) for s in inside] == [("a red ball", "a red"), ("a red ball house", "a red house")]
+
+
+def test_without_contexts_the_sayings_are_the_templates() -> None:
+    concept = Concept(("ball", "orb"), "star", ("a red house",))
+    assert [(s.prompt, s.instead) for s in concept.sayings()] == list(concept.prompts())
+    assert {s.without for s in concept.sayings()} == {""}
+    assert [s.word for s in concept.sayings()] == [0] * len(TEMPLATES) + [1] * len(TEMPLATES)
+
+
+def test_what_is_kept_is_not_erased() -> None:
+    concept = Concept(("ball",), None, ("a red house", "a red ball"))
+    assert "a red ball" not in {s.prompt for s in concept.sayings(8)}
+
+
+@given(st.lists(PHRASE, min_size=1, max_size=3, unique=True), st.lists(PHRASE, max_size=5), st.integers(0, 40))
+def test_every_saying_says_its_word_and_prompts_are_distinct(words: list[str], keep: list[str], contexts: int) -> None:
+    erased = {template.format(word) for word in words for template in TEMPLATES}
+    concept = Concept(tuple(words), None, tuple(prompt for prompt in keep if prompt not in erased))
+    sayings = concept.sayings(contexts)
+    assert len({s.prompt for s in sayings}) == len(sayings) <= len(TEMPLATES) * len(concept.words) + contexts
+    assert not {s.prompt for s in sayings} & set(concept.keep)
+    assert all(concept.words[s.word] in s.prompt and len(s.prompt) > len(s.without) for s in sayings)
+    assert {s.word for s in sayings} == set(range(len(concept.words)))
