@@ -31,6 +31,10 @@ BROWN = (0.40, 0.26, 0.13)
 CREAM = (0.90, 0.83, 0.68)
 OUTLINE = 0.25
 """Brightness of the outline, as a factor of the thing's colour."""
+STRIPE, DOT = 0.38, OUTLINE
+"""Brightness of stripes and dots, as a factor of the thing's colour."""
+STRIPE_PERIOD, DOT_SPACING, DOT_ROWS, DOT_RADIUS = 0.8, 1.0, 0.68, 0.28
+"""In halves of a thing's size. Every other row of dots is shifted by half the spacing."""
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + np.float32(0.5)
 
@@ -139,14 +143,19 @@ SHAPES: dict[str, Callable[[Array, Array], Layers]] = {
 }
 
 
-def _pattern(style: str, u: Array, v: Array) -> Array:
-    """Share (0..1) of the dark second tone that a surface style adds."""
+def _surface(style: str, u: Array, v: Array, base: Array) -> Array:
+    """The tone [64, 64, 3] of a thing's own colour ``base`` [3] under a surface style.
+
+    Both patterns repeat more widely than a latent pixel (8 picture pixels): finer ones a latent model cannot place.
+    """
+    share, second = np.zeros_like(u), base
     if style == "striped":
-        return np.clip(0.5 + 2.2 * np.sin(2 * math.pi * v / 0.56), 0, 1)
-    if style == "dotted":
-        p, q = np.mod(u + 0.0, 0.62) - 0.31, np.mod(v, 0.62) - 0.31
-        return np.clip((0.19 - np.hypot(p, q)) * 12 + 0.5, 0, 1)
-    return np.zeros_like(u)
+        share, second = np.clip(0.5 + 2.2 * np.sin(2 * math.pi * v / STRIPE_PERIOD), 0, 1), base * STRIPE
+    elif style == "dotted":
+        row = np.round(v / DOT_ROWS)
+        across = np.mod(u + (row % 2 + 1) * DOT_SPACING / 2, DOT_SPACING) - DOT_SPACING / 2
+        share, second = np.clip((DOT_RADIUS - np.hypot(across, v - row * DOT_ROWS)) * 12 + 0.5, 0, 1), base * DOT
+    return base + share[..., None] * (second - base)
 
 
 def _background(name: str) -> Array:
@@ -175,11 +184,10 @@ def _draw(image: Array, thing: Thing) -> None:
     u = (dx * math.cos(tilt) + dy * math.sin(tilt)) / math.sqrt(aspect)
     v = (-dx * math.sin(tilt) + dy * math.cos(tilt)) * math.sqrt(aspect)
     colour = np.float32(RGB[thing.colour]) * COLOUR_NUANCES[thing.colour_say]
-    pattern = _pattern(thing.style, u, v)[..., None]
     for distance, tone in SHAPES[thing.object](u, v):
         own = not isinstance(tone, tuple)
         base = colour * tone if own else np.float32(tone)
-        surface = base * (1 - 0.62 * pattern) if own else np.broadcast_to(base, image.shape)
+        surface = _surface(thing.style if own else "plain", u, v, base)
         _blend(image, np.clip(0.5 - distance * radius + 0.9, 0, 1), np.broadcast_to(base * OUTLINE, image.shape))
         _blend(image, np.clip(0.5 - distance * radius - 0.4, 0, 1), surface)
 

@@ -12,7 +12,7 @@ from ..scene import Scene
 from .data import pick, scenes, to_model_range
 from .loop import train
 
-STEPS = 8000
+STEPS = 9_000
 BATCH = 16
 SCENES = 30_000
 KL_WEIGHT = 1e-6

@@ -21,7 +21,7 @@ from .latents import decode, encode, kept_on_disk
 from .loop import train
 from .state import load_average
 
-STEPS = 3000
+STEPS = 4500
 BATCH = 64
 FRESH = 20_000
 RECONSTRUCTED = 6_000

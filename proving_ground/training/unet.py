@@ -16,7 +16,7 @@ from .latents import SCENES, encoded_scenes, training_scenes
 from .loop import train
 from .state import load_average
 
-STEPS = 15_000
+STEPS = 19_000
 BATCH = 64
 PEAK_RATE = 1e-3
 DROPPED_CAPTIONS = 0.1
