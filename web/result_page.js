@@ -18,6 +18,13 @@ function isDark() {
   return numbers[0] + numbers[1] + numbers[2] < 384;
 }
 
+// The page follows the browser's theme; here it follows the host's.
+function themed(page) {
+  const dark = isDark();
+  const style = `<style>:root { color-scheme: ${dark ? "dark" : "light"} !important }</style>`;
+  return page.replaceAll("(prefers-color-scheme: dark)", dark ? "all" : "not all").replace("</head>", () => `${style}</head>`);
+}
+
 function button(label, action) {
   const made = document.createElement("button");
   made.textContent = label;
@@ -32,7 +39,6 @@ export class ResultPage {
   // scripts: whether the page's own scripts run; the report card has none.
   constructor(kind, scripts) {
     this.scripts = scripts;
-    this.page = "";
     this.root = document.createElement("div");
     this.root.className = `concept-erasure-${kind}`;
     this.root.style.cssText = "display:flex;flex-direction:column;gap:4px;height:100%;color:var(--input-text,currentColor);font:12px sans-serif";
@@ -58,12 +64,9 @@ export class ResultPage {
   async show(file) {
     const answer = await api.fetchApi(`/view?${new URLSearchParams(file)}`);
     if (!answer.ok) throw new Error(`${file.subfolder}/${file.filename}: ${answer.status}`);
-    this.page = await answer.text();
-    const dark = isDark();
-    this.frame.style.colorScheme = dark ? "dark" : "light";
-    this.frame.style.background = dark ? "#15181f" : "#fff";
-    const end = this.page.lastIndexOf("</body>");
-    this.frame.srcdoc = this.scripts ? this.page.slice(0, end) + BRIDGE + this.page.slice(end) : this.page;
+    const page = themed(await answer.text());
+    const end = page.lastIndexOf("</body>");
+    this.frame.srcdoc = this.scripts ? page.slice(0, end) + BRIDGE + page.slice(end) : page;
     this.frame.style.visibility = "visible";
     this.large.disabled = false;
     this.note.textContent = `output/${file.subfolder}/${file.filename}`;

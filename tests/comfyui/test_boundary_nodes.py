@@ -59,20 +59,28 @@ def test_searches_that_encode_short_rows_work_on_this_host(nodes: Nodes, graph: 
     assert {point.origin for point in found.points} == {"vocabulary"}
 
 
+@pytest.mark.parametrize("when", ["between two reports", "while the bar is drawn"])
 def test_interrupting_writes_what_was_found_and_hands_on_nothing(
-    nodes: Nodes, graph: dict[str, Any], fake_host: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    before, original = weights(graph), fake_comfy.ProgressBar.update_absolute
-    calls = []
+    before = weights(graph)
+    shown = importlib.import_module(f"{PACK}.nodes.training_progress")
+    update, draw = shown.SearchProgress.update, fake_comfy.ProgressBar.update_absolute
+    now: list[str] = []
 
-    def stop(bar: Any, value: int, total: int | None = None, preview: Any = None) -> None:
-        calls.append(value)
-        Switches.interrupt = len(calls) == 3
-        original(bar, value, total, preview)
+    def report(progress: Any, told: Any) -> None:
+        now[:] = [told.stage]
+        Switches.interrupt = Switches.interrupt or (told.stage == "vocabulary" and when == "between two reports")
+        update(progress, told)
 
-    monkeypatch.setattr(fake_comfy.ProgressBar, "update_absolute", stop)
+    def bar(progress: Any, value: int, total: int | None = None, preview: Any = None) -> None:
+        Switches.interrupt = now == ["vocabulary"] and when == "while the bar is drawn"
+        draw(progress, value, total, preview)
+
+    monkeypatch.setattr(shown.SearchProgress, "update", report)
+    monkeypatch.setattr(fake_comfy.ProgressBar, "update_absolute", bar)
     with pytest.raises(Interrupted):
-        nodes.run("Explore", **ends(graph), concept=concept(nodes), **{**QUICK, "searches": "all"})
+        nodes.run("Explore", **ends(graph), concept=concept(nodes), **{**QUICK, "searches": "words"})
     assert all(torch.equal(w, before[key]) for key, w in weights(graph).items())
     (folder,) = results(fake_host)
     found = json.loads((folder / "exploration.json").read_text())
@@ -159,7 +167,7 @@ def test_what_is_selected_on_the_map_joins_the_concept(nodes: Nodes, graph: dict
 def test_a_report_is_a_page_a_picture_and_a_verdict(nodes: Nodes, graph: dict[str, Any], fake_host: Path) -> None:
     before = weights(graph)
     erasure = instant(nodes, graph).args[2]
-    inputs = {**graph, "concept": concept(nodes, keep="a red box"), "erasure": erasure, **FEW, "seconds": 2}
+    inputs = {**graph, "concept": concept(nodes, keep="a red box"), "erasure": erasure, **FEW, "seconds": 1}
     done = nodes.run("Report", second=instant(nodes, graph, "cat").args[2], write_into_file=True, **inputs)
     picture, verdict, figures = done.args
     assert picture.shape[0] == 1 and picture.shape[2:] == (900, 3) and picture.std() > 0.01
