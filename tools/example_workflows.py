@@ -13,7 +13,10 @@ from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-LINKS = ("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "BOUNDARY", "LORA_MODEL", "LOSS_MAP")
+LINKS = (
+    "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "BOUNDARY", "LORA_MODEL",
+    "LOSS_MAP",
+)  # fmt: skip
 
 Graph = dict[str, tuple[str, tuple[int, int], dict[str, Any]]]
 """Name to node type, place on the canvas, and inputs: values, or ("name", output number)."""
