@@ -24,8 +24,9 @@ async def comfy_entrypoint() -> Any:
 
 
 def _load() -> list[type]:
-    from . import concept, convert, erase, erasures, host, profiles, server
+    from . import boundary, concept, convert, erase, erasures, host, profiles, purify, report, server
 
     host.register_folders()
     server.start()
-    return [*concept.NODES, *erase.NODES, *erasures.NODES, *profiles.NODES, *convert.NODES]
+    families = (concept, erase, erasures, boundary, report, purify, profiles, convert)
+    return [node for family in families for node in family.NODES]

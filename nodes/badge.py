@@ -8,6 +8,17 @@ from ..erasure_core.manifest import Manifest
 from ..erasure_core.methods import METHODS
 
 
+def hardened(manifest: Manifest) -> str:
+    """What hardening did, in one sentence; empty where there was none, or where a stranger wrote something else."""
+    rounds = manifest.settings.get("harden")
+    if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
+        return ""
+    added = [str(word) for one in rounds for word in (one.get("added") or ()) if isinstance(one.get("added"), list)]
+    leaking = ", then ".join(f"{one.get('leaking')} of {one.get('tried')}" for one in rounds)
+    words = f"; erased too: {', '.join(added)}" if added else ""
+    return f"Searched {len(rounds)} times, {leaking} prompts leaked{words}."
+
+
 def badge_of(file: str, manifest: Manifest | None, problem: str = "") -> dict[str, Any]:
     """The browser writes these as text, never as HTML: a file may come from anyone."""
     if manifest is None:
@@ -25,5 +36,6 @@ def badge_of(file: str, manifest: Manifest | None, problem: str = "") -> dict[st
         "dtype": manifest.dtype,
         "storage_error": manifest.storage_error,
         "measured": manifest.measured,
+        "hardened": hardened(manifest),
         "version": manifest.product_version,
     }

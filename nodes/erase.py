@@ -8,15 +8,16 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io, ui
 
+from ..erasure_core.boundary.explore import ExploreSettings
 from ..erasure_core.concept_pictures import ConceptPictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas
-from ..erasure_core.library import Made, make_erasure
+from ..erasure_core.library import Hardening, Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
-from .badge import badge_of
+from .badge import badge_of, hardened
 from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, fit, library, say, working
 from .training_progress import NodeProgress, preview_latents
 from .widgets import inputs_of, settings_from
@@ -56,6 +57,7 @@ def _schema(method: Method) -> io.Schema:
                 "Less needs less memory and time.",
             ),
             *([every] if trains else []),
+            *harden_inputs(),
             io.Vae.Input("vae", optional=True, tooltip="For pictures before and after; without it none are made."),
         ],
         outputs=[
@@ -77,9 +79,11 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         progress = NodeProgress(node_id, loaded, concept, others.get("preview_every", 0))
         settings = settings_from(method.settings, others)
         shown_pictures = _concept_pictures(loaded, concept)
-        made = make_erasure(library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures)
-        if made.reused:
-            say(node_id, f"Made earlier with the same inputs, used again:\n{made.path.name}")
+        hardening = _hardening(concept, others)
+        made = make_erasure(
+            library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures, hardening=hardening
+        )
+        say(node_id, _summary(made))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)
         losses = [sum(terms.values()) for terms in made.history.losses]
@@ -89,6 +93,43 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         image = pictures if pictures is not None else torch.zeros(1, 64, 64, 3)
         stack = (Item(read_erasure(made.path)),)
         return io.NodeOutput(patcher, text, stack, read_tensors(made.path)[0], {"loss": losses}, image, ui=shown)
+
+
+def harden_inputs() -> list[Any]:
+    """Widgets for the rounds of searching and erasing again."""
+    return [
+        io.Int.Input(
+            "harden",
+            default=0,
+            min=0,
+            max=10,
+            control_after_generate=False,
+            tooltip="After erasing, up to so many times: search for prompts that still reach the concept, and erase "
+            "them too. It ends early when nothing is found. 0 is off.",
+        ),
+        io.Int.Input(
+            "harden_seconds",
+            default=60,
+            min=1,
+            max=86_400,
+            control_after_generate=False,
+            tooltip="How long each of these searches may take, in seconds.",
+        ),
+    ]
+
+
+def _hardening(request: ConceptRequest, values: dict[str, Any]) -> Hardening:
+    search = ExploreSettings(
+        seconds=float(values["harden_seconds"]), seed=values.get("seed", 0), sensitive=request.explicit
+    )
+    return Hardening(values["harden"], search)
+
+
+def _summary(made: Made) -> str:
+    """What the node says when it is done."""
+    rounds = hardened(made.erasure.manifest)
+    said = [f"Made earlier with the same inputs, used again:\n{made.path.name}"] if made.reused else []
+    return "\n".join([*said, *([rounds] if rounds else [])]) or made.path.name
 
 
 def _concept_pictures(model: ComfyModel, request: ConceptRequest) -> ConceptPictures | None:

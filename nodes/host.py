@@ -24,6 +24,7 @@ PREFIX = "ConceptErasure"
 
 ConceptType = io.Custom("CONCEPT")
 ErasureType = io.Custom("ERASURE")
+BoundaryType = io.Custom("BOUNDARY")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shows a running training on its node: bar, time left, losses and preview pictures; and asks for Interrupt."""
+"""Shows running work on its node: bar, time left, losses and preview pictures; and asks for Interrupt."""
 
 from __future__ import annotations
 
@@ -53,8 +53,64 @@ class Stoppable(Silent):
         return bool(mm.processing_interrupted())
 
 
-class NodeProgress(Stoppable):
-    """Progress of one Erase node.
+class BarProgress(Stoppable):
+    """The host's bar, and a line on the node with the stage and the time left.
+
+    Args:
+        node_id: the node in the running graph.
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id, self.bar = node_id, comfy.utils.ProgressBar(1, node_id=node_id)
+        self.started, self.first_step, self.stage, self.told = time.monotonic(), 0, "", 0.0
+
+    def update(self, report: Report) -> None:
+        if report.stage != self.stage:
+            self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
+        self.bar.update_absolute(report.step, report.total, self._preview(report))
+        now = time.monotonic()
+        if now - self.told >= TELL_EVERY or report.step == report.total:
+            self.told = now
+            self._tell(report)
+
+    def _preview(self, report: Report) -> Any:
+        return None
+
+    def _tell(self, report: Report) -> None:
+        say(self.node_id, self._line(report))
+
+    def _line(self, report: Report) -> str:
+        left = self._seconds_left(report)
+        rest = f", {_time(left)} left" if left is not None and report.step < report.total else ""
+        return f"{report.stage} {report.step}/{report.total}{rest}"
+
+    def _seconds_left(self, report: Report) -> float | None:
+        done = report.step - self.first_step
+        return None if done < 1 else (time.monotonic() - self.started) / done * (report.total - report.step)
+
+
+class SearchProgress(BarProgress):
+    """As ``BarProgress``, but Interrupt only asks: a stopped search still hands over what it has found."""
+
+    def __init__(self, node_id: str | None) -> None:
+        super().__init__(node_id)
+        self.stopped = False
+
+    def cancelled(self) -> bool:
+        self.stopped = self.stopped or super().cancelled()
+        return self.stopped
+
+    def update(self, report: Report) -> None:
+        if self.cancelled():
+            return
+        try:
+            super().update(report)
+        except mm.InterruptProcessingException:  # the bar raises it, and takes the request back
+            self.stopped = True
+
+
+class NodeProgress(BarProgress):
+    """Progress of one Erase node, with losses and preview pictures.
 
     Args:
         node_id: the node in the running graph.
@@ -64,34 +120,21 @@ class NodeProgress(Stoppable):
     """
 
     def __init__(self, node_id: str | None, model: ComfyModel, request: ConceptRequest, preview_every: int) -> None:
-        self.node_id, self.model, self.request, self.preview_every = node_id, model, request, preview_every
-        self.bar = comfy.utils.ProgressBar(1, node_id=node_id)
-        self.started, self.first_step, self.stage, self.told = time.monotonic(), 0, "", 0.0
+        super().__init__(node_id)
+        self.model, self.request, self.preview_every = model, request, preview_every
         self.points: list[tuple[int, dict[str, float]]] = []
 
     def update(self, report: Report) -> None:
-        if report.stage != self.stage:
-            self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
         if report.losses is not None:
             self.points.append((report.step, report.losses))
-        self.bar.update_absolute(report.step, report.total, self._preview(report))
-        now = time.monotonic()
-        if now - self.told >= TELL_EVERY or report.step == report.total:
-            self.told = now
-            self._tell(report)
+        super().update(report)
 
     def _tell(self, report: Report) -> None:
-        left = self._seconds_left(report)
         loss = ", ".join(f"{name} {value:.4f}" for name, value in (report.losses or {}).items())
-        rest = f", {_time(left)} left" if left is not None and report.step < report.total else ""
-        say(self.node_id, f"{report.stage} {report.step}/{report.total}{rest}" + (f"\n{loss}" if loss else ""))
+        say(self.node_id, self._line(report) + (f"\n{loss}" if loss else ""))
         data = {"node": self.node_id, "stage": report.stage, "step": report.step, "total": report.total}
-        tell("progress", {**data, "seconds_left": left, "losses": self.points})
+        tell("progress", {**data, "seconds_left": self._seconds_left(report), "losses": self.points})
         self.points = []
-
-    def _seconds_left(self, report: Report) -> float | None:
-        done = report.step - self.first_step
-        return None if done < 1 else (time.monotonic() - self.started) / done * (report.total - report.step)
 
     def _preview(self, report: Report) -> Any:
         wanted = report.stage == "training" and self.preview_every and report.step % self.preview_every == 0

@@ -13,7 +13,10 @@ from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-LINKS = ("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "LORA_MODEL", "LOSS_MAP")
+LINKS = (
+    "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "BOUNDARY", "LORA_MODEL",
+    "LOSS_MAP",
+)  # fmt: skip
 
 Graph = dict[str, tuple[str, tuple[int, int], dict[str, Any]]]
 """Name to node type, place on the canvas, and inputs: values, or ("name", output number)."""
@@ -47,6 +50,30 @@ def erasing(method: str, **settings: Any) -> Graph:
     return {
         "concept": ("ConceptErasureConcept", (0, 160), {**words, "alternative": "oil painting", "explicit": False}),
         "erase": (f"ConceptErasureErase_{method}", (440, 0), {**links, **settings}),
+    }
+
+
+def hardening() -> Graph:
+    """Erase at once, look for what leaks, erase that too, and measure the result."""
+    model = {"model": ("base", 0), "clip": ("base", 1)}
+    return {
+        **erasing("closed_form"),
+        "explore": (
+            "ConceptErasureExplore",
+            (440, 900),
+            {**model, "concept": ("concept", 0), "erasure": ("erase", 2), "seconds": 120, "vae": ("base", 2)},
+        ),
+        "map": ("ConceptErasureBoundaryMap", (900, 0), {"boundary": ("explore", 0), "selected": ""}),
+        "again": (
+            "ConceptErasureErase_closed_form",
+            (2000, 0),
+            {**model, "concept": ("map", 0), "vae": ("base", 2), "harden": 2, "harden_seconds": 120},
+        ),
+        "report": (
+            "ConceptErasureReport",
+            (2460, 0),
+            {**model, "concept": ("concept", 0), "erasure": ("erase", 2), "second": ("again", 2), "vae": ("base", 2)},
+        ),
     }
 
 
@@ -87,6 +114,7 @@ WORKFLOWS: dict[str, Graph] = {
         **painting("1", ("erase", 0), ("erase", 1), (900, 0), TOWN),
     },
     "apply_a_stack": {**BASE, **stack(), **painting("1", ("apply", 0), ("apply", 1), (900, 0), TOWN)},
+    "explore_then_harden": {**BASE, **hardening()},
     "safety_profile": {**BASE, **profile(), **painting("1", ("safe", 0), ("safe", 1), (900, 0), TOWN)},
 }
 

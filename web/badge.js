@@ -51,6 +51,7 @@ function card(told) {
     made.append(line(say("method"), `${told.method} (${told.status})`));
     made.append(line(say("base"), `${told.family}, ${told.base}`));
     made.append(line(say("stored"), `${told.dtype}, ± ${Number(told.storage_error).toExponential(1)}`));
+    if (told.hardened) made.append(line(say("hardened"), told.hardened));
     made.append(line(say("measured"), figures(told.measured) || say("notMeasured")));
   }
   return made;

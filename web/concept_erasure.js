@@ -1,8 +1,10 @@
-// Front end of the pack: a loss chart on Erase nodes, a badge on nodes that hold erasures, toasts for what stopped a graph.
+// Front end of the pack: a loss chart on Erase nodes, a badge on nodes that hold erasures, the boundary map and the report
+// card inside their nodes, toasts for what stopped a graph.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Badge } from "./badge.js";
 import { LossChart } from "./chart.js";
+import { BoundaryMap, ResultPage } from "./result_page.js";
 import { say } from "./strings.js";
 
 const PREFIX = "ConceptErasure";
@@ -10,6 +12,8 @@ const ERASE = `${PREFIX}Erase_`;
 const WITH_BADGE = ["Load", "Save", "Inspect"].map((name) => PREFIX + name);
 const CHART_HEIGHT = 158;
 const BADGE_HEIGHT = 132;
+const PAGE_HEIGHT = 640;
+const PAGE_WIDTH = 1020;
 const charts = new Map();
 
 function addElement(node, name, element, height) {
@@ -58,6 +62,35 @@ function withBadge(node) {
   read();
 }
 
+// A page may be made larger than this with the node.
+function addPage(node, name, page) {
+  node.addDOMWidget(name, name, page.root, { serialize: false, hideOnZoom: false, getMinHeight: () => PAGE_HEIGHT });
+  const [width, height] = node.computeSize();
+  node.setSize?.([Math.max(width, PAGE_WIDTH), Math.max(height, node.size?.[1] ?? 0)]);
+}
+
+function shown(node, page, key) {
+  after(node, "onExecuted", (output) => {
+    const file = output?.[key]?.[0];
+    if (file) page.show(file).catch((error) => toast("error", say("pageMissing"), String(error)));
+  });
+}
+
+function withMap(node) {
+  const selected = node.widgets?.find((widget) => widget.name === "selected");
+  if (!selected) return;
+  const map = new BoundaryMap(selected);
+  addPage(node, "boundary_map", map);
+  shown(node, map, "boundary_map");
+  after(node, "onRemoved", () => map.remove());
+}
+
+function withReport(node) {
+  const report = new ResultPage("report", false);
+  addPage(node, "report_card", report);
+  shown(node, report, "report_card");
+}
+
 // Inside a subgraph the server names a node by the path to it.
 function chartOf(id) {
   const own = String(id).split(":").at(-1);
@@ -89,5 +122,7 @@ app.registerExtension({
     const kind = node.comfyClass ?? "";
     if (kind.startsWith(ERASE)) withChart(node);
     else if (WITH_BADGE.includes(kind)) withBadge(node);
+    else if (kind === `${PREFIX}BoundaryMap`) withMap(node);
+    else if (kind === `${PREFIX}Report`) withReport(node);
   },
 });

@@ -19,6 +19,10 @@ const STRINGS = {
     stopped: "Concept Erasure stopped the graph",
     profile: "Safety profile on every graph",
     profileBroken: "The default safety profile cannot be applied; no graph runs",
+    hardened: "hardened",
+    enlarge: "Full screen",
+    noResult: "Queue the graph; the page appears here.",
+    pageMissing: "A result cannot be shown",
   },
   de: {
     waiting: "Hier erscheint der Verlust, während trainiert wird.",
@@ -37,6 +41,10 @@ const STRINGS = {
     stopped: "Concept Erasure hat den Graphen angehalten",
     profile: "Schutzprofil auf jedem Graphen",
     profileBroken: "Das Standard-Schutzprofil lässt sich nicht anwenden; kein Graph läuft",
+    hardened: "gehärtet",
+    enlarge: "Vollbild",
+    noResult: "Graphen einreihen; die Seite erscheint hier.",
+    pageMissing: "Ein Ergebnis lässt sich nicht anzeigen",
   },
   zh: {
     waiting: "训练时损失曲线显示在此处。",
@@ -55,6 +63,10 @@ const STRINGS = {
     stopped: "Concept Erasure 已停止该工作流",
     profile: "每个工作流都应用的安全配置",
     profileBroken: "默认安全配置无法应用，所有工作流均被拒绝",
+    hardened: "已加固",
+    enlarge: "全屏",
+    noResult: "运行工作流后，页面显示在此处。",
+    pageMissing: "无法显示结果",
   },
   ja: {
     waiting: "学習中の損失がここに表示されます。",
@@ -73,6 +85,10 @@ const STRINGS = {
     stopped: "Concept Erasure がグラフを停止しました",
     profile: "すべてのグラフに適用される安全プロファイル",
     profileBroken: "既定の安全プロファイルを適用できないため、グラフは実行されません",
+    hardened: "強化",
+    enlarge: "全画面",
+    noResult: "グラフを実行すると、ここにページが表示されます。",
+    pageMissing: "結果を表示できません",
   },
 };
 

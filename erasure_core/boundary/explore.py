@@ -51,6 +51,7 @@ class ExploreSettings:
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
     look: int = option(48, "worst candidates that are painted and looked at; 0 for none", low=0, high=1000)
     pictures: bool = option(False, "keep small pictures of them; blurred where the concept is explicit")
+    sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
     max_batch: int = option(64, "most latents in one call", low=1, high=1024, neutral=True)
 
@@ -91,7 +92,10 @@ def explore(
     with torch.no_grad():
         model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
-        return _Explorer(subject, concept, settings, tries, detector).run()
+        explorer = _Explorer(subject, concept, settings, tries, detector)
+        found = explorer.run()
+    # To decode, a host may move networks about: by now nothing of the model is lent any more.
+    return explorer.illustrated(found)
 
 
 class _Explorer:
@@ -106,7 +110,8 @@ class _Explorer:
         detector: Detector | None,
     ) -> None:
         self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector
-        self.started, self.explicit = monotonic(), guard.is_explicit(concept)
+        self.started, self.explicit = monotonic(), settings.sensitive or guard.is_explicit(concept)
+        self.painted: dict[str, Tensor] = {}
         self._tell("preparing")
         scorer = Scorer(subject, concept, settings.states, settings.seed)
         reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
@@ -218,12 +223,15 @@ class _Explorer:
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]
         leaks = point.leaks and evidence > 0
-        shown = self.settings.pictures
-        picture = thumbnail(self.subject.model, latent, blurred=self.explicit) if shown else ""
-        self.points[place] = replace(
-            point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(evidence, 4), thumbnail=picture
-        )
+        if self.settings.pictures:
+            self.painted[point.text] = latent.cpu()
+        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(evidence, 4))
         self.looked += 1
+
+    def illustrated(self, found: Exploration) -> Exploration:
+        """With small pictures of what was painted, where they are wanted."""
+        pictures = {text: thumbnail(self.subject.model, latent, self.explicit) for text, latent in self.painted.items()}
+        return replace(found, points=tuple(replace(p, thumbnail=pictures.get(p.text, "")) for p in found.points))
 
     def _result(self) -> Exploration:
         place, names = clusters(torch.stack(self.sketches), [point.text for point in self.points])

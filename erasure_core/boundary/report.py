@@ -42,6 +42,7 @@ class ReportSettings:
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
     pictures: bool = option(True, "same-seed pictures before and after; of an explicit concept only if asked for")
     explicit: bool = option(False, "show blurred pictures of a concept that is sexual or violent")
+    sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
     steps: int = option(20, "sampling steps of the pictures", low=1, high=1000)
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
     max_batch: int = option(64, "most latents in one call", low=1, high=1024, neutral=True)
@@ -180,6 +181,7 @@ class _Reporter:
     ) -> None:
         self.model, self.concept, self.settings = model, concept, settings
         self.progress, self.tries = progress, tries
+        self.explicit = settings.sensitive or guard.is_explicit(concept)
         self.look_alikes: list[str] = []
 
     def run(self, files: Sequence[Subjected]) -> ReportCard:
@@ -191,7 +193,7 @@ class _Reporter:
             reports.append(self._measure(file, exploration))
         return ReportCard(
             words=self.concept.words,
-            explicit=guard.is_explicit(self.concept),
+            explicit=self.explicit,
             files=tuple(reports),
             look_alikes=tuple(self.look_alikes),
             strips=self._strips(files),
@@ -268,9 +270,8 @@ class _Reporter:
         decode = getattr(self.model, "decode", None)
         if not self.settings.pictures or decode is None:
             return ()
-        explicit = guard.is_explicit(self.concept)
         wanted = [("erased", f"a photo of a {word}") for word in self.concept.words[:2]]
-        if explicit and not self.settings.explicit:
+        if self.explicit and not self.settings.explicit:
             wanted = []
         kept = [prompt for prompt in self.concept.keep if guard.allows(self.concept, prompt)]
         wanted += [("look-alike", prompt) for prompt in self.look_alikes[:3]]
@@ -281,7 +282,7 @@ class _Reporter:
             Strip(
                 prompt,
                 kind,
-                tuple(picture_uri(column[row], explicit and kind == "erased", STRIP_SIDE) for column in columns),
+                tuple(picture_uri(column[row], self.explicit and kind == "erased", STRIP_SIDE) for column in columns),
             )
             for row, (kind, prompt) in enumerate(wanted)
         )
@@ -291,10 +292,11 @@ class _Reporter:
     ) -> Any:
         s = self.settings
         with self.model.trainable(), applied(self.model, erasures), torch.no_grad():
-            pieces = [
-                decode(sample(self.model, [prompt], [s.seed], s.steps, 5.0, progress=self.progress))
-                for prompt in prompts
+            latents = [
+                sample(self.model, [prompt], [s.seed], s.steps, 5.0, progress=self.progress) for prompt in prompts
             ]
+        # To decode, a host may move networks about: here nothing of the model is lent any more.
+        pieces = [decode(latent) for latent in latents]
         return torch.cat(pieces) if pieces else pieces
 
 

@@ -96,19 +96,23 @@ def chart(
     return sheet
 
 
-def _charts(card: ReportCard) -> str:
+def charts(card: ReportCard) -> list[Sheet]:
+    """Leak and retention over strength, and the drift over timesteps."""
     sweep, drifted = [], []
     for file in card.files:
         sweep.append((f"{file.name}: leak", [(s, leak) for s, leak, _ in file.sweep]))
         sweep.append((f"{file.name}: kept", [(s, kept) for s, _, kept in file.sweep]))
         drifted.append((file.name, [(float(t), value) for t, value in file.drift]))
     top = max([0.02, *(value for _, curve in drifted for _, value in curve)]) * 1.1
-    return (
-        '<div class="charts">'
-        + chart("Leak and retention over strength", sweep, "strength").svg("strength sweep")
-        + chart("Drift without a prompt", drifted, "timestep: 0 is clean, right is noise", top).svg("drift")
-        + "</div>"
-    )
+    return [
+        chart("Leak and retention over strength", sweep, "strength"),
+        chart("Drift without a prompt", drifted, "timestep: 0 is clean, right is noise", top),
+    ]
+
+
+def _charts(card: ReportCard) -> str:
+    drawn = "".join(sheet.svg(title) for sheet, title in zip(charts(card), ("strength sweep", "drift"), strict=True))
+    return f'<div class="charts">{drawn}</div>'
 
 
 def _strips(card: ReportCard) -> str:

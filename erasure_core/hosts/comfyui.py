@@ -371,15 +371,20 @@ def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:
 
 @contextmanager
 def _embeddings_instead(encoder: Any, embeddings: Tensor, ends: Sequence[int]) -> Iterator[None]:
-    """Inside, a text encoder reads these token embeddings [B, 77, D], whatever tokens it is given."""
+    """Inside, a text encoder reads these token embeddings [B, at most 77, D], whatever tokens it is given."""
 
     def prepared(tokens: Any, device: Any) -> tuple[Tensor, Tensor, list[int], list[Any]]:
         places = torch.arange(embeddings.shape[1], device=device)
         attended = (places <= torch.tensor(ends, device=device)[:, None]).long()
         return embeddings.to(device, torch.float32), attended, [end + 1 for end in ends], []
 
+    # The host adds one row for each of 77 places; the text side is causal, so that fewer places read the same.
+    table = encoder.transformer.text_model.embeddings.position_embedding
+    rows = table._parameters["weight"]
     encoder.process_tokens = prepared
+    table._parameters["weight"] = rows[: embeddings.shape[1]]
     try:
         yield
     finally:
+        table._parameters["weight"] = rows
         del encoder.process_tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from ..delta import Delta, DeltaSet, LowRankDelta
@@ -181,3 +182,24 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
 def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
     """Whether patches, by key, are still on a MODEL's or CLIP's patcher: these very objects, not equal ones."""
     return all(any(held[1] is patch for held in target.patches.get(key, [])) for key, patch in keys.items())
+
+
+def carries(model: ComfyModel, deltas: DeltaSet) -> bool:
+    """Whether a graph's MODEL or CLIP has a change on it already: equal patches, whoever put them there."""
+    name = next(iter(deltas.changed()), None)
+    if name is None:
+        return False
+    patcher = model.clip.patcher if is_text(name) else model.patcher
+    ours = _tensors(patch_of(deltas[name]))
+    held = [_tensors(patch[1]) for patch in patcher.patches.get(model.key(name), [])]
+    return any(len(theirs) == len(ours) and all(map(_equal, theirs, ours)) for theirs in held)
+
+
+def _tensors(patch: Any) -> list[Tensor]:
+    """The tensors of a patch: of a LoRA adapter, or of a difference."""
+    values = getattr(patch, "weights", None) or (patch[1] if isinstance(patch, tuple) else ())
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one.to("cpu", other.dtype), other))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does n
 import comfy_client
 import fake_comfy
 import fake_io
+from pack_nodes import PACK, Nodes
+
+from erasure_core.hosts.diffusers import DiffusersModel
 
 ROOT = Path(__file__).parent.parent.parent
-PACK = "concept_erasure_pack"
 
 
 @pytest.fixture
@@ -42,6 +46,19 @@ def pack(fake_host: Path) -> Iterator[ModuleType]:
     # The core is kept: importing torch-heavy modules again for each test takes time and changes nothing.
     for name in [n for n in sys.modules if n == PACK or n.startswith(f"{PACK}.nodes")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def nodes(pack: ModuleType) -> Nodes:
+    return Nodes()
+
+
+@pytest.fixture
+def graph(pico_models: dict[str, DiffusersModel]) -> dict[str, Any]:
+    """MODEL, CLIP and VAE as a loader hands them on."""
+    oracle = copy.deepcopy(pico_models["sd1"])
+    oracle.tokenizers = pico_models["sd1"].tokenizers
+    return dict(zip(("model", "clip", "vae"), fake_comfy.loaded(oracle), strict=True))
 
 
 @pytest.fixture(scope="session")

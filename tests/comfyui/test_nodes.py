@@ -16,55 +16,8 @@ import fake_comfy
 import pytest
 import torch
 from conftest import PACK, ROOT
-from fake_comfy import Interrupted, Switches, loaded
-
-from erasure_core.hosts.diffusers import DiffusersModel
-
-
-class Nodes:
-    """The pack's nodes by id, and what they are made of."""
-
-    def __init__(self) -> None:
-        entry = importlib.import_module(f"{PACK}.nodes").comfy_entrypoint
-        self.all = {node.define_schema().node_id: node for node in asyncio.run(asyncio.run(entry()).get_node_list())}
-        self.host, self.server, self.profiles, self.erase = (
-            importlib.import_module(f"{PACK}.nodes.{name}") for name in ("host", "server", "profiles", "erase")
-        )
-        self.core: Any = importlib.import_module(f"{PACK}.erasure_core.errors")
-
-    def run(self, kind: str, /, **inputs: Any) -> Any:
-        """Run a node as the host does: widgets at their defaults, in inference mode."""
-        node = self.all[f"ConceptErasure{kind}"]
-        schema = node.define_schema()
-        defaults = {each.id: each.default for each in schema.inputs if each.default is not None}
-        with torch.inference_mode():
-            return node.execute(**{**defaults, **inputs})
-
-
-@pytest.fixture
-def nodes(pack: ModuleType) -> Nodes:
-    return Nodes()
-
-
-@pytest.fixture
-def graph(pico_models: dict[str, DiffusersModel]) -> dict[str, Any]:
-    """MODEL, CLIP and VAE as a loader hands them on."""
-    oracle = copy.deepcopy(pico_models["sd1"])
-    oracle.tokenizers = pico_models["sd1"].tokenizers
-    return dict(zip(("model", "clip", "vae"), loaded(oracle), strict=True))
-
-
-def concept(nodes: Nodes, words: str = "ball", **more: Any) -> Any:
-    return nodes.run("Concept", words=words, **more).args[0]
-
-
-WIDGETS = ("BOOLEAN", "INT", "FLOAT", "STRING", "COMBO")
-SMALL = {"steps": 3, "trajectories": 5, "trajectory_steps": 3, "batch": 2, "rank": 4, "resolution": 64}
-
-
-def instant(nodes: Nodes, graph: dict[str, Any], word: str = "ball") -> Any:
-    chosen = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes, word), "resolution": 64}
-    return nodes.run("Erase_closed_form", **chosen)
+from fake_comfy import Interrupted, Switches
+from pack_nodes import SMALL, WIDGETS, Nodes, concept, instant
 
 
 def test_there_is_a_node_for_every_method(nodes: Nodes) -> None:

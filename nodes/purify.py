@@ -1,0 +1,109 @@
+"""The Purify Image node: paint a given picture again without a concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..erasure_core.boundary import guard
+from ..erasure_core.errors import InvalidConcept
+from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.purify import purify
+from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, working
+from .subjects import erasures_of
+from .training_progress import BarProgress
+
+GRID = 64
+"""Pixels that both sides are a multiple of: the network halves them several times."""
+
+
+class PurifyImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"{PREFIX}Purify",
+            display_name="Purify Image",
+            category=CATEGORY,
+            description="Follows a picture back to noise and paints it again without the concept, keeping the rest.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model, with the erasure beside it; or a model with it applied."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Vae.Input("vae"),
+                io.Image.Input("image", tooltip="One picture or several; scaled to a size that the model paints."),
+                io.String.Input(
+                    "caption",
+                    multiline=True,
+                    default="",
+                    placeholder="a town at night by van gogh",
+                    tooltip="What the picture shows, in words that say the concept.",
+                ),
+                io.Float.Input(
+                    "share",
+                    default=0.8,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far to go back to noise. Less keeps more of the picture, and more of the concept.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    control_after_generate=False,
+                    tooltip="Sampling steps of the whole way; as many lead back.",
+                ),
+                io.Float.Input(
+                    "guidance", default=5.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale towards the caption."
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=64,
+                    tooltip="The picture is scaled to the area of a square of so many pixels; 0 takes what the model "
+                    "was made for. Its proportions stay.",
+                ),
+                ErasureType.Input(
+                    "erasure", optional=True, tooltip="What is taken out; leave it free if the model carries it."
+                ),
+            ],
+            outputs=[io.Image.Output("purified", display_name="image")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, image: torch.Tensor, caption: str, erasure: Stack = (), **how: Any
+    ) -> io.NodeOutput:
+        with working():
+            if guard.is_forbidden(caption):
+                raise InvalidConcept("Sexual content about minors is not painted; change the caption.")
+            loaded = ComfyModel(model, clip, vae, how["resolution"])
+            erasures = erasures_of(loaded, erasure)
+            progress = BarProgress(cls.hidden.unique_id)
+            clean = []
+            # One at a time: a batch of large pictures would not fit beside the model.
+            for picture in painted_size(image, 8 * loaded.latent_shape[-1]):
+                latents = loaded.latents_of(picture[None])
+                with loaded.trainable():
+                    steps, guidance = how["steps"], how["guidance"]
+                    again = purify(loaded, latents, [caption], erasures, steps, guidance, how["share"], progress)
+                clean.append(loaded.decode(again))
+            return io.NodeOutput(as_image(torch.cat(clean)))
+
+
+def painted_size(image: torch.Tensor, side: int) -> torch.Tensor:
+    """An IMAGE scaled to the area of a square of ``side`` pixels, uint8 [B, 3, H, W] with sides in steps of GRID."""
+    height, width = image.shape[1:3]
+    scale = side / (height * width) ** 0.5
+    size = [max(GRID, round(edge * scale / GRID) * GRID) for edge in (height, width)]
+    channels = image[..., :3].movedim(-1, 1).float()
+    scaled = torch.nn.functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
+    return (scaled * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
+NODES = [PurifyImage]
