@@ -10,24 +10,25 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
+from .boundary.explore import ExploreSettings
+from .boundary.harden import harden
 from .checkpoint import checkpoint_path, identity
 from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .erasing import erase
 from .erasure_file import Erasure, read_erasure, write_erasure
 from .errors import ErasureError, InvalidFile, OutputError
 from .fingerprint import SAMPLES
 from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings
-from .model import LoadedModel
+from .model import LoadedModel, PromptModel
 from .progress import Progress
 from .safe_files import exclusive, read_header, write_bytes
 from .trainer import SAVE_EVERY, History
@@ -53,6 +54,19 @@ class Entry:
     path: Path
     manifest: Manifest | None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """What follows an erasing: so many rounds of searching for what still leaks and erasing that too.
+
+    Args:
+        rounds: most rounds; 0 for none.
+        search: how each of them searches.
+    """
+
+    rounds: int
+    search: ExploreSettings
 
 
 @dataclass(frozen=True)
@@ -179,22 +193,26 @@ def request_key(
     method: Method,
     settings: SolverSettings,
     pictures: ConceptPictures | None = None,
+    hardening: Hardening | None = None,
 ) -> str:
     """A hash of all that decides what an erasure becomes, 12 hexadecimal digits."""
     layers = select(model.layers(), settings.layers)
     text = identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
+    if hardening is not None and hardening.rounds:
+        text += json.dumps(asdict(hardening), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def make_erasure(
     library: Library,
-    model: LoadedModel,
+    model: PromptModel,
     concept: Concept,
     method: Method,
     settings: SolverSettings,
     progress: Progress,
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
+    hardening: Hardening | None = None,
 ) -> Made:
     """Erase a concept and write the file, or find the file that the same request has made before.
 
@@ -206,11 +224,13 @@ def make_erasure(
         method: a registered method.
         save_every: seconds between two saves of the resumable state.
         pictures: of the concept, for methods that read them.
+        hardening: rounds of searching for what leaks and erasing that too.
 
     Raises:
+        InvalidConcept: the guard refuses the search that hardening asks for.
         ErasureError: as ``erase`` and ``write_erasure``; after Cancelled or OutOfMemory the state is kept.
     """
-    key = request_key(model, concept, method, settings, pictures)
+    key = request_key(model, concept, method, settings, pictures, hardening)
     path = library.new_path(f"{safe_stem(concept.name)[:60]}-{method.name}-{key}")
     _make_folder(path.parent)
     with exclusive(path):
@@ -218,7 +238,10 @@ def make_erasure(
         if found is not None:
             return found
         checkpoint = checkpoint_path(path)
-        erasure, history = erase(model, concept, method.name, settings, progress, checkpoint, save_every, pictures)
+        rounds, search = (hardening.rounds, hardening.search) if hardening is not None else (0, None)
+        erasure, history, _ = harden(
+            model, concept, rounds, method.name, settings, search, progress, checkpoint, save_every, pictures
+        )
         manifest = write_erasure(path, erasure, model)
         write_bytes(_history_path(path), json.dumps(_history_json(history)).encode())
         checkpoint.unlink(missing_ok=True)

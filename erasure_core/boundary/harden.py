@@ -11,6 +11,7 @@ from ..concept import MAX_LENGTH, Concept
 from ..concept_pictures import ConceptPictures
 from ..erasing import erase
 from ..erasure_file import Erasure
+from ..errors import Cancelled
 from ..methods import SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
@@ -80,6 +81,7 @@ def harden(
 
     Raises:
         ErasureError: as ``erase`` and ``explore``.
+        Cancelled: the user stopped, also in the middle of a search: half a search is no round.
     """
     if rounds:
         guard.check(concept)  # erasing is never refused, searching may be
@@ -91,6 +93,8 @@ def harden(
         how = replace(search, seed=search.seed + number, pictures=False)
         found = explore(model, concept, [(erasure.deltas, 1.0)], how, progress)
         notify(number, found)
+        if found.stopped:
+            raise Cancelled(f"Stopped while searching in round {number}; erasing again goes on from its saved state.")
         wider = widened(concept, found.leaking_words(MOST_ADDED))
         added = wider.words[len(concept.words) :]
         done.append(Round(len(found.leaking), len(found.points), added))
