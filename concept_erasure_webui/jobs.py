@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from modules import sd_models, shared
 from PIL import Image
 from torch import Tensor
 
@@ -18,57 +17,48 @@ from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
-from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import make_erasure, request_key, safe_stem
+from erasure_core.library import Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
-from erasure_core.progress import Report
 from erasure_core.purify import purify
 from erasure_core.safe_files import write_bytes
 
 from . import places
-from .session import SESSION
+from .preview import Preview
 from .unfinished import save_unfinished
 from .wishes import Wish
+from .working import HostProgress, Job, as_pictures, loaded_model
 
-NOTE_EVERY = 2.0
-"""Seconds between two notes of the running job."""
-
-
-@dataclass
-class Job:
-    """What the "last job" view shows, also after the browser lost its connection or the web UI was restarted.
-
-    Args:
-        title: what is being done.
-        status: ``running``, ``done``, ``stopped`` or ``failed``.
-        stage, step, total: how far it is.
-        losses: named terms of each step.
-        message: result or reason, for people.
-        file: name of the finished erasure.
-        output: path of the file that an interrupted training would become.
-        seconds: since the start.
-    """
-
-    title: str
-    status: str = "running"
-    stage: str = ""
-    step: int = 0
-    total: int = 0
-    losses: list[dict[str, float]] = field(default_factory=list)
-    message: str = ""
-    file: str = ""
-    output: str = ""
-    seconds: float = 0.0
+MOST_ROUNDS = 10
+"""Rounds of hardening that can be asked for."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A training that was asked for; kept so that an interrupted one can be saved as it is."""
+    """A training that was asked for; kept so that an interrupted one can be saved as it is.
+
+    Args:
+        concept, method, settings: as of ``make_erasure``.
+        latent_side: of the training pictures; ``None`` for the family's own.
+        hardening: rounds of searching for what still leaks and erasing that too.
+        preview_every: training steps between two previews; 0 for none.
+
+    Raises:
+        InvalidSettings: rounds or preview steps out of range.
+    """
 
     concept: Concept
     method: Method
     settings: SolverSettings
     latent_side: int | None = None
+    hardening: Hardening | None = None
+    preview_every: int = 0
+
+    def __post_init__(self) -> None:
+        rounds = self.hardening.rounds if self.hardening is not None else 0
+        if not 0 <= rounds <= MOST_ROUNDS:
+            raise InvalidSettings(f"Harden is {rounds}; give 0 to {MOST_ROUNDS} rounds.")
+        if self.preview_every < 0:
+            raise InvalidSettings(f"The preview is every {self.preview_every} steps; give 0 for none, or more.")
 
 
 class Jobs:
@@ -104,70 +94,25 @@ def _note_path() -> Path:
     return places.folder() / ".last-job.json"
 
 
-class HostProgress:
-    """Shows reports in the host's progress bar and asks its Interrupt button."""
-
-    def __init__(self, job: Job, total: int) -> None:
-        self.job, self.started, self._noted = job, time.monotonic(), 0.0
-        shared.state.job_count, shared.state.sampling_steps = 1, max(1, total)
-
-    def update(self, report: Report) -> None:
-        job = self.job
-        job.stage, job.step, job.total = report.stage, report.step, report.total
-        job.seconds = time.monotonic() - self.started
-        if report.losses:
-            job.losses.append({name: float(value) for name, value in report.losses.items()})
-        if report.stage != "trajectories":
-            shared.state.sampling_steps, shared.state.sampling_step = max(1, report.total), report.step
-        shared.state.textinfo = f"{report.stage} {report.step}/{report.total}"
-        if report.preview is not None:
-            self._show(report.preview)
-        if job.seconds - self._noted >= NOTE_EVERY:
-            self._noted = job.seconds
-            JOBS.note()
-
-    def _show(self, latents: Tensor) -> None:
-        shared.state.assign_current_image(as_pictures(WebuiModel(shared.sd_model).decode(latents[:1]))[0])
-
-    def cancelled(self) -> bool:
-        return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
-
-
-def as_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Pictures of uint8 [B, 3, H, W]."""
-    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
-
-
-def loaded_model(latent_side: int | None = None) -> WebuiModel:
-    """The loaded model, without anything on it.
-
-    Raises:
-        ModelError: there is none, or it is of an unsupported kind.
-    """
-    reload_forge = getattr(sd_models, "forge_model_reload", None)
-    if reload_forge is not None:
-        reload_forge()  # Forge loads its checkpoint only when it generates
-    SESSION.take_off()
-    model = WebuiModel(shared.sd_model, latent_side)
-    model.host.clean()
-    return model
-
-
 def run_erase(request: Request) -> Job:
     """Erase a concept from the loaded model; never raises for what a user can cause. Call it under the host's queue."""
     job = JOBS.last = Job(f"Erasing {request.concept.name!r} with {request.method.title}")
     JOBS.request = request
-    progress = HostProgress(job, getattr(request.settings, "steps", 1))
+    progress = HostProgress(job, getattr(request.settings, "steps", 1), JOBS.note)
     try:
         model = loaded_model(request.latent_side)
-        library = places.library()
+        preview = Preview(model, request.concept, request.preview_every)
+        progress.picture = lambda report: preview.after(report, progress)
+        library, hardening = places.library(), request.hardening
         stem = f"{safe_stem(request.concept.name)[:60]}-{request.method.name}"
-        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request))}"))
-        made = make_erasure(library, model, *_parts(request), progress)
+        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), hardening=hardening)}"))
+        made = make_erasure(library, model, *_parts(request), progress, hardening=hardening)
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
-        job.message = f"Wrote {made.path.name}.{again} Use it with <erase:{made.path.stem}:1>, or in the panel."
+        job.message = (
+            f"Wrote {made.path.name}.{again}{_hardened(made)} Use it with <erase:{made.path.stem}:1>, or in the panel."
+        )
     except Cancelled as stopped:
         job.status = "stopped"
         kept = checkpoint_path(Path(job.output)).exists()
@@ -181,6 +126,16 @@ def run_erase(request: Request) -> Job:
         job.seconds = time.monotonic() - progress.started
         JOBS.note()
     return job
+
+
+def _hardened(made: Made) -> str:
+    """What the rounds of hardening did, in one sentence each."""
+    rounds = made.erasure.manifest.settings.get("harden", [])
+    return "".join(
+        f" Round {number}: {one['leaking']} of {one['tried']} prompts still reached it, added: "
+        f"{', '.join(one['added']) or 'nothing'}."
+        for number, one in enumerate(rounds, 1)
+    )
 
 
 def _parts(request: Request) -> tuple[Concept, Method, SolverSettings]:

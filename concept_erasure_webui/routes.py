@@ -5,20 +5,29 @@ Reading is GET, everything else POST with a JSON body. To apply erasures use the
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Body, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import call_queue, shared
 
+from erasure_core.boundary import ExploreSettings
+from erasure_core.boundary.report import ReportSettings
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.library import SUFFIX, Hardening
 from erasure_core.methods import METHODS, find_method
 
-from . import jobs, places
+from . import exploring, jobs, places, reporting, saved
+from .exploring import Search
+from .reporting import Measurement
+from .wishes import Wish
+from .working import Job, latent_side
 
 ROOT = "/concept-erasure/v1"
 
@@ -58,6 +67,12 @@ def register(_: Any, app: FastAPI) -> None:
     app.add_api_route(f"{ROOT}/methods", methods, methods=["GET"], dependencies=guard)
     app.add_api_route(f"{ROOT}/last-job", last_job, methods=["GET"], dependencies=guard)
     app.add_api_route(f"{ROOT}/erase", erase, methods=["POST"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/explore", explore, methods=["POST"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/report", report, methods=["POST"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/explorations", explorations, methods=["GET"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/explorations/{{name}}", exploration, methods=["GET"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/reports", reports, methods=["GET"], dependencies=guard)
+    app.add_api_route(f"{ROOT}/reports/{{name}}", report_card, methods=["GET"], dependencies=guard)
     app.add_api_route(f"{ROOT}/interrupt", interrupt, methods=["POST"], dependencies=guard)
 
 
@@ -88,38 +103,153 @@ def last_job() -> dict[str, Any] | None:
     return None if found is None else {k: v for k, v in asdict(found).items() if k != "output"}
 
 
-def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-    """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels)."""
+T = TypeVar("T")
+
+
+def _asked(read: Callable[[dict[str, Any]], T], body: dict[str, Any]) -> T:
+    """What a body asks for.
+
+    Raises:
+        HTTPException: 422 with the reason, if it cannot be read.
+    """
     try:
-        request = _request(body)
-    except (ErasureError, TypeError, ValueError) as error:
-        raise HTTPException(422, str(error)) from error
+        return read(body)
+    except (ErasureError, TypeError, ValueError, OverflowError) as error:
+        raise HTTPException(422, places.told(error)) from error
+
+
+def _in_turn(work: Callable[[], T]) -> T:
+    """Do work on the model when the web UI has finished what others asked for before."""
     with call_queue.queue_lock:
         shared.state.begin(job="concept_erasure")
         try:
-            job = jobs.run_erase(request)
+            return work()
         finally:
             shared.state.end()
+
+
+def _answer(job: Job) -> dict[str, Any]:
+    """Raises:
+    HTTPException: 409 with the reason, if the work failed.
+    """
     if job.status == "failed":
         raise HTTPException(409, job.message)
     return {"status": job.status, "file": job.file, "message": job.message, "seconds": job.seconds}
 
 
-def _request(body: dict[str, Any]) -> jobs.Request:
-    unknown = set(body) - {"words", "alternative", "keep", "method", "settings", "side"}
-    if unknown:
-        raise InvalidSettings(f"{sorted(unknown)[0]!r} is not a field of this request.")
-    words, keep = body.get("words"), body.get("keep", [])
-    if not _is_texts(words) or not _is_texts(keep):
-        raise InvalidSettings("words and keep are lists of texts.")
+def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+    """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels),
+    harden (rounds), harden_seconds."""
+    request = _asked(_erasing, body)
+    return _answer(_in_turn(lambda: jobs.run_erase(request)))
+
+
+def _erasing(body: dict[str, Any]) -> jobs.Request:
+    _check_fields(body, {"words", "alternative", "keep", "method", "settings", "side", "harden", "harden_seconds"})
     method = find_method(str(body.get("method", "closed_form")))
-    concept = Concept(tuple(words or ()), body.get("alternative"), tuple(keep))
-    side = body.get("side")
-    return jobs.Request(concept, method, method.settings(**body.get("settings", {})), int(side) // 8 if side else None)
+    concept = Concept(_texts(body, "words"), body.get("alternative"), _texts(body, "keep"))
+    settings = method.settings(**body.get("settings", {}))
+    rounds = int(body.get("harden", 0))
+    search = ExploreSettings(seconds=float(body.get("harden_seconds", 60)), seed=settings.seed)
+    hardening = Hardening(rounds, search) if rounds else None
+    return jobs.Request(concept, method, settings, latent_side(body.get("side")), hardening)
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+    """Search for prompts that reach a concept; answers when it is done. Fields: words, keep, try, erasure, strength,
+    side, and the settings of a search: seconds, calls, levels, states, look, pictures, seed."""
+    search = _asked(_search, body)
+    job = _in_turn(lambda: exploring.run_explore(search))
+    answer = _answer(job)
+    found = saved.read_exploration(job.file)
+    return answer | {"summary": found.summary(), "leaking": found.leaking_words(), "tried": len(found.points)}
+
+
+def _search(body: dict[str, Any]) -> Search:
+    own = {"seconds", "calls", "levels", "states", "look", "pictures", "seed"}
+    _check_fields(body, own | {"words", "keep", "try", "erasure", "strength", "side"})
+    settings = {name: body[name] for name in own if name in body}
+    if "calls" in settings:
+        settings.setdefault("seconds", None)
+    wish = _wish(body) if body.get("erasure") else None
+    return Search(
+        _texts(body, "words"), _texts(body, "keep"), _texts(body, "try"), wish, ExploreSettings(**settings),
+        latent_side(body.get("side")),
+    )  # fmt: skip
+
+
+def report(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+    """Measure erasures; answers with the figures when it is done. Fields: erasures (names, or objects with erasure and
+    strength), words, keep, try, side, merge, and the settings of a report: seconds, calls, states, pictures, explicit,
+    steps, seed."""
+    wanted = _asked(_measurement, body)
+    job, card = _in_turn(lambda: reporting.run_report(wanted))
+    return _answer(job) | {"report": None if card is None else json.loads(card.to_json())}
+
+
+def _measurement(body: dict[str, Any]) -> Measurement:
+    own = {"seconds", "calls", "states", "pictures", "explicit", "steps", "seed"}
+    _check_fields(body, own | {"erasures", "words", "keep", "try", "side", "merge"})
+    named = body.get("erasures")
+    if not isinstance(named, list):
+        raise InvalidSettings("erasures is a list of names.")
+    wishes = tuple(_wish(one if isinstance(one, dict) else {"erasure": one}) for one in named)
+    settings = ReportSettings(**{name: body[name] for name in own if name in body})
+    side = latent_side(body.get("side"))
+    return Measurement(
+        wishes, _texts(body, "words"), _texts(body, "keep"), _texts(body, "try"), settings, side,
+        body.get("merge") is True,
+    )  # fmt: skip
+
+
+def _wish(given: dict[str, Any]) -> Wish:
+    name, strength = given.get("erasure"), float(given.get("strength", 1.0))
+    if not isinstance(name, str):
+        raise InvalidSettings(f"{name!r} is not the name of an erasure.")
+    return Wish(name.removesuffix(SUFFIX), strength, strength)
+
+
+def _check_fields(body: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(body) - known)
+    if unknown:
+        raise InvalidSettings(f"{unknown[0]!r} is not a field of this request.")
+
+
+def _texts(body: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = body.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InvalidSettings(f"{name} is a list of texts.")
+    return tuple(value)
+
+
+def explorations() -> list[str]:
+    """Names of the saved explorations, the newest first."""
+    return saved.names(saved.EXPLORATIONS)
+
+
+def exploration(name: str) -> dict[str, Any]:
+    """A saved exploration, every candidate with its scores."""
+    return _found(lambda: asdict(saved.read_exploration(name)))
+
+
+def reports() -> list[str]:
+    """Names of the saved report cards, the newest first."""
+    return saved.names(saved.REPORTS)
+
+
+def report_card(name: str) -> dict[str, Any]:
+    """The figures of a saved report card."""
+    return _found(lambda: saved.read_report(name)[1])
+
+
+def _found(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Raises:
+    HTTPException: 404 for what is not there or damaged.
+    """
+    try:
+        return read()
+    except ErasureError as error:
+        raise HTTPException(404, places.told(error)) from error
 
 
 def interrupt() -> dict[str, str]:

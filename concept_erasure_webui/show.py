@@ -75,7 +75,17 @@ def _row(entry: Entry) -> str:
 
 def measured(figures: dict[str, Any]) -> str:
     """The figures that the file states; their names tell the threat model."""
-    return "; ".join(f"{name}: {value}" for name, value in figures.items()) or "not measured"
+    return "; ".join(map(_figure, figures.items())) or "not measured"
+
+
+def _figure(figure: tuple[str, Any]) -> str:
+    name, value = figure
+    sentences = value.get("verdict") if name == "report_card" and isinstance(value, dict) else None
+    if not isinstance(sentences, list) or not sentences:
+        return f"{name}: {value}"
+    limits = value.get("threat_model")
+    limit = f" {limits[0]}" if isinstance(limits, list) and limits else ""
+    return f"report card: {' '.join(map(str, sentences))}{limit}"
 
 
 def _cells(texts: Iterable[str]) -> str:

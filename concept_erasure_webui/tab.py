@@ -1,26 +1,29 @@
-"""The tab "Concept Erasure": Erase, Library, Purify. One source for gradio 3.41 and 4.40."""
+"""The tab "Concept Erasure": Erase and Library here, Explore, Report and Purify in files of their own.
+
+One source for gradio 3.41 and 4.40.
+"""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from modules import call_queue, shared
 
+from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
-from erasure_core.errors import ErasureError
+from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import SUFFIX
+from erasure_core.library import Hardening
 from erasure_core.methods import METHODS, find_method
 
-from . import form, jobs, places, shelf, show
+from . import explore_tab, form, jobs, places, purify_tab, report_tab, shelf, show
+from .handlers import PREFIX, guarded, interrupt, lines, queued, task_box
 from .panel import choices
-from .wishes import NONE, Wish
+from .wishes import NONE
+from .working import latent_side
 
-PREFIX = "concept_erasure"
 HONEST = (
     "Erasing weights does not delete knowledge: words that nobody named may still reach the concept, and whoever has "
     "the weights can undo it. A finished erasure is a file; the loaded model stays as it is until you apply one."
@@ -37,11 +40,15 @@ def tabs() -> list[tuple[Any, str, str]]:
             refresh.click(model_line, inputs=[], outputs=[loaded])
         with gr.Tabs(elem_id=f"{PREFIX}_tabs"):
             with gr.TabItem("Erase", elem_id=f"{PREFIX}_tab_erase"):
-                _erase()
+                fields = _erase()
+            with gr.TabItem("Explore", elem_id=f"{PREFIX}_tab_explore") as tab:
+                explore_tab.build(tab, fields)
+            with gr.TabItem("Report", elem_id=f"{PREFIX}_tab_report") as tab:
+                report_tab.build(tab)
             with gr.TabItem("Library", elem_id=f"{PREFIX}_tab_library"):
                 _library()
-            with gr.TabItem("Purify", elem_id=f"{PREFIX}_tab_purify"):
-                _purify()
+            with gr.TabItem("Purify", elem_id=f"{PREFIX}_tab_purify") as tab:
+                purify_tab.build(tab)
     return [(blocks, "Concept Erasure", PREFIX)]
 
 
@@ -58,33 +65,8 @@ def model_line() -> str:
     )
 
 
-def _guarded(work: Callable[..., str]) -> Callable[..., str]:
-    """Show what a user can cause as one sentence, and anything else as such, never as a page that stands still."""
-
-    def run(*values: Any) -> str:
-        try:
-            return show.message(work(*values))
-        except ErasureError as error:
-            return show.message(places.told(error), is_error=True)
-        except Exception:
-            traceback.print_exc()
-            return show.message("An unexpected error; see the console.", is_error=True)
-
-    return run
-
-
-def _queued(work: Callable[..., str]) -> Callable[..., str]:
-    """As ``_guarded``, for work on the model: it waits until nobody else uses it."""
-    guarded = _guarded(work)
-
-    def run(*values: Any) -> str:
-        with call_queue.queue_lock:
-            return guarded(*values)
-
-    return run
-
-
-def _erase() -> None:
+def _erase() -> explore_tab.Form:
+    """The widgets of the sub-tab; returns the fields that exploration fills."""
     with gr.Row():
         with gr.Column():
             words = gr.Textbox(label="Erase (one word or phrase for each line)", lines=3, elem_id=f"{PREFIX}_words")
@@ -96,6 +78,15 @@ def _erase() -> None:
                 length = gr.Dropdown(list(form.LENGTHS), value="As set", label="Length", elem_id=f"{PREFIX}_length")
                 size = gr.Number(0, label="Side of the training pictures in pixels (0: the family's own)",
                                  elem_id=f"{PREFIX}_size")  # fmt: skip
+            with gr.Row():
+                rounds = gr.Slider(
+                    0, jobs.MOST_ROUNDS, value=0, step=1, label="Harden: rounds of search and erase (0: off)",
+                    elem_id=f"{PREFIX}_harden",
+                    info="After erasing, search for what still reaches the concept and erase that too.",
+                )  # fmt: skip
+                seconds = gr.Number(60, label="Seconds of each of these searches", elem_id=f"{PREFIX}_harden_seconds")
+                preview = gr.Number(0, label="Training steps between two previews (0: none)",
+                                    elem_id=f"{PREFIX}_preview_every")  # fmt: skip
             about = gr.HTML(about_method("closed_form"), elem_id=f"{PREFIX}_about")
             values: list[Any] = []
             groups = []
@@ -118,18 +109,18 @@ def _erase() -> None:
                 last = gr.HTML(show.job(jobs.JOBS.shown()), elem_id=f"{PREFIX}_last_job")
             look = gr.Button("Show the last job", elem_id=f"{PREFIX}_show_last_job")
     method.change(_chosen_method, inputs=[method], outputs=[about, *groups])
-    task = gr.Textbox(visible=False, value="", label="Task", elem_id=f"{PREFIX}_task")
     start.click(
         call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
         _js="concept_erasure_submit",
-        inputs=[task, words, instead, keep, method, length, size, *values],
+        inputs=[task_box("Erase"), words, instead, keep, method, length, size, rounds, seconds, preview, *values],
         outputs=[last, result],
         show_progress=False,
     )
-    stop.click(lambda: shared.state.interrupt(), inputs=[], outputs=[])
+    stop.click(interrupt, inputs=[], outputs=[])
     look.click(lambda: show.job(jobs.JOBS.shown()), inputs=[], outputs=[last])
-    save.click(_queued(lambda: jobs.save_stopped().message), inputs=[], outputs=[result])
-    discard.click(_guarded(lambda: jobs.discard_stopped().message), inputs=[], outputs=[result])
+    save.click(queued(lambda: jobs.save_stopped().message), inputs=[], outputs=[result])
+    discard.click(guarded(lambda: jobs.discard_stopped().message), inputs=[], outputs=[result])
+    return explore_tab.Form(words, instead, keep, result)
 
 
 def about_method(name: str) -> str:
@@ -141,12 +132,10 @@ def _chosen_method(name: str) -> list[Any]:
     return [about_method(name), *(gr.update(visible=other == name) for other in METHODS)]
 
 
-def erase(
-    task: str, words: str, instead: str, keep: str, method: str, length: str, size: float, *values: Any
-) -> list[str]:
+def erase(task: str, *values: Any) -> list[str]:
     """The button "Erase": returns the last-job view and a closing line."""
     try:
-        request = request_of(words, instead, keep, method, length, size, values)
+        request = request_of(*values)
     except ErasureError as error:
         return [show.job(jobs.JOBS.shown()), show.message(places.told(error), is_error=True)]
     job = jobs.run_erase(request)
@@ -154,22 +143,33 @@ def erase(
 
 
 def request_of(
-    words: str, instead: str, keep: str, method: str, length: str, size: float, values: tuple[Any, ...]
+    words: str,
+    instead: str,
+    keep: str,
+    method: str,
+    length: str,
+    size: float,
+    rounds: float,
+    seconds: float,
+    preview: float,
+    *values: Any,
 ) -> jobs.Request:
     """What the form asks for.
 
     Raises:
         ErasureError: something in it cannot be used.
     """
-    concept = Concept(tuple(_lines(words)), instead.strip() or None, tuple(_lines(keep)))
+    concept = Concept(tuple(lines(words)), instead.strip() or None, tuple(lines(keep)))
     chosen = find_method(method)
     start, stop = form.offsets()[chosen.name]
     settings = form.settings_of(chosen, values[start:stop], form.LENGTHS.get(length, 1.0))
-    return jobs.Request(concept, chosen, settings, max(8, int(size) // 8) if size else None)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+    try:
+        asked, every = int(rounds or 0), int(preview or 0)
+        search = ExploreSettings(seconds=float(seconds), seed=settings.seed) if asked else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidSettings("Rounds, seconds and preview steps must be numbers.") from error
+    hardening = Hardening(asked, search) if search is not None else None
+    return jobs.Request(concept, chosen, settings, latent_side(size), hardening, every)
 
 
 def _library() -> None:
@@ -205,11 +205,11 @@ def _library() -> None:
     refresh.click(now, inputs=[search], outputs=lists)
     search.change(lambda text: show.library(places.library(), text), inputs=[search], outputs=[table])
     for button, work, inputs in (
-        (rename, _guarded(shelf.rename), [name, new]),
-        (delete, _guarded(shelf.delete), [name, sure]),
-        (export, _queued(shelf.export_lora), [name]),
-        (take, _queued(lambda file, said: shelf.import_file(_uploaded(file), said)), [given, words]),
-        (make, _guarded(shelf.save_profile), [profile, files, strength]),
+        (rename, guarded(shelf.rename), [name, new]),
+        (delete, guarded(shelf.delete), [name, sure]),
+        (export, queued(shelf.export_lora), [name]),
+        (take, queued(lambda file, said: shelf.import_file(_uploaded(file), said)), [given, words]),
+        (make, guarded(shelf.save_profile), [profile, files, strength]),
     ):
         button.click(work, inputs=inputs, outputs=[said]).then(now, inputs=[search], outputs=lists)
 
@@ -217,42 +217,3 @@ def _library() -> None:
 def _uploaded(file: Any) -> Path | None:
     """gradio 3 gives an object with a name, gradio 4 the path."""
     return None if file is None else Path(getattr(file, "name", file))
-
-
-def _purify() -> None:
-    gr.HTML(show.message("Follows a picture back to noise and paints it again with an erasure applied."))
-    with gr.Row():
-        with gr.Column():
-            picture = gr.Image(label="Picture", type="pil", elem_id=f"{PREFIX}_picture")
-            caption = gr.Textbox(label="What it shows, the concept included", elem_id=f"{PREFIX}_caption")
-            name = gr.Dropdown(choices(), value=NONE, label="Take away", elem_id=f"{PREFIX}_purify_with")
-            share = gr.Slider(0.1, 1.0, value=0.8, step=0.05, label="Share of the way back to noise",
-                              elem_id=f"{PREFIX}_share")  # fmt: skip
-            steps = gr.Slider(
-                5, 100, value=50, step=1, label="Steps of the whole way", elem_id=f"{PREFIX}_purify_steps"
-            )
-            guidance = gr.Slider(1.0, 15.0, value=5.0, step=0.5, label="Guidance", elem_id=f"{PREFIX}_guidance")
-            start = gr.Button("Purify", variant="primary", elem_id=f"{PREFIX}_purify")
-        with gr.Column(elem_id=f"{PREFIX}_purify_progress"):
-            gallery = gr.Gallery(label="Purified", elem_id=f"{PREFIX}_gallery")
-            said = gr.HTML(elem_id=f"{PREFIX}_purify_message")
-    task = gr.Textbox(visible=False, value="", label="Purify task", elem_id=f"{PREFIX}_purify_task")
-    start.click(
-        call_queue.wrap_gradio_gpu_call(purify, extra_outputs=[[]]),
-        _js="concept_erasure_submit_purify",
-        inputs=[task, picture, caption, name, steps, guidance, share],
-        outputs=[gallery, said],
-        show_progress=False,
-    )
-
-
-def purify(
-    task: str, picture: Any, caption: str, name: str | None, steps: float, guidance: float, share: float
-) -> list[Any]:
-    """The button "Purify": returns pictures and a closing line."""
-    try:
-        wish = Wish(shelf.chosen(name).name.removesuffix(SUFFIX))
-        made = jobs.run_purify(picture, caption, [wish], int(steps), guidance, share)
-    except ErasureError as error:
-        return [[], show.message(places.told(error), is_error=True)]
-    return [made, show.message("Purified.")]

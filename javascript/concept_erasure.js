@@ -1,9 +1,9 @@
 // Gives each job a task id, so that the host's own progress bar, its time left and its live preview show it.
 
-function concept_erasure_task(container, values) {
+function concept_erasure_task(container, values, onProgress) {
     const id = randomId();
     const place = gradioApp().getElementById(container);
-    requestProgress(id, place, place, function() {}, function() {});
+    requestProgress(id, place, place, function() {}, onProgress || function() {});
     const sent = Array.from(values);
     sent[0] = id;
     return sent;
@@ -16,3 +16,34 @@ function concept_erasure_submit() {
 function concept_erasure_submit_purify() {
     return concept_erasure_task('concept_erasure_purify_progress', arguments);
 }
+
+function concept_erasure_submit_report() {
+    return concept_erasure_task('concept_erasure_report_progress', arguments);
+}
+
+// While it searches, the table shows the candidates so far.
+function concept_erasure_submit_explore() {
+    let shown = Date.now();
+    return concept_erasure_task('concept_erasure_explore_progress', arguments, function(answer) {
+        if (answer.active && Date.now() - shown > 3000) {
+            shown = Date.now();
+            gradioApp().getElementById('concept_erasure_explore_live').click();
+        }
+    });
+}
+
+function concept_erasure_to_erase_form() {
+    const tab = gradioApp().querySelector('#concept_erasure_tabs .tab-nav button');
+    if (arguments[0].trim() && tab) tab.click();
+    return Array.from(arguments);
+}
+
+// The map stands in a frame of its own; what is selected there comes as a message, and only from there is it taken.
+window.addEventListener('message', function(event) {
+    const frame = gradioApp().querySelector('#concept_erasure_map iframe');
+    const words = event.data && event.data.conceptErasureSelection;
+    if (!frame || event.source !== frame.contentWindow || !Array.isArray(words)) return;
+    const field = gradioApp().querySelector('#concept_erasure_selected textarea');
+    field.value = words.map(word => String(word).replace(/\s+/g, ' ')).join('\n');
+    updateInput(field);
+});

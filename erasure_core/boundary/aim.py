@@ -40,7 +40,7 @@ class Aim:
         count, rows = len(prompts), list(places)
         repeated = prompts[[i for i in range(count) for _ in rows]]
         latents, t = self.latents[rows].repeat(count, 1, 1, 1), self.t[rows].repeat(count)
-        predicted = subject.predict(latents, t, repeated).view(count, len(rows), -1)
+        predicted = subject.predict(latents, t, repeated).reshape(count, len(rows), -1)
         missed = (predicted - self.target[rows].flatten(1)).pow(2).sum(2) * self.scale[rows]
         return missed.mean(1)
 

@@ -76,7 +76,7 @@ class Evidence:
             predicted = self.subject.predict(noisy.repeat(count, 1, 1, 1), self.t.repeat(count), rows)
         times = self.t.repeat(count)
         _, noise = model.schedule.split(noisy.repeat(count, 1, 1, 1), times, predicted)
-        missed = (noise - self.noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).view(count, LOOKS)
+        missed = (noise - self.noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(count, LOOKS)
         # Each look in units of how much prompts differ in it: the noisiest would drown the others.
         gain = (missed[self.inside] - missed) / missed.std(0, unbiased=False).clamp_min(1e-12)
         means = gain.mean(1)

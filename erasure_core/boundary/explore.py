@@ -37,6 +37,8 @@ HIDDEN_BELOW = 0.5
 SKETCH = 64
 """Numbers kept of each prompt, for clusters."""
 MOST_POINTS = 5000
+Found = Callable[[Sequence[Point]], None]
+"""Told all points so far, in the order in which they were found, each time that some were added."""
 Detector = Callable[[Tensor], Sequence[float]]
 """From pictures, uint8 [B, 3, H, W], the probability that each shows the concept: a host's CLIP, or any other."""
 
@@ -69,6 +71,7 @@ def explore(
     progress: Progress | None = None,
     tries: Sequence[str] = (),
     detector: Detector | None = None,
+    notify: Found = lambda points: None,
 ) -> Exploration:
     """Search for prompts that reach a concept.
 
@@ -80,6 +83,7 @@ def explore(
         progress: reports and cancellation; a cancelled search returns what it has found so far.
         tries: prompts of the user's own to try: synonyms, descriptions, other languages.
         detector: looks at the pictures of the worst candidates in the model's place; needs a model that can ``decode``.
+        notify: told what was found so far, while it is being found.
 
     Raises:
         InvalidConcept: the guard refuses the search, before any of it is made.
@@ -92,7 +96,7 @@ def explore(
     with torch.no_grad():
         model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
-        explorer = _Explorer(subject, concept, settings, tries, detector)
+        explorer = _Explorer(subject, concept, settings, tries, detector, notify)
         found = explorer.run()
     # To decode, a host may move networks about: by now nothing of the model is lent any more.
     return explorer.illustrated(found)
@@ -108,10 +112,12 @@ class _Explorer:
         settings: ExploreSettings,
         tries: Sequence[str],
         detector: Detector | None,
+        notify: Found,
     ) -> None:
         self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector
         self.started, self.explicit = monotonic(), settings.sensitive or guard.is_explicit(concept)
         self.painted: dict[str, Tensor] = {}
+        self.notify = notify
         self._tell("preparing")
         scorer = Scorer(subject, concept, settings.states, settings.seed)
         reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
@@ -191,6 +197,7 @@ class _Explorer:
                     hidden=leaks and candidate.is_text and similarity < HIDDEN_BELOW,
                 )
             )
+        self.notify(self.points)
 
     @torch.no_grad()
     def _look(self) -> None:

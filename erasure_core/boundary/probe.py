@@ -66,7 +66,7 @@ class Probe:
         repeated = prompts[[i for i in range(count) for _ in range(states)]]
         predicted = subject.predict(latents, self.t.repeat(count), repeated)
         empty = self.empty_erased if erased else self.empty
-        guided = predicted.view(count, states, -1) - empty.flatten(1)
+        guided = predicted.reshape(count, states, -1) - empty.flatten(1)
         return (guided * (self.scale / states).sqrt()[:, None]).flatten(1)
 
 
@@ -109,8 +109,8 @@ def make_probe(
         empty = empty_predictions(subject, latents, t)
     unscaled = Probe(latents, t, empty, empty, torch.ones(drawn, device=model.device))
     with subject.original():
-        inside = unscaled.directions(subject, concept, erased=False).view(len(concept), drawn, -1)
-        outside = unscaled.directions(subject, others, erased=False).view(len(others), drawn, -1)
+        inside = unscaled.directions(subject, concept, erased=False).reshape(len(concept), drawn, -1)
+        outside = unscaled.directions(subject, others, erased=False).reshape(len(others), drawn, -1)
     usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
     chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values
     return replace(unscaled, scale=1 / (usual * drawn)).take(chosen.tolist()).seen_by(subject)

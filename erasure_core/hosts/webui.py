@@ -77,18 +77,23 @@ class WebuiModel:
         return self._encode(rows, ends)
 
     def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
+        length = embeddings[0].shape[1]
         with ExitStack() as stack:
             for side, vectors in zip(self.texts, embeddings, strict=True):
                 stack.enter_context(side.reading(vectors))
-            return self._encode([side.placed(ends).to(self.device) for side in self.texts], tuple(ends))
+            rows = [side.placed(ends, length).to(self.device) for side in self.texts]
+            encoded = self._encode(rows, tuple(ends))
+        # Longer only where every encoder reads whole rows.
+        return Conditioning(encoded.context[:, :length], encoded.ends, encoded.pooled)
 
     def _encode(self, rows: Sequence[Tensor], ends: tuple[int, ...]) -> Conditioning:
         self.host.text_ready()
+        length = min(row.shape[1] for row in rows)
         contexts, pooled = [], None
         with self._precision():
             for side, ids in zip(self.texts, rows, strict=True):
                 context, pooled = side.encode(ids)
-                contexts.append(context.to(self.device))
+                contexts.append(context[:, :length].to(self.device))
         return Conditioning(torch.cat(contexts, dim=-1).float(), ends, None if pooled is None else pooled.float())
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -72,9 +72,12 @@ class TextSide:
             framed[place, : len(row) + 2] = torch.tensor([self.engine.id_start, *row, self.engine.id_end])
         return framed
 
-    def placed(self, ends: Sequence[int]) -> Tensor:
-        """Rows [B, 77] that only say where the end token is, for encoding from embeddings."""
-        ids = torch.zeros(len(ends), LENGTH, dtype=torch.long)
+    def placed(self, ends: Sequence[int], length: int = LENGTH) -> Tensor:
+        """Rows [B, length] that only say where the end token is, for encoding from so many embeddings.
+
+        Open CLIP adds all its places and its mask to every row, so there the rows have 77 whatever is asked for.
+        """
+        ids = torch.zeros(len(ends), LENGTH if self.is_open_clip else length, dtype=torch.long)
         ids[torch.arange(len(ends)), list(ends)] = int(self.engine.id_end)
         return ids
 
@@ -86,10 +89,13 @@ class TextSide:
 
     @contextmanager
     def reading(self, vectors: Tensor) -> Iterator[None]:
-        """Inside, the encoder reads these embeddings [B, 77, D], whatever ids it is given."""
+        """Inside, the encoder reads these embeddings [B, at most 77, D], whatever ids it is given.
+
+        Where its rows are longer, what they hold behind the embeddings stays: text is read from left to right.
+        """
 
         def replace(layer: nn.Module, inputs: Any, looked_up: Tensor) -> Tensor:
-            return vectors.to(looked_up.dtype)
+            return torch.cat([vectors.to(looked_up.dtype), looked_up[:, vectors.shape[1] :]], dim=1)
 
         handle = self.embedding.register_forward_hook(replace)
         try:

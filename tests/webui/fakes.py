@@ -7,9 +7,10 @@ and left in place, a checkpoint of the same architecture is copied into the same
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class LdmUnet(nn.Module):
         parent.add_module(parts[-1], module)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
-        return self.inner[0](x, timesteps, context, return_dict=False)[0]
+        # On CPUs the hosts' last convolution may leave its output in this order, which cannot be viewed as rows.
+        return self.inner[0](x, timesteps, context, return_dict=False)[0].contiguous(memory_format=torch.channels_last)
 
 
 class Engine:
@@ -86,6 +88,17 @@ class SdModel(nn.Module):
         self.alphas_cumprod = self.alphas_cumprod_original = source.schedule.signal.double() ** 2
         self.sd_checkpoint_info, self.sd_model_checkpoint = Checkpoint(name), name
         self.text = source.text_encoders[0]
+        self.vae = [source.vae]  # in a list: tests compare what is trained
+
+    def decode_first_stage(self, latents: Tensor) -> Tensor:
+        vae = self.vae[0]
+        return vae.decode(latents / vae.config.scaling_factor).sample
+
+    def encode_first_stage(self, pictures: Tensor) -> Any:
+        return self.vae[0].encode(pictures).latent_dist
+
+    def get_first_stage_encoding(self, latents: Tensor) -> Tensor:
+        return latents * self.vae[0].config.scaling_factor
 
     def load(self, state: dict[str, Tensor], name: str) -> None:
         """Another checkpoint of the same architecture: copied into the same Parameter objects, as A1111 does."""
@@ -318,17 +331,43 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
     shared = made["modules.shared"]
     shared.cmd_opts = types.SimpleNamespace()
     shared.opts = types.SimpleNamespace()
-    shared.state = types.SimpleNamespace(interrupted=False, textinfo="")
+    shared.state = State()
     shared.sd_model = None
     shared.loaded_hypernetworks = []
     made["modules.paths"].models_path = str(folder)
     made["modules.sd_unet"].current_unet = None
+    made["modules.devices"].without_autocast = nullcontext
+    made["modules.devices"].dtype_vae = torch.float32
+    made["modules.call_queue"].queue_lock = threading.Lock()
+    made["modules.call_queue"].wrap_gradio_gpu_call = lambda work, extra_outputs=None: work
     made["modules.errors"].report = lambda *a, **k: None
     made["modules.extra_networks"].ExtraNetwork = _ExtraNetwork
     made["modules.extra_networks"].extra_network_registry = {}
     made["modules.scripts"].Script = object
     made["modules.scripts"].AlwaysVisible = object()
     return made
+
+
+class State:
+    """The host's ``shared.state``."""
+
+    def __init__(self) -> None:
+        self.begin()
+        self.shown: list[Any] = []
+
+    def begin(self, job: str = "") -> None:
+        self.interrupted = self.stopping_generation = False
+        self.job, self.textinfo = job, ""
+        self.job_count = self.sampling_steps = self.sampling_step = 0
+
+    def end(self) -> None:
+        self.job = ""
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def assign_current_image(self, picture: Any) -> None:
+        self.shown.append(picture)
 
 
 PARTS = (

@@ -51,13 +51,25 @@ def test_it_agrees_with_the_stand_alone_adapter(
     torch.testing.assert_close(model.predict(z, t, mine), source.predict(z, t, theirs))
 
 
-def test_prompts_taken_apart_encode_to_the_same_bits(a1111: SimpleNamespace, source: DiffusersModel) -> None:
+def test_prompts_taken_apart_encode_to_the_same_bits(
+    a1111: SimpleNamespace, source: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = WebuiModel(a1111.model)
     ids = model.tokenize(["a red ball"])
     assert model.detokenize(ids[0]) == source.detokenize(ids[0])
     rows, ends = model.token_rows(ids)
     vectors = [table[row] for table, row in zip(model.token_tables(), rows, strict=True)]
-    assert torch.equal(model.encode_embeddings(vectors, ends).context, model.encode(["a red ball"]).context)
+    whole = model.encode(["a red ball"]).context
+    assert torch.equal(model.encode_embeddings(vectors, ends).context, whole)
+    # Text is read from left to right, so a search need not encode the padding; nor where the encoder reads it anyway.
+    (side,) = model.texts
+    for is_open_clip in (False, True):
+        side.is_open_clip = is_open_clip
+        monkeypatch.setattr(
+            type(model.texts[0]), "embedding", model.texts[0].network.text_model.embeddings.token_embedding
+        )
+        short = model.encode_embeddings([vector[:, : ends[0] + 2] for vector in vectors], ends).context
+        torch.testing.assert_close(short, whole[:, : ends[0] + 2])
     with pytest.raises(PromptTooLong, match="75 are read"):
         model.token_rows([[5] * 76])
 

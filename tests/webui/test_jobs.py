@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from erasure_core import Concept
+from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.library import Hardening
 from erasure_core.methods import find_method
 
+SIDE = 64
+"""Of a picture of the pico model, whose latents are 8 wide here."""
 SHORT = {"steps": 6, "batch": 1, "trajectories": 1, "trajectory_steps": 2, "rank": 2}
 
 
 @pytest.fixture
 def jobs(a1111: SimpleNamespace, library: Path) -> Any:
-    found = importlib.import_module("concept_erasure_webui.jobs")
-    state = a1111.shared.state
-    state.interrupted = state.stopping_generation = False
-    state.job_count = state.sampling_steps = state.sampling_step = 0
-    return found
+    return importlib.import_module("concept_erasure_webui.jobs")
 
 
 def request(jobs: Any, method: str = "esd", **settings: Any) -> Any:
@@ -102,6 +104,57 @@ def test_interrupt_then_save_or_discard(
     assert checkpoint_path(Path(stopped.output)).exists()
     jobs.discard_stopped()
     assert not checkpoint_path(Path(stopped.output)).exists()
+
+
+def test_previews_change_nothing_and_show_what_is_painted(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:
+    plain = jobs.run_erase(request(jobs, **SHORT))
+    assert a1111.shared.state.shown == []
+    wanted = (library / plain.file).read_bytes()
+    (library / plain.file).unlink()
+    seen = jobs.run_erase(replace(request(jobs, **SHORT), preview_every=2))
+    assert (library / seen.file).read_bytes() == wanted
+    assert [picture.size for picture in a1111.shared.state.shown] == [(2 * SIDE, SIDE)] * 3
+    assert len({picture.tobytes() for picture in a1111.shared.state.shown}) == 3  # it is the training that is shown
+
+
+@pytest.mark.parametrize(("word", "shown"), [("ball", ["a ball", "a box"]), ("nude", ["a box"])])
+def test_what_must_not_be_shown_is_not_previewed(jobs: Any, word: str, shown: list[str]) -> None:
+    preview = importlib.import_module("concept_erasure_webui.preview")
+    assert preview.prompts(Concept((word,), keep=("naked people", "a box"))) == shown
+
+
+def test_hardening_is_recorded_and_told(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
+    search = ExploreSettings(seconds=None, calls=600, levels="lexical", states=2, look=0)
+    wanted = replace(request(jobs, "closed_form"), hardening=Hardening(1, search))
+    job = jobs.run_erase(wanted)
+    assert job.status == "done" and "Round 1:" in job.message, job.message
+    manifest = read_erasure(library / job.file).manifest
+    assert manifest is not None and len(manifest.settings["harden"]) == 1
+    assert jobs.run_erase(request(jobs, "closed_form")).file != job.file
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
+    with pytest.raises(InvalidSettings, match="0 to 10"):
+        replace(wanted, hardening=Hardening(99, search))
+
+
+def test_the_guard_stops_hardening_and_not_erasing(jobs: Any, library: Path) -> None:
+    concept = Concept(("nude child",))
+    method = find_method("closed_form")
+    erasing = jobs.Request(concept, method, method.settings(), 8)
+    hardened = replace(erasing, hardening=Hardening(1, ExploreSettings(seconds=5)))
+    refused = jobs.run_erase(hardened)
+    assert refused.status == "failed" and "minors" in refused.message
+    assert jobs.run_erase(erasing).status == "done"
+
+
+def test_purify_paints_a_picture_again(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
+    picture = Image.new("RGB", (70, 90), (200, 30, 30))
+    (made,) = jobs.run_purify(picture, "a red ball", [jobs.Wish("ball")], 4, 3.0, 0.5)
+    assert made.size == (64, 64) and made.tobytes() != picture.resize((64, 64)).tobytes()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
+    with pytest.raises(InvalidSettings, match="Give a picture"):
+        jobs.run_purify(None, "a red ball", [jobs.Wish("ball")], 4, 3.0, 0.5)
 
 
 def test_what_a_user_can_cause_is_told(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:

@@ -9,8 +9,10 @@ in ``WEBUI_OTHER`` switches and refiners are tested too.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +142,89 @@ def _trains_star(job: dict[str, object] | None) -> bool:
     return bool(job) and "star" in str(job["title"]) and job["status"] == "running" and job["stage"] == "training"
 
 
+FAST = {"side": 64, "states": 2}
+
+
+def test_exploring_finds_keeps_and_leaves_the_model(web: WebUi, ball: str) -> None:
+    base, erased = web.paint(P), web.paint(f"{P}<erase:{ball}:1>")
+    body = FAST | {"seconds": 20, "levels": "lexical+vocabulary", "look": 2, "pictures": True}
+    for erasure in ({"erasure": ball}, {"words": ["ball"]}):
+        status, found = web.post("/concept-erasure/v1/explore", body | erasure)
+        assert status == 200 and found["status"] == "done" and found["tried"] > 20, found
+        status, saved = web.get(f"/concept-erasure/v1/explorations/{found['file']}")
+        assert status == 200 and len(saved["points"]) == found["tried"] and saved["erased"] == ("erasure" in erasure)
+        assert sum(bool(point["thumbnail"]) for point in saved["points"]) == saved["looked"]
+    assert saved["points"][0]["leaks"]  # the untouched model paints what was asked of it
+    assert (web.paint(P), web.paint(f"{P}<erase:{ball}:1>")) == (base, erased)
+
+
+def test_an_interrupted_search_keeps_what_it_found(web: WebUi, ball: str) -> None:
+    base = web.paint(P)
+    answers: list[tuple[int, dict[str, object]]] = []
+    body = FAST | {"erasure": ball, "seconds": 600, "look": 0, "levels": "lexical+vocabulary"}
+    work = threading.Thread(target=lambda: answers.append(web.post("/concept-erasure/v1/explore", body)))
+    work.start()
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and "prompts reach it" not in str(web.get("/sdapi/v1/progress")[1]["textinfo"]):
+        time.sleep(1)
+    assert web.post("/concept-erasure/v1/interrupt", {})[0] == 200
+    work.join(300)
+    status, found = answers[0]
+    assert status == 200 and found["status"] == "stopped" and found["tried"], found
+    assert web.paint(P) == base
+
+
+def test_exploring_is_refused_by_the_guard(web: WebUi, ball: str) -> None:
+    for body in ({"words": ["nude child"]}, {"erasure": ball, "words": ["nude"], "try": ["a schoolgirl"]}):
+        status, said = web.post("/concept-erasure/v1/explore", FAST | body)
+        assert status == 409 and "minors" in said
+    status, said = web.erase("nude child", harden=1)
+    assert status == 409 and "minors" in said
+
+
+def test_a_report_compares_and_leaves_the_model(web: WebUi, ball: str, library: Path) -> None:
+    base, content = web.paint(P), (library / f"{ball}.safetensors").read_bytes()
+    body = FAST | {"erasures": [ball, {"erasure": ball, "strength": 0.5}], "seconds": 15, "steps": 2}
+    status, made = web.post("/concept-erasure/v1/report", body)
+    assert status == 200 and made["status"] == "done", made
+    assert [file["strength"] for file in made["report"]["files"]] == [1.0, 0.5]
+    assert web.get(f"/concept-erasure/v1/reports/{made['file']}")[1] == made["report"]
+    page = (library / "reports" / made["file"] / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 9
+    assert web.paint(P) == base and (library / f"{ball}.safetensors").read_bytes() == content
+    for name in ("..%2F..%2Fsecret", "nothing"):
+        assert web.get(f"/concept-erasure/v1/reports/{name}")[0] == 404
+
+
+def test_hardening_adds_what_leaks(web: WebUi, ball: str) -> None:
+    base = web.paint(P)
+    status, answer = web.erase("cube", side=64, harden=1, harden_seconds=10)
+    assert status == 200 and "Round 1:" in answer["message"], answer
+    assert web.paint(P) == base
+    made = [one for one in web.get("/concept-erasure/v1/erasures")[1] if one["name"] == answer["file"]]
+    assert len(made[0]["manifest"]["settings"]["harden"]) == 1
+
+
+def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> None:
+    chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not os.environ.get("PLAYWRIGHT_CORE") or not Path(chromium).exists() or shutil.which("node") is None:
+        pytest.skip("needs node, a chromium and PLAYWRIGHT_CORE (the folder of the npm package playwright-core)")
+    folder = os.environ.get("WEBUI_PICTURES", str(tmp_path))
+    task = {"url": web.base, "folder": folder, "erasure": ball, "seconds": 25}
+    command = ["node", str(Path(__file__).with_name("browser.mjs")), json.dumps(task)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    seen = json.loads(ran.stdout or json.dumps({"error": ran.stderr}))
+    assert "error" not in seen, (seen, folder)
+    assert seen["problems"] == [] and seen["outside"] == []
+    found = seen["explore"]
+    assert found["live"] and found["rows"] > 20 and found["escaped"] and found["broken"]
+    assert "ball" in found["title"] and found["download"] == "map.html"
+    words = {word for word in found["selected"] if word != "ball"}
+    assert words and words <= set(found["form"]) and "ball" in found["form"]
+    assert "Stopped early" in seen["interrupted"]["said"] and seen["interrupted"]["map"] == 1
+    assert "Report card: ball" in seen["report"]["title"] and seen["report"]["pictures"] >= 6
+
+
 def test_api_users_cannot_switch_protection_off(web: WebUi) -> None:
     web.post("/sdapi/v1/options", {"concept_erasure_profile": "studio", "concept_erasure_other_base": True})
     options = web.get("/sdapi/v1/options")[1]
@@ -163,7 +248,10 @@ def test_a_pinned_profile_and_passwords(web: WebUi, ball: str, library: Path) ->
         assert host.paint(P, alwayson_scripts={"concept erasure": {"args": [False]}}) == erased
         for auth in ("me:wrong", "you:secret"):
             assert host.get("/concept-erasure/v1/erasures", auth)[0] == 401
-            assert host.post("/concept-erasure/v1/erase", {"words": ["x"]}, auth)[0] == 401
+            for route in ("explorations", "reports", "reports/one"):
+                assert host.get(f"/concept-erasure/v1/{route}", auth)[0] == 401
+            for route in ("erase", "explore", "report", "interrupt"):
+                assert host.post(f"/concept-erasure/v1/{route}", {"words": ["x"]}, auth)[0] == 401
         (library / f"{ball}.safetensors").unlink()
         assert host.paint(P) is None
     finally:

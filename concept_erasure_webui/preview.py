@@ -1,0 +1,68 @@
+"""Live previews of a training: what the model paints with the change as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from erasure_core.boundary import guard
+from erasure_core.concept import Concept
+from erasure_core.hosts.webui import WebuiModel
+from erasure_core.progress import Progress, Report
+from erasure_core.sampling import sample
+
+from .working import as_pictures
+
+STEPS, GUIDANCE = 12, 5.0
+
+
+def prompts(concept: Concept) -> list[str]:
+    """The concept, unless it is one that must not be shown, and a kept prompt."""
+    kept = next((prompt for prompt in concept.keep if not guard.is_explicit(Concept((prompt,)))), "a photo")
+    return [kept] if guard.is_explicit(concept) else [f"a {concept.name}", kept]
+
+
+class Preview:
+    """Paints every so many training steps; it never changes what is trained.
+
+    Args:
+        model: the loaded model, on which the change hangs while it is trained.
+        concept: what is erased.
+        every: training steps between two previews; 0 for none.
+    """
+
+    def __init__(self, model: WebuiModel, concept: Concept, every: int) -> None:
+        self.model, self.prompts, self.every = model, prompts(concept), every
+
+    @torch.no_grad()
+    def after(self, report: Report, progress: Progress) -> Image.Image | None:
+        """Pictures side by side; nothing if it is not the time. Raises Cancelled if the user stops meanwhile."""
+        if report.stage != "training" or not self.every or report.step % self.every:
+            return None
+        seeds = [0] * len(self.prompts)
+        latents = sample(self.model, self.prompts, seeds, STEPS, GUIDANCE, progress=_Asking(progress))
+        return _side_by_side(as_pictures(self.model.decode(latents)))
+
+
+class _Asking:
+    """Asks the work's own Interrupt; the steps of a preview are not shown as steps of the work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def update(self, report: Report) -> None:
+        return None
+
+    def cancelled(self) -> bool:
+        return self.progress.cancelled()
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (sum(one.width for one in pictures), pictures[0].height))
+    left = 0
+    for one in pictures:
+        sheet.paste(one, (left, 0))
+        left += one.width
+    return sheet

@@ -1,0 +1,85 @@
+"""Report cards of one or several erasures, measured on the loaded model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from erasure_core.boundary.report import ReportCard, ReportSettings, report
+from erasure_core.boundary.report_page import merge_into_manifest
+from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
+
+from . import places, saved
+from .subject import concept_of, stored, subjected
+from .wishes import Wish
+from .working import HostProgress, Job, loaded_model
+
+MOST_FILES = 8
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A report card that was asked for.
+
+    Args:
+        erasures: what is measured, side by side.
+        words, keep: the concept; without words that of the first erasure that tells one.
+        tries: prompts of the user's own that should not reach it any more.
+        settings: how much to measure.
+        latent_side: of the latents and pictures; ``None`` for the family's own.
+        merge: whether the figures go into the files' own manifests.
+
+    Raises:
+        InvalidSettings: no erasure or too many, or one of them twice.
+    """
+
+    erasures: tuple[Wish, ...]
+    words: tuple[str, ...]
+    keep: tuple[str, ...]
+    tries: tuple[str, ...]
+    settings: ReportSettings
+    latent_side: int | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.erasures) <= MOST_FILES:
+            raise InvalidSettings(f"{len(self.erasures)} erasures are chosen; choose 1 to {MOST_FILES} to measure.")
+        if len(set(self.erasures)) < len(self.erasures):
+            raise InvalidSettings("An erasure is chosen twice at the same strength; choose each once.")
+
+
+def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
+    """Measure; never raises for what a user can cause. Call it under the host's queue.
+
+    Returns:
+        The job, whose ``file`` is the name under which the report was saved, and the report, if it was finished.
+    """
+    job, card = Job("Measuring"), None
+    started = time.monotonic()
+    progress = HostProgress(job, 100)
+    try:
+        if wanted.merge:
+            places.refuse_if_open_to_others("Writing figures into files")
+        files = [stored(wish) for wish in wanted.erasures]
+        concept = concept_of(wanted.words, wanted.keep, files)
+        job.title = f"Measuring {concept.name!r}"
+        model = loaded_model(wanted.latent_side)
+        measured = [subjected(wish, file, model) for wish, file in zip(wanted.erasures, files, strict=True)]
+        card = report(model, concept, measured, wanted.settings, progress, wanted.tries)
+        what = files[0].path.stem if len(files) == 1 else f"{concept.name[:50]}-compared"
+        job.file = saved.save_report(card, what)
+        job.message = f"Saved as {saved.REPORTS}/{job.file}."
+        if wanted.merge:
+            for number, file in enumerate(files):
+                merge_into_manifest(file.path, card, number)
+            job.message += " The figures are in the files; make safety profiles that name these files anew."
+        job.status = "done"
+    except Cancelled:
+        job.status, job.message = "stopped", "Stopped; a report card that is not whole is not shown."
+    except ErasureError as error:
+        job.status, job.message = "failed", places.told(error)
+    finally:
+        if job.status == "running":
+            job.status, job.message = "failed", "An unexpected error ended the work; see the console."
+        job.seconds = time.monotonic() - started
+    return job, card

@@ -1,0 +1,52 @@
+"""What a search or a measurement is about: the concept, and erasures that are matched to the loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from erasure_core.boundary.report import Subjected
+from erasure_core.concept import Concept
+from erasure_core.erasure_file import StoredErasure, read_erasure
+from erasure_core.errors import InvalidConcept
+from erasure_core.library import SUFFIX
+from erasure_core.model import LoadedModel
+
+from . import places
+from .wishes import Wish
+
+
+def stored(wish: Wish) -> StoredErasure:
+    """The file of a wish; raises as ``read_erasure``, and InvalidFile for a name that leads out of our folder."""
+    return read_erasure(places.library().find(wish.file))
+
+
+def concept_of(words: Sequence[str], keep: Sequence[str], files: Sequence[StoredErasure]) -> Concept:
+    """The concept that was written down, or else the one of the first file that tells one.
+
+    Raises:
+        InvalidConcept: neither says one, or it cannot be used.
+    """
+    told = next((file.manifest.concept for file in files if file.manifest is not None), None)
+    if words:
+        # What is searched for is not asked to stay, whatever the file was told to keep.
+        kept = told.keep if told is not None else ()
+        return Concept(tuple(words), None, tuple(dict.fromkeys([*keep, *_apart(kept, words)])))
+    if told is None:
+        raise InvalidConcept("There is nothing to search for; write the concept, or choose an erasure that tells its.")
+    return Concept(told.words, told.alternative, tuple(dict.fromkeys([*keep, *told.keep])), told.instead)
+
+
+def _apart(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
+    said = [f" {word.casefold()} " for word in words]
+    return [prompt for prompt in prompts if not any(word in f" {prompt.casefold()} " for word in said)]
+
+
+def subjected(wish: Wish, file: StoredErasure, model: LoadedModel) -> Subjected:
+    """A file matched to the loaded model.
+
+    Raises:
+        WrongBase: it was made for another one.
+    """
+    deltas = file.bind(model, places.allows_other_bases())
+    name = wish.name.removesuffix(SUFFIX)
+    return Subjected(name, deltas, wish.unet, file.manifest, file.path.stat().st_size)

@@ -1,0 +1,120 @@
+// Uses the tab of a running web UI in a real browser and prints what it saw as JSON: node browser.mjs '{"url":…, …}'.
+// Needs playwright-core (PLAYWRIGHT_CORE names its folder) and a chromium (CHROMIUM names it).
+import { createRequire } from "node:module";
+
+const task = JSON.parse(process.argv[2]);
+const require = createRequire(import.meta.url);
+const { chromium } = require(process.env.PLAYWRIGHT_CORE || "playwright-core");
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+  args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"],
+});
+const page = await browser.newPage({ viewport: { width: 1400, height: 1150 }, acceptDownloads: true });
+const problems = [], outside = [];
+const ours = (text) => /concept.erasure/i.test(text);
+page.on("pageerror", (error) => ours(error.stack ?? "") && problems.push(error.stack));
+page.on("console", (message) => message.type() === "error" && ours(message.text() + message.location().url) && problems.push(message.text()));
+page.on("request", (request) => {
+  if (!request.url().startsWith(task.url) && /^https?:/.test(request.url())) outside.push(request.url());
+});
+
+const at = (id) => page.locator(`#concept_erasure_${id}`);
+const fill = (id, value) => at(id).locator("textarea, input[type=number]").first().fill(String(value));
+const text = async (id) => (await at(id).innerText()).trim();
+
+async function choose(id, value) {
+  await at(id).locator("input").first().click();
+  await at(id).locator("ul li").filter({ hasText: value }).first().click();
+  await page.keyboard.press("Escape");
+}
+
+async function open(name) {
+  await page.locator("#concept_erasure_tabs .tab-nav button", { hasText: new RegExp(`^\\s*${name}\\s*$`) }).first().click();
+  await page.waitForTimeout(700);
+}
+
+const picture = async (name) => {
+  await page.evaluate(() => window.scrollTo(0, 0));
+  await page.screenshot({ path: `${task.folder}/${name}.jpg`, type: "jpeg", quality: 80, fullPage: true });
+};
+
+async function explore() {
+  await open("Explore");
+  await fill("explore_words", "ball");
+  await choose("explore_with", task.erasure);
+  await fill("explore_seconds", task.seconds);
+  await at("explore_more").locator("button, .label-wrap").first().click();
+  await page.waitForTimeout(400);
+  for (const [id, value] of [["explore_look", 4], ["explore_states", 2], ["explore_side", 64]]) await fill(id, value);
+  await fill("explore_tries", "<img src=x onerror='window.broken = 1'>");
+  await at("explore_pictures").locator("input").check();
+  await at("explore").click();
+  const live = new Set();
+  const until = Date.now() + 300000;
+  while (Date.now() < until && !(await page.locator("#concept_erasure_map iframe").count())) {
+    const told = await text("explore_candidates");
+    if (told.includes("Searching")) live.add(told.split("\n")[0]);
+    await page.waitForTimeout(500);
+  }
+  await page.waitForTimeout(1500);
+  const frame = page.frameLocator("#concept_erasure_map iframe");
+  await frame.locator("#worst").click();
+  await page.waitForTimeout(800);
+  const seen = { live: [...live], said: await text("explore_message"), title: await frame.locator("#title").innerText() };
+  seen.count = Number(await frame.locator("#count").innerText());
+  if (!seen.count) await frame.locator("#map").click({ position: { x: 300, y: 300 } });
+  seen.selected = (await at("selected").locator("textarea").inputValue()).split("\n").filter(Boolean);
+  seen.rows = await page.locator("#concept_erasure_candidates_table tbody tr").count();
+  seen.escaped = (await text("explore_candidates")).includes("<img src=x");
+  await picture("explore");
+  const [download] = await Promise.all([page.waitForEvent("download"), at("map").locator("a[download]").first().click()]);
+  seen.download = download.suggestedFilename();
+  await at("harden_selected").click();
+  await page.waitForTimeout(2500);
+  seen.form = (await at("words").locator("textarea").inputValue()).split("\n");
+  seen.formSaid = await text("result");
+  await picture("harden");
+  seen.broken = await page.evaluate(() => window.broken === undefined);
+  return seen;
+}
+
+async function interrupted() {
+  await open("Explore");
+  await fill("explore_seconds", 600);
+  await at("explore").click();
+  const until = Date.now() + 120000;
+  while (Date.now() < until && !(await text("explore_candidates")).includes("Searching")) await page.waitForTimeout(500);
+  await at("explore_interrupt").click();
+  await page.waitForFunction(() => /Stopped early/.test(document.querySelector("#concept_erasure_explore_message").innerText), null, { timeout: 180000 });
+  return { said: await text("explore_message"), map: await page.locator("#concept_erasure_map iframe").count() };
+}
+
+async function report() {
+  await open("Report");
+  await choose("report_erasures", task.erasure);
+  await fill("report_seconds", task.seconds);
+  await at("report_more").locator("button, .label-wrap").first().click();
+  await page.waitForTimeout(400);
+  for (const [id, value] of [["report_states", 2], ["report_steps", 3], ["report_side", 64]]) await fill(id, value);
+  await at("report").click();
+  await page.waitForSelector("#concept_erasure_report_page iframe", { timeout: 400000 });
+  await page.waitForTimeout(1500);
+  const frame = page.frameLocator("#concept_erasure_report_page iframe");
+  const seen = { title: await frame.locator("h1").innerText(), pictures: await frame.locator("img").count() };
+  seen.said = await text("report_message");
+  await picture("report");
+  return seen;
+}
+
+try {
+  await page.goto(task.url, { waitUntil: "domcontentloaded", timeout: 180000 });
+  await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
+  await page.waitForTimeout(1500);
+  const seen = { explore: await explore(), interrupted: await interrupted(), report: await report() };
+  console.log(JSON.stringify({ ...seen, problems, outside }));
+} catch (error) {
+  await page.screenshot({ path: `${task.folder}/failure.png`, fullPage: true }).catch(() => {});
+  console.log(JSON.stringify({ error: String(error), problems, outside }));
+} finally {
+  await browser.close();
+}

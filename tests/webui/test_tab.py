@@ -1,0 +1,257 @@
+"""The tab as gradio gets it, and what its buttons and routes make of what they are sent."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import inspect
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "boundary"))
+
+import fake_gradio
+from made_up import HOSTILE, made_up
+
+from erasure_core.errors import ErasureError, InvalidSettings
+
+
+@pytest.fixture
+def part(a1111: SimpleNamespace, library: Path) -> Any:
+    return lambda name: importlib.import_module(f"concept_erasure_webui.{name}")
+
+
+@pytest.fixture
+def page(a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch) -> fake_gradio.Page:
+    made = fake_gradio.Page()
+    monkeypatch.setitem(sys.modules, "gradio", made)
+    for name in [name for name in sys.modules if name.startswith("concept_erasure_webui.")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("concept_erasure_webui.tab").tabs()
+    return made
+
+
+def test_every_event_fits_its_handler(page: fake_gradio.Page) -> None:
+    assert len(page.events) > 20
+    for component, work, inputs, _, script in page.events:
+        try:
+            inspect.signature(work).bind(*inputs)
+        except TypeError as error:
+            pytest.fail(f"{component.given}: {error}")
+        if script is not None and script.startswith("concept_erasure_submit"):
+            assert inputs[0].given["label"].endswith(" task"), script
+    script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
+    used = {script for *_, script in page.events if script}
+    assert all(f"function {name}(" in script for name in used) and len(used) == 5
+
+
+def test_labels_and_ids_are_unique_and_known_to_the_script(page: fake_gradio.Page) -> None:
+    labels = [c.given["label"] for c in page.components if "label" in c.given]
+    ids = [c.given["elem_id"] for c in page.components if "elem_id" in c.given]
+    assert len(set(labels)) == len(labels) and len(set(ids)) == len(ids)
+    script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
+    for name in ("explore_progress", "report_progress", "purify_progress", "explore_live", "map", "selected", "tabs"):
+        assert f"concept_erasure_{name}" in script and page.of(name)
+
+
+def test_lists_are_read_again_when_a_sub_tab_is_opened(page: fake_gradio.Page, library: Path) -> None:
+    (library / "late.safetensors").write_bytes((library / "ball.safetensors").read_bytes())
+    opened = [(work, outputs) for c, work, _, outputs, _ in page.events if c.kind == "TabItem"]
+    lists = {outputs[0].given["elem_id"]: work() for work, outputs in opened}
+    assert {name.removeprefix("concept_erasure_") for name in lists} == {
+        "explore_with", "report_erasures", "report_saved", "purify_with",
+    }  # fmt: skip
+    assert "late" in lists["concept_erasure_explore_with"]["choices"]
+    assert "None" not in lists["concept_erasure_report_erasures"]["choices"]
+
+
+FORM = ["", "", "", "ball", 1.0, 60.0, ["lexical"], 4, False, 2, 64, 0]
+
+
+def test_the_explore_form(part: Any) -> None:
+    tab = part("explore_tab")
+    asked = tab.search_of("ball\n\n sphere ", "a box", "", "ball", 0.5, 30, ["lexical", "prefix"], 8, True, 4, 128, 7)
+    assert asked.words == ("ball", "sphere") and asked.erasure.unet == 0.5 and asked.latent_side == 16
+    assert (asked.settings.levels, asked.settings.seconds, asked.settings.seed) == ("lexical+prefix", 30.0, 7)
+    assert tab.search_of(*FORM[:3], "None", *FORM[4:]).erasure is None
+    for place, value in ((4, 9.0), (5, 0.0), (6, []), (7, None), (8 + 1, 1), (10, 3), (10, 10**9), (11, "x")):
+        with pytest.raises(ErasureError):
+            tab.search_of(*FORM[:place], value, *FORM[place + 1 :])
+    assert "no number" not in tab.explore("task", *FORM[:5], 0.0, *FORM[6:])[2]
+    assert "class='error'" in tab.explore("task", *FORM[:5], 0.0, *FORM[6:])[2]
+
+
+def test_the_button_explore_shows_table_map_and_summary(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab, exploring = part("explore_tab"), part("exploring")
+    monkeypatch.setattr(exploring, "explore", lambda *a, notify, **k: made_up(30))
+    table, plot, said = tab.explore("task", *FORM)
+    assert "concept_erasure_candidates_table" in table and "<iframe" in plot and "still reach" in said
+    assert tab.shown() == [table, plot, tab.shown()[2]]
+
+
+def test_selected_words_go_to_the_erase_form(part: Any) -> None:
+    fill = part("explore_tab").to_erase_form
+    words, instead, keep, said = fill("orb\nball", "", "a cat", "ball", "", "box", "a dog")
+    assert words.splitlines() == ["ball", "orb"] and instead == "box" and "error" not in said
+    assert {"a cat", "a dog"} <= set(keep.splitlines())
+    assert fill("orb", "globe", "", "None", "old", "", "")[0].splitlines() == ["globe", "orb"]
+    assert fill("orb", "", "", None, "old", "", "")[0].splitlines() == ["old", "orb"]
+    for selected, erasure in ((" \n", "ball"), ("orb", "missing"), ("orb", "../ball")):
+        unchanged = fill(selected, "", "", erasure, "old", "other", "kept")
+        assert unchanged[:3] == ["old", "other", "kept"] and "class='error'" in unchanged[3]
+
+
+def test_the_report_form(part: Any) -> None:
+    tab = part("report_tab")
+    values = [["ball", "words"], 1.0, "", "", "", 30.0, True, False, 4, 5, 64, 3, False]
+    asked = tab.measurement_of(*values)
+    assert [wish.name for wish in asked.erasures] == ["ball", "words"] and not asked.merge
+    assert (asked.settings.steps, asked.settings.seed, asked.settings.explicit) == (5, 3, False)
+    for place, value in ((0, []), (0, None), (1, -1), (5, 0), (8, "x"), (9, 0), (10, 1)):
+        with pytest.raises(ErasureError):
+            tab.measurement_of(*values[:place], value, *values[place + 1 :])
+    assert "class='error'" in tab.measure("task", None, *values[1:])[1]
+    assert "class='error'" in tab.shown("../x")[1]
+
+
+def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
+    tab, form = part("tab"), part("form")
+    (event,) = [e for e in page.events if e[4] == "concept_erasure_submit"]
+    offsets = form.offsets()
+    values = [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:]]
+    assert len(values) == max(stop for _, stop in offsets.values())
+    head = ["ball", "", "", "closed_form", "As set", 0]
+    assert tab.request_of(*head, 0, 60, 0, *values).hardening is None
+    asked = tab.request_of(*head, 3, 20, 50, *values)
+    assert (asked.hardening.rounds, asked.hardening.search.seconds, asked.preview_every) == (3, 20.0, 50)
+    for rounds, seconds, preview in ((99, 60, 0), (1, 0, 0), (1, None, 0), (0, 60, -1), ("x", 60, 0)):
+        with pytest.raises(InvalidSettings):
+            tab.request_of(*head, rounds, seconds, preview, *values)
+
+
+class _Seen(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.frames: list[dict[str, str | None]] = []
+        self.links: list[dict[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "iframe":
+            self.frames.append(dict(attrs))
+        if tag == "a":
+            self.links.append(dict(attrs))
+
+
+def test_pages_stand_in_frames_without_rights(part: Any) -> None:
+    pages = part("pages")
+    seen = _Seen(pages.map_frame(made_up()))
+    (frame,) = seen.frames
+    assert set((frame["sandbox"] or "").split()) == {"allow-scripts", "allow-downloads"}  # never allow-same-origin
+    assert (frame["srcdoc"] or "").count("<script") == 3 and "postMessage" in (frame["srcdoc"] or "")
+    assert {"script", "img"}.isdisjoint(seen.tags) and len(seen.links) == 2
+    assert all((link["href"] or "").startswith("data:") for link in seen.links)
+    evil = _Seen(pages.report_frame("<p>'\"><script>broken</script>", json.dumps({"a": "</a><script>"})))
+    assert evil.frames[0]["sandbox"] == "" and "script" not in evil.tags
+    assert evil.frames[0]["srcdoc"] == "<p>'\"><script>broken</script>"
+
+
+def test_foreign_texts_stay_texts(part: Any) -> None:
+    pages = part("pages")
+    table = pages.candidates(made_up(300).points)
+    assert {"script", "img"}.isdisjoint(_Seen(table).tags)
+    assert html.escape(HOSTILE[0]) in table and _Seen(table).tags.count("tr") == 1 + pages.LISTED
+    assert "100 more are on the map" in table
+    card = SimpleNamespace(files=[SimpleNamespace(name="<b>", verdict=["<script>"])])
+    assert "script" not in _Seen(pages.verdicts(card)).tags
+
+
+@pytest.fixture
+def routes(part: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The routes; with a stand-in for FastAPI where that is not installed, as in a test environment without a host."""
+    try:
+        importlib.import_module("fastapi")
+    except ImportError:
+
+        class HTTPException(Exception):
+            def __init__(self, status_code: int, detail: str = "", headers: Any = None) -> None:
+                super().__init__(detail)
+                self.status_code, self.detail = status_code, detail
+
+        security = SimpleNamespace(HTTPBasic=lambda **k: None, HTTPBasicCredentials=object)
+        fastapi = SimpleNamespace(
+            Body=lambda *a: None, Depends=lambda work: work, FastAPI=object, HTTPException=HTTPException
+        )
+        monkeypatch.setitem(sys.modules, "fastapi", fastapi)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "fastapi.security", security)  # type: ignore[arg-type]
+    return part("routes")
+
+
+def test_every_route_asks_for_the_password(routes: Any, a1111: SimpleNamespace) -> None:
+    seen: dict[tuple[str, str], Any] = {}
+    app = SimpleNamespace(
+        add_api_route=lambda path, work, methods, dependencies: seen.update({(methods[0], path): dependencies})
+    )
+    routes.register(None, app)
+    assert seen == {}  # without --api there are none
+    a1111.shared.cmd_opts.api = True
+    routes.register(None, app)
+    assert all(len(dependencies) == 1 for dependencies in seen.values())
+    posts = {path.rsplit("/", 1)[1] for method, path in seen if method == "POST"}
+    assert posts == {"erase", "explore", "report", "interrupt"}
+    gets = {path.removeprefix(routes.ROOT) for method, path in seen if method == "GET"}
+    assert {"/explorations", "/explorations/{name}", "/reports", "/reports/{name}"} <= gets
+
+
+def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespace) -> None:
+    found = routes.explore({"erasure": "ball", "calls": 600, "levels": "lexical", "states": 2, "look": 0, "side": 64})
+    assert found["status"] == "done" and found["tried"] >= 5 and found["file"] in routes.explorations()
+    assert routes.exploration(found["file"])["words"] == ("ball",)
+    body = {"erasures": ["ball", {"erasure": "ball", "strength": 0.5}], "calls": 600, "states": 2, "side": 64}
+    card = routes.report(body | {"pictures": False})
+    assert len(card["report"]["files"]) == 2 and routes.report_card(card["file"]) == card["report"]
+    assert not a1111.shared.state.job and not sys.modules["modules.call_queue"].queue_lock.locked()
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("explore", {"words": "ball"}, 422),
+        ("explore", {"words": ["ball"], "folder": "/"}, 422),
+        ("explore", {"words": ["ball"], "seconds": "long"}, 422),
+        ("explore", {"words": ["ball"], "side": 10**9}, 422),
+        ("explore", {"erasure": ["ball"]}, 422),
+        ("explore", {"erasure": "../ball"}, 409),
+        ("explore", {}, 409),
+        ("explore", {"words": ["nude child"]}, 409),
+        ("report", {"erasures": "ball"}, 422),
+        ("report", {"erasures": []}, 422),
+        ("report", {"erasures": [{"erasure": "ball", "strength": "much"}]}, 422),
+        ("report", {"erasures": ["/etc/passwd"]}, 409),
+        ("erase", {"words": ["ball"], "harden": 99}, 422),
+        ("erase", {"words": ["ball"], "harden": "x"}, 422),
+    ],
+)
+def test_routes_refuse_with_a_sentence(
+    routes: Any, library: Path, route: str, body: dict[str, Any], status: int
+) -> None:
+    with pytest.raises(routes.HTTPException) as refused:
+        getattr(routes, route)(body)
+    assert refused.value.status_code == status
+    assert refused.value.detail and str(library) not in refused.value.detail
+
+
+@pytest.mark.parametrize("name", ["..", "../ball", "missing", "%2e%2e", ""])
+def test_routes_read_nothing_outside_our_folder(routes: Any, name: str) -> None:
+    for route in (routes.exploration, routes.report_card):
+        with pytest.raises(routes.HTTPException) as refused:
+            route(name)
+        assert refused.value.status_code == 404
