@@ -27,7 +27,7 @@ class CoErasingSettings(TrainingSettings):
     """Settings of Co-Erasing."""
 
     layers: str = option("full", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
-    negative: float = option(1.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(2.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.75, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)

@@ -26,7 +26,7 @@ TEMPERATURE = 0.07
 class SageSettings(CheckSettings):
     """Settings of SAGE."""
 
-    negative: float = option(1.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(2.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
     erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
     boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
