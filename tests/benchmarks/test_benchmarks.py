@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,11 @@ def test_true_sizes() -> None:
 
 
 def test_the_pools_cost_is_that_of_their_calls() -> None:
-    settings = EsdSettings(steps=100, refresh=40, trajectories=6, trajectory_steps=10)
+    settings = EsdSettings(steps=100, refresh=40, trajectories=6, trajectory_steps=10, contexts=0)
     assert pooled_latents(settings, CONCEPT) == 3 * 10 * (6 + 6) * 2 / 100
+    # In three kept prompts the word is said in six ways, one of which is a template; that adds a role to the concept's
+    # pool, and two prompts without it to the kept one's.
+    assert pooled_latents(replace(settings, contexts=16), CONCEPT) == 3 * 10 * (10 * 3 + 6 * 2) / 100
 
 
 @pytest.mark.parametrize("loop", LOOPS)
