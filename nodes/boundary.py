@@ -124,7 +124,7 @@ class ExploreBoundary(io.ComfyNode):
                     "picture shows the concept as well. 0 looks at none.",
                 ),
                 io.Int.Input(
-                    "most",
+                    "add_words",
                     default=MOST_ADDED,
                     min=0,
                     max=1000,
@@ -172,7 +172,7 @@ class ExploreBoundary(io.ComfyNode):
                 SearchProgress(node_id),
                 lines(how["tries"]),
             )
-            boundary = Boundary(found, concept, new_folder(f"boundary {concept.concept.name}"), how["most"])
+            boundary = Boundary(found, concept, new_folder(f"boundary {concept.concept.name}"), how["add_words"])
             write_map(found, boundary.folder)
             if found.stopped:
                 # What is handed on would be kept as the result of these inputs; half a search is not.
