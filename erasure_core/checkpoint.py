@@ -92,6 +92,8 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
             f"{path} belongs to a training with another concept, method, settings or model; "
             "repeat that command to continue it, or delete the file to start anew."
         )
+    # A tensor inside a file may start anywhere, and where it starts decides how a CPU rounds its sums.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
         _restore(tensors, metadata, trainer)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
