@@ -153,14 +153,16 @@ def _free(name: str, prompt: Mapping[str, Any]) -> str:
 
 
 def _noted(data: dict[str, Any], profile: SafetyProfile | None) -> dict[str, Any]:
-    """What was sent, with the active profiles in the metadata that pictures will carry."""
+    """What was sent, with the active profiles in the metadata that pictures will carry, and no others."""
     active = [{"profile": profile.name, "digest": profile.digest(), "by": "server"}] if profile else []
     for node in data.get("prompt", {}).values():
         if node.get("class_type") == APPLY_ID and isinstance(node["inputs"].get("profile"), str):
             chosen = load_profile(node["inputs"]["profile"])
             active.append({"profile": chosen.name, "digest": chosen.digest(), "by": "graph"})
-    if not active:
-        return data
     extra = dict(data.get("extra_data") or {})
-    extra["extra_pnginfo"] = {**(extra.get("extra_pnginfo") or {}), METADATA: active}
-    return {**data, "extra_data": extra}
+    sent = dict(extra.get("extra_pnginfo") or {})
+    if not active and METADATA not in sent:
+        return data
+    # Whoever queues a graph could claim a profile here that was never applied.
+    sent.pop(METADATA, None)
+    return {**data, "extra_data": {**extra, "extra_pnginfo": {**sent, **({METADATA: active} if active else {})}}}

@@ -10,6 +10,8 @@ import comfy.utils
 import torch
 from PIL import Image
 
+from ..erasure_core.boundary import guard
+from ..erasure_core.concept import Concept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.progress import Report, Silent
 from ..erasure_core.sampling import sample
@@ -23,9 +25,22 @@ TELL_EVERY = 0.3
 
 
 def preview_prompts(request: ConceptRequest) -> list[str]:
-    """The concept, unless it must not be shown, and a kept prompt."""
-    kept = request.concept.keep[0] if request.concept.keep else "a photo"
-    return [kept] if request.explicit else [f"a {request.concept.name}", kept]
+    """The concept, unless it must not be shown, and a kept prompt that may be."""
+    kept = next((prompt for prompt in request.concept.keep if not _is_explicit(prompt)), "a photo")
+    return [kept] if is_hidden(request) else [f"a {request.concept.name}", kept]
+
+
+def is_hidden(request: ConceptRequest) -> bool:
+    """Whether no picture of a concept is made: its user says so, or its words do, whatever the user says."""
+    concept = request.concept
+    # The erased model paints an alternative for the concept's name, so it is read as well.
+    others = [concept.alternative, *(alternative for _, alternative in concept.instead)]
+    said = (*concept.words, *filter(None, others))
+    return request.explicit or any(map(_is_explicit, said)) or guard.is_forbidden(*said)
+
+
+def _is_explicit(prompt: str) -> bool:
+    return guard.is_explicit(Concept((prompt,)))
 
 
 @torch.no_grad()

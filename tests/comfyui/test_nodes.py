@@ -119,6 +119,33 @@ def test_explicit_concepts_are_not_shown(nodes: Nodes, graph: dict[str, Any]) ->
     assert shown.args[5].shape[0] == 2
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"words": "naked child"}, {"words": "ball\nnudity"}, {"words": "child", "alternative": "nude"}, {"words": "gore"}],
+    ids=lambda said: said["words"].replace("\n", "+"),
+)
+def test_what_words_say_is_hidden_whatever_the_switch_says(
+    nodes: Nodes, graph: dict[str, Any], said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a VAE connected, no picture of it is painted: not live, not before and not after."""
+    painted: list[str] = []
+    original = nodes.progress.sample
+
+    def watched(model: Any, prompts: list[str], *rest: Any, **named: Any) -> Any:
+        painted.extend(prompts)
+        return original(model, prompts, *rest, **named)
+
+    monkeypatch.setattr(nodes.progress, "sample", watched)
+    shown = nodes.run("Erase_leco", **graph, concept=concept(nodes, **said), **SMALL, preview_every=2)
+    assert set(painted) == {"a photo"} and len(painted) == 3
+    assert shown.args[5].shape[0] == 2
+
+
+def test_an_explicit_kept_prompt_is_not_shown(nodes: Nodes) -> None:
+    request = concept(nodes, keep="a nude woman\na red box")
+    assert nodes.progress.preview_prompts(request) == ["a ball", "a red box"]
+
+
 def test_load_and_apply_do_what_erase_did(nodes: Nodes, graph: dict[str, Any]) -> None:
     made = instant(nodes, graph)
     name = made.args[2][0].stored.path.name
@@ -243,6 +270,20 @@ def server(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_without_a_default_profile_graphs_stay_as_they_are(server: Any) -> None:
     sent = {"prompt": copy.deepcopy(GRAPH)}
     assert server.protect(sent) is sent
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_a_graph_cannot_claim_a_profile(
+    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    """The metadata of a picture names what this server applied, never what the sender wrote there."""
+    monkeypatch.setenv(server.ENVIRONMENT, profile if default else "")
+    claimed = {"workflow": {"a": 1}, server.METADATA: [{"profile": "forged", "by": "server"}]}
+    sent = {"prompt": copy.deepcopy(GRAPH), "extra_data": {"extra_pnginfo": claimed, "client_id": "c"}}
+    got = server.protect(sent)["extra_data"]
+    assert got["client_id"] == "c" and got["extra_pnginfo"].pop("workflow") == {"a": 1}
+    assert [each["profile"] for each in got["extra_pnginfo"].get(server.METADATA, [])] == [profile] * default
+    assert claimed[server.METADATA]  # what was sent is not written to
 
 
 def test_the_default_profile_is_put_behind_every_model_and_clip(
