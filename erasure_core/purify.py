@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .boundary import guard
 from .delta import DeltaSet
 from .erasing import applied
-from .errors import Cancelled, InvalidSettings
+from .errors import Cancelled, InvalidConcept, InvalidSettings
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
 
@@ -78,6 +79,16 @@ def _ask(progress: Progress, stage: str, step: int, total: int) -> None:
     progress.update(Report(stage, step, total))
 
 
+def check_captions(captions: Sequence[str]) -> None:
+    """Refuse what must not be painted, with whatever erasure: an erasure may leak.
+
+    Raises:
+        InvalidConcept: a caption combines minors with sexual content.
+    """
+    if any(guard.is_forbidden(caption) for caption in captions):
+        raise InvalidConcept("Sexual content about minors is not painted; change the caption.")
+
+
 @torch.no_grad()
 def purify(
     model: LoadedModel,
@@ -106,9 +117,12 @@ def purify(
 
     Raises:
         Cancelled: the user stopped.
+        InvalidConcept: a caption combines minors with sexual content.
         InvalidSettings: the share is not between 0 and 1.
         PromptTooLong: a caption has more tokens than the text encoder reads.
     """
+    # Here and not in the front ends: whoever paints by a caption comes through this door.
+    check_captions(captions)
     progress = progress or Silent()
     z = invert(model, latents, steps, share, progress)
     timesteps = _way(model, steps, share)

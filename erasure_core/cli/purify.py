@@ -10,7 +10,7 @@ import torch
 
 from ..concept_pictures import SUFFIXES, read_picture
 from ..errors import InvalidFile, InvalidSettings
-from ..purify import purify
+from ..purify import check_captions, purify
 from ..safe_files import write_bytes
 from .erasure_arguments import bind_all
 from .generate import png
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_captions([options.caption])  # before a model is read for nothing
     paths = [found for path in options.picture for found in _files(path)]
     model = load_chosen_model(options, options.device, pictures=True)
     for name, value, low, high in (
