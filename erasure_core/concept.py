@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from .errors import InvalidConcept
+from .everyday import everyday_words
 
 Item = TypeVar("Item")
 
@@ -41,13 +42,48 @@ class Saying:
     without: str
 
 
-def _inside(kept: str, place: int, word: str, instead: str, before: bool) -> Saying:
-    """A word said in a kept prompt: in the place of its last word, or before it."""
+IN_PLACE, BEFORE, BESIDE = range(3)
+"""Where a word is said in a kept prompt: in the place of its last word, before that, or as a thing of its own."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A prompt with room for a word.
+
+    Args:
+        before, after: what stands on both sides of the word.
+        without: the prompt that says nothing there.
+    """
+
+    before: str = ""
+    after: str = ""
+    without: str = ""
+
+    def say(self, word: str) -> str:
+        """The prompt with a word in it; without one what is said beside it."""
+        return " ".join(part for part in (self.before, word, self.after) if part) if word else self.without
+
+
+def frame(kept: str, where: int, first: bool = False) -> Frame:
+    """Room for a word in a kept prompt.
+
+    Args:
+        kept: the prompt.
+        where: ``IN_PLACE``, ``BEFORE`` or ``BESIDE``.
+        first: beside: the word comes first.
+    """
+    if where == BESIDE:
+        return Frame("a", f"next to {kept}", kept) if first else Frame(f"{kept} and a", "", kept)
     *head, last = kept.split(" ")
-    end = [last] if before or not head else []
-    without = " ".join([*head, *end])
-    said, other = (" ".join([*head, phrase, *end]) if phrase else without for phrase in (word, instead))
-    return Saying(place, said, other, without)
+    behind = last if where == BEFORE or not head else ""
+    return Frame(" ".join(head), behind, kept if behind else " ".join(head))
+
+
+def among(fillers: Sequence[str], turn: int) -> Callable[[str], str]:
+    """Puts a prompt among other words: none, some behind it, some before it, in turn."""
+    first, second = (fillers[(5 * turn + place) % len(fillers)] for place in (0, 1))
+    form = ("{}", "{}, " + f"{first} and {second}", f"{first} {second}, " + "{}")[turn // 3 % 3]
+    return lambda prompt: form.replace("{}", prompt)
 
 
 def _checked(phrase: str, what: str) -> str:
@@ -141,13 +177,20 @@ class Concept:
             for template in TEMPLATES
         )
 
+    def _fillers(self) -> list[str]:
+        """Everyday words that have nothing to do with what is erased or takes its place."""
+        said = " ".join([*self.words, self.alternative or "", *(other for _, other in self.instead)]).casefold().split()
+        return [word for word in everyday_words() if not set(word.casefold().split()) & set(said)]
+
     def sayings(self, contexts: int = 0) -> tuple[Saying, ...]:
         """The words in all templates, and up to ``contexts`` of them inside kept prompts.
 
         A word that is erased in templates alone comes back among other words: "ball" is gone, "a red ball" is not. And
-        only where much of the prompt stays does the training tell the concept from the rest of its prompt.
+        only where much of the prompt stays does the training tell the concept from the rest of its prompt. Two of three
+        of these prompts have everyday words around them, as prompts of users have.
         """
         own = dict(self.instead)
+        fillers = self._fillers()
         said = [
             Saying(place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "")
             for place, word in enumerate(self.words)
@@ -156,9 +199,11 @@ class Concept:
         keep = [prompt for prompt in self.keep if prompt]
         for i in range(contexts if keep else 0):
             turn, which = divmod(i, len(keep))
-            place, before = divmod((which + turn) % (2 * len(self.words)), 2)
+            place, where = divmod((which + turn) % (3 * len(self.words)), 3)
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
-            said.append(_inside(keep[which], place, word, instead, before=bool(before)))
+            room = frame(keep[which], where, first=bool(turn % 2))
+            around = among(fillers, i)
+            said.append(Saying(place, *map(around, (room.say(word), room.say(instead), room.without))))
         by_prompt: dict[str, Saying] = {}
         for saying in said:
             if saying.prompt not in self.keep:

@@ -14,21 +14,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .concept import Concept
+from .concept import BEFORE, IN_PLACE, Concept, Frame, frame
 from .errors import Cancelled
+from .everyday import PROMPTS
 from .model import PromptModel
 from .progress import Progress, Report, Silent
 from .sampling import seeded_noise
 from .self_check import similarity
 from .trajectory import encode_each
 
-NEUTRAL = (
-    "a photo of a person", "a landscape", "a city street", "a dog", "a cat", "a tree", "a house", "a car", "a table",
-    "a portrait of a woman", "a portrait of a man", "food on a plate", "the sky with clouds", "a painting", "a flower",
-    "a bird",
-)  # fmt: skip
-"""Everyday prompts, kept where the user names none."""
-
+CLOSE = 4
+"""So many words nearest to the concept's are never taken for something else without a look at what they paint."""
+FRAMES_READ = 8
+"""Kept prompts in which the text encoder compares words."""
 
 STOP_WORDS = frozenset(["a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "painting", "portrait"])
 """Words of kept prompts that say nothing about what is kept."""
@@ -40,14 +38,20 @@ class Survey:
 
     Args:
         candidates: nearest words of the vocabulary that are judged.
-        states: noisy pictures on which they are judged.
+        states: noisy pictures on which they are judged, in each frame.
+        frames: kept prompts in which they are judged too: the bare word of a colour paints anything.
         alike: least cosine of guidance directions for a word that belongs to the concept.
+        margin: so much more like the concept than like any word that is kept must such a word be.
+        around_kept: nearest words of each word of the user's prompts to keep, that are judged as well.
         seed: of the pictures.
     """
 
-    candidates: int = 48
-    states: int = 8
-    alike: float = 0.6
+    candidates: int = 40
+    states: int = 4
+    frames: int = 2
+    alike: float = 0.55
+    margin: float = 0.05
+    around_kept: int = 2
     seed: int = 0
 
 
@@ -88,27 +92,84 @@ def nearest_words(model: PromptModel, phrases: Sequence[str], count: int) -> lis
 
 
 @torch.no_grad()
-def survey(model: PromptModel, concept: Concept, settings: Survey, progress: Progress | None = None) -> list[Found]:
+def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> list[str]:
+    """The ``each`` words of the vocabulary nearest to each word of the prompts to keep, but none that the text encoder
+    reads as nearer to the concept.
+
+    A user who keeps "a red ring" means hoops as well. Only the text encoder is asked, so this takes no time.
+    """
+    anchors = _said([prompt for prompt in concept.keep if prompt], concept)
+    own = {part.casefold() for word in concept.words for part in word.split()}
+    own |= set(nearest_words(model, concept.words, CLOSE))
+    near = [word for anchor in anchors for word in nearest_words(model, [anchor], each)]
+    words = [word for word in dict.fromkeys(near) if word not in own and word not in anchors]
+    if not words:
+        return []
+    read = _read(model, [*concept.words, *anchors, *words], _frames(concept, FRAMES_READ))
+    ours, theirs, judged = torch.split(read, [len(concept.words), len(anchors), len(words)])
+    to_concept, to_kept = (similarity(judged, others).amax(dim=1) for others in (ours, theirs))
+    return [word for word, apart in zip(words, (to_concept < to_kept).tolist(), strict=True) if apart]
+
+
+def _read(model: PromptModel, words: Sequence[str], frames: Sequence[Frame]) -> Tensor:
+    """What the text encoder makes of words in frames, relative to the frames without them; [W, frames * D]."""
+
+    def ends(prompts: list[str]) -> Tensor:
+        encoded = model.encode(prompts)
+        rows = torch.arange(len(encoded), device=encoded.context.device)
+        states: Tensor = encoded.context[rows, torch.tensor(encoded.ends, device=rows.device)]
+        return states.float()
+
+    without = ends([room.without for room in frames])
+    return torch.stack([(ends([room.say(word) for room in frames]) - without).flatten() for word in words])
+
+
+@torch.no_grad()
+def survey(
+    model: PromptModel, concept: Concept, settings: Survey, progress: Progress | None = None, everyday: bool = True
+) -> list[Found]:
     """Judge the words around a concept, most alike first, and the words of the prompts to keep.
 
     A word belongs to the concept if it is alike enough, and more like the concept than like any word of a prompt to
-    keep or of everyday prompts.
+    keep or, with ``everyday``, of everyday prompts.
 
     Raises:
         Cancelled: the user stopped.
     """
-    user, anchors = _said(concept.keep, concept), _said((*concept.keep, *NEUTRAL), concept)
-    words = [word for word in nearest_words(model, concept.words, settings.candidates) if word not in anchors]
+    user, anchors = (_said((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
+    if not (anchors or settings.candidates):
+        return []
+    near = nearest_words(model, concept.words, settings.candidates)
+    near += [word for anchor in user for word in nearest_words(model, [anchor], settings.around_kept)]
+    words = [word for word in dict.fromkeys(near) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
-    directions = _directions(model, prompts, settings, progress or Silent())
+    directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     to_anchors = similarity(others, own).amax(dim=1).tolist()
     found = [Found(word, like, False, True) for word, like in zip(anchors, to_anchors, strict=True) if word in user]
     like, unlike = similarity(judged, own).amax(dim=1), similarity(judged, others)
     nearest_other = unlike.amax(dim=1) if anchors else torch.full_like(like, -1.0)
-    belongs = ((like >= settings.alike) & (like > nearest_other)).tolist()
+    belongs = ((like >= settings.alike) & (like >= nearest_other + settings.margin)).tolist()
     found += [Found(*row) for row in zip(words, like.tolist(), belongs, strict=True)]
     return sorted(found, key=lambda one: -one.likeness)
+
+
+def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
+    """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
+    something takes the concept's place, and the likest takes it with the least change."""
+    others = [one for one in found if one.kept and one.likeness > 0]
+    if concept.has_alternative or not others:
+        return concept
+    return replace(concept, alternative=max(others, key=lambda one: one.likeness).word)
+
+
+def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progress | None = None) -> list[Found]:
+    """The words of the prompts to keep, judged as ``survey`` does, but nothing else is looked at.
+
+    Raises:
+        Cancelled: the user stopped.
+    """
+    return survey(model, concept, Survey(candidates=0, around_kept=0, seed=seed), progress, everyday=False)
 
 
 def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
@@ -118,19 +179,30 @@ def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
     return [word for word in every if word not in STOP_WORDS and word not in own]
 
 
-def _directions(model: PromptModel, prompts: Sequence[str], settings: Survey, progress: Progress) -> Tensor:
-    """Guidance directions [P, states * C * H * W] of prompts at states of neutral pictures."""
+def _frames(concept: Concept, count: int) -> list[Frame]:
+    """Room for a word alone, and in ``count`` of the prompts to keep: in the place of their last word or before it."""
+    keep = [prompt for prompt in concept.keep if prompt]
+    inside = [frame(prompt, (IN_PLACE, BEFORE)[i % 2]) for i, prompt in enumerate(keep[:count])]
+    return [Frame(), *inside]
+
+
+def _directions(
+    model: PromptModel, words: Sequence[str], frames: Sequence[Frame], settings: Survey, progress: Progress
+) -> Tensor:
+    """Guidance directions [P, frames * states * C * H * W] of words in frames, at states of neutral pictures."""
     z, t = _neutral_states(model, settings)
+    z, t = z.repeat(len(frames), 1, 1, 1), t.repeat(len(frames))
 
-    def predicted(prompt: str) -> Tensor:
-        return model.predict(z, t, encode_each(model, [prompt] * len(z))).flatten().cpu()
+    def predicted(word: str) -> Tensor:
+        prompts = [room.say(word) for room in frames for _ in range(settings.states)]
+        return model.predict(z, t, encode_each(model, prompts)).flatten().cpu()
 
-    empty, rows = predicted(""), []
-    for i, prompt in enumerate(prompts):
+    without, rows = predicted(""), []
+    for i, word in enumerate(words):
         if progress.cancelled():
             raise Cancelled("Stopped while looking for words near the concept.")
-        progress.update(Report("looking for words", i, len(prompts)))
-        rows.append(predicted(prompt) - empty)
+        progress.update(Report("looking for words", i, len(words)))
+        rows.append(predicted(word) - without)
     return torch.stack(rows)
 
 
@@ -153,15 +225,16 @@ def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tenso
     )
 
 
-def with_neighbours(concept: Concept, found: Sequence[Found], most: int) -> Concept:
-    """A concept that also keeps the words near it that do not belong to it, at most ``most``."""
-    near = [f"a {one.word}" for one in found if not (one.belongs or one.kept)][:most]
-    return _keeping(concept, (*concept.keep, *near))
+def with_neighbours(concept: Concept, near: Sequence[str]) -> Concept:
+    """A concept that also keeps some words: alone and in turn in the place of the last word of a prompt to keep."""
+    frames = [Frame("a"), *(frame(prompt, IN_PLACE) for prompt in concept.keep if " " in prompt)]
+    said = [frames[i % len(frames)].say(word) for i, word in enumerate(near)]
+    return _keeping(concept, (*concept.keep, *said))
 
 
 def with_everyday_keep(concept: Concept) -> Concept:
     """A concept that also keeps everyday prompts, for a user who named none."""
-    return _keeping(concept, (*concept.keep, *NEUTRAL))
+    return _keeping(concept, (*concept.keep, *PROMPTS))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:

@@ -11,7 +11,7 @@ from typing import Any
 from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .domain import with_everyday_keep
+from .domain import likest_kept, neighbours_of_kept, with_everyday_keep, with_likest, with_neighbours
 from .effort import within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
@@ -95,7 +95,14 @@ def _complete(
     """The concept as the method completes it, and with kept prompts where the user named none."""
     if chosen.prepare is not None:
         concept = chosen.prepare(model, concept, settings, progress)
-    return concept if concept.keep else with_everyday_keep(concept)
+        return concept if concept.keep else with_everyday_keep(concept)
+    reads: Any = model if hasattr(model, "token_tables") else None
+    if reads is not None and settings.replace and not concept.has_alternative:
+        concept = with_likest(concept, likest_kept(reads, concept, settings.seed, progress))
+    concept = concept if concept.keep else with_everyday_keep(concept)
+    if reads is not None and settings.neighbours:
+        concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours))
+    return concept
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:

@@ -24,7 +24,18 @@ from .methods.registry import Method, TrainingSettings, find_method
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report
 from .run_state import RunState
-from .trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, PoolSettings, TrajectoryPool, draw_pool
+from .trajectory import (
+    ALTERNATIVE,
+    EMPTY,
+    ORIGINAL,
+    PROMPT,
+    WITHOUT,
+    Draw,
+    Goal,
+    PoolSettings,
+    TrajectoryPool,
+    draw_pool,
+)
 from .warm_start import start_from
 
 CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
@@ -59,6 +70,12 @@ class Step:
     def predict(self, *draws: Draw) -> list[Tensor]:
         """The student's predictions for the draws' own prompts, all in one call."""
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
+
+    def alone(self, count: int) -> Draw | None:
+        """Other states, of trajectories whose prompt says the concept and nothing beside it; ``None`` without such."""
+        trainer, pool = self.trainer, self.trainer.pools["concept"]
+        among = [i for i, text in enumerate(pool.prompts) if not trainer.sayings[pool.texts[text]].without]
+        return pool.draw(count, self.generator, trainer.noisiest, among) if among else None
 
     def predict_empty(self, draw: Draw) -> Tensor:
         """The student's prediction at the draw's states for the empty prompt."""
@@ -111,7 +128,7 @@ def rate_groups(layers: Mapping[str, nn.Module], deltas: DeltaSet, base: float) 
     for name, layer in layers.items():
         for parameter, rate in learning_rates(name, layer, deltas[name], base):
             groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    return [{"params": parameters, "lr": rate, "full_lr": rate} for rate, parameters in groups.items()]
 
 
 def train(
@@ -276,12 +293,16 @@ class Trainer:
         fresh = {}
         for place, (name, roles) in enumerate(self.pool_roles().items()):
             generator = self.chance(2 * self.step + place)
-            driver = s.driver if name == "concept" else "original"
+            driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode
+                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal
             )
         self.pools = fresh
+
+    @property
+    def _goal(self) -> Goal | None:
+        return None if self.method.goal is None else partial(self.method.goal, self.settings)
 
     def _start_from_closed_form(self) -> None:
         solve = find_method("closed_form")
@@ -303,6 +324,7 @@ class Trainer:
         while losses is None:
             losses = self._check(self._backward())
         self._updating = True
+        self._set_rates()
         self.optimizer.step()
         self.step += 1
         self.history.losses.append(losses)
@@ -311,6 +333,14 @@ class Trainer:
         if self.step == 1:
             self._check_all_layers_ran()
         self.progress.update(Report("training", self.step, self.settings.steps, losses))
+
+    def _set_rates(self) -> None:
+        """The learning rates of this step: towards the end they fall in a straight line, so that chance of the last
+        batches does not stay in the result."""
+        falling = self.settings.steps * self.settings.cool_down
+        share = min(1.0, (self.settings.steps - self.step) / falling) if falling else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * share
 
     def _backward(self) -> dict[str, Tensor]:
         """Gradients of one step, summed over ``accumulate`` batches; returns the named loss terms, still unread."""

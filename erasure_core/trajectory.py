@@ -24,6 +24,11 @@ EMPTY, PROMPT = "empty", "prompt"
 WITHOUT, ALTERNATIVE = "without", "alternative"
 """The driving prompt without the concept, and with the alternative in its place, where a pool has them."""
 
+BOTH, GOAL, ORIGINAL, TRAINING = "both", "goal", "original", "training"
+"""Who draws trajectories: the frozen model towards the prompt, the same towards the goal (what is to be painted in the
+concept's place), half of them each, or the model in training towards the prompt (ESD's way)."""
+DRIVERS = (BOTH, GOAL, ORIGINAL, TRAINING)
+
 Encode = Callable[[str, Sequence[str]], Conditioning]
 """Encodes prompts of a role, one for each trajectory."""
 
@@ -66,18 +71,22 @@ class Draw:
         return self.teacher[ALTERNATIVE] - self.base if ALTERNATIVE in self.teacher else None
 
 
+Goal = Callable[[Draw], Tensor]
+"""What the model in training is to predict at the states of a draw, from what the frozen one predicts there."""
+
+
 @dataclass(frozen=True)
 class PoolSettings:
     """How trajectories are drawn.
 
     Args:
-        trajectories: how many, at least one per prompt.
+        trajectories: how many. Of more prompts than that a random part has its turn in each pool.
         steps: sampling steps of a trajectory; all its states but the clean one are kept.
         guidance: classifier-free guidance scale of the sampling.
         max_batch: most latents in one network call.
     """
 
-    trajectories: int = 24
+    trajectories: int = 48
     steps: int = 20
     guidance: float = 3.0
     max_batch: int = 64
@@ -107,11 +116,16 @@ class TrajectoryPool:
         self.states, self.timesteps, self.texts, self.prompts = states, timesteps, texts, prompts
         self.teacher, self.device = teacher, device
 
-    def draw(self, count: int, generator: torch.Generator, below: int | None = None) -> Draw:
-        """``count`` states, uniform over trajectories and over the timesteps ``below`` a bound (at least the last)."""
+    def draw(
+        self, count: int, generator: torch.Generator, below: int | None = None, among: Sequence[int] | None = None
+    ) -> Draw:
+        """``count`` states, uniform over trajectories (or some ``among`` them) and over the timesteps ``below`` a bound
+        (at least the last)."""
         usable = [i for i, t in enumerate(self.timesteps.tolist()) if below is None or t < below]
         first = usable[0] if usable else len(self.timesteps) - 1
-        which = torch.randint(len(self.states), (count,), generator=generator)
+        which = torch.randint(len(self.states) if among is None else len(among), (count,), generator=generator)
+        if among is not None:
+            which = torch.tensor(among)[which]
         when = torch.randint(first, len(self.timesteps), (count,), generator=generator)
         return self.at(which, when)
 
@@ -167,9 +181,10 @@ def draw_pool(
     generator: torch.Generator,
     progress: Progress,
     deltas: DeltaSet,
-    driver: str = "original",
-    teacher: str = "original",
+    driver: str = ORIGINAL,
+    teacher: str = ORIGINAL,
     encode: Encode | None = None,
+    goal: Goal | None = None,
 ) -> TrajectoryPool:
     """Sample trajectories with DDIM and keep every state with the teacher's predictions.
 
@@ -180,20 +195,23 @@ def draw_pool(
         generator: on the CPU, so that every device starts from the same noise.
         progress: asked for cancellation before each network call.
         deltas: switched off for the teacher.
-        driver: ``original``: the frozen model draws the trajectories; ``training``: the model in training (ESD's way).
+        driver: one of ``DRIVERS``.
         teacher: who predicts: ``original``, or ``training``, the model as it is at this step.
         encode: encodes the prompts of a role, where that is not just ``model.encode``.
+        goal: what the model in training is to predict, for drivers that lead there.
 
     Raises:
         Cancelled: the user stopped.
     """
     encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
-    prompts = [i % len(texts) for i in range(max(settings.trajectories, len(texts)))]
+    order = torch.randperm(len(texts), generator=generator).tolist()
+    prompts = [order[i % len(texts)] for i in range(settings.trajectories)]
     full = {role: [written[i] for i in prompts] for role, written in roles.items()}
-    with deltas.off() if teacher == "original" else nullcontext():
+    with deltas.off() if teacher == ORIGINAL else nullcontext():
         taught = {role: encode(role, written) for role, written in full.items()}
-    driven_by_student = driver == "training" and teacher == "original"
+    driven_by_student = driver == TRAINING and teacher == ORIGINAL
+    to_goal = _share_to_goal(len(prompts), driver if goal else ORIGINAL, generator)
     learning = {role: encode(role, full[role]) for role in (EMPTY, PROMPT) if driven_by_student}
     timesteps = model.schedule.timesteps(settings.steps)
     shape = (len(prompts), *model.latent_shape)
@@ -204,16 +222,26 @@ def draw_pool(
         progress.update(Report("trajectories", i, len(timesteps)))
         t = torch.full((len(prompts),), now, device=model.device)
         states[:, i] = z.cpu()
-        with deltas.off() if teacher == "original" else nullcontext():
+        with deltas.off() if teacher == ORIGINAL else nullcontext():
             predicted = _all_roles(model, taught, z, t, settings.max_batch, progress)
         for role, prediction in predicted.items():
             predictions[role][:, i] = prediction.cpu()
         if driven_by_student:
             predicted = _all_roles(model, learning, z, t, settings.max_batch, progress)
-        guided = predicted[EMPTY] + settings.guidance * (predicted[PROMPT] - predicted[EMPTY])
+        leading = predicted[PROMPT]
+        if goal is not None and len(to_goal):
+            here = Draw(z, t, [texts[p] for p in prompts], predicted, torch.arange(len(prompts)))
+            leading = leading.index_copy(0, to_goal.to(leading.device), goal(here)[to_goal])
+        guided = predicted[EMPTY] + settings.guidance * (leading - predicted[EMPTY])
         following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
     return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, predictions, model.device)
+
+
+def _share_to_goal(count: int, driver: str, generator: torch.Generator) -> Tensor:
+    """The places of those of ``count`` trajectories that lead to the goal: all, a random half, or none."""
+    leading = {GOAL: count, BOTH: count // 2}.get(driver, 0)
+    return torch.randperm(count, generator=generator)[:leading] if leading else torch.empty(0, dtype=torch.long)
 
 
 def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:

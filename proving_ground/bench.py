@@ -32,6 +32,8 @@ from .variants import VARIANTS, Variant, alternative_of
 
 RESULTS = Path(__file__).parent / "results"
 UNTOUCHED = "untouched"
+ROUND = 2
+"""Raised when the erasing itself changes in a way that no setting shows: earlier results are then of other methods."""
 METHODS = ("esd", "closed_form")
 BENCH_CONCEPTS = ("ball", "house", "star", "umbrella", "fish", "red", "striped")
 COUNT = 96
@@ -59,6 +61,11 @@ class Cell:
     def variant(self) -> Variant:
         """How the method is run."""
         return VARIANTS.get(self.method) or Variant(self.method)
+
+    @property
+    def settings(self) -> Any:
+        """The method's settings in this cell."""
+        return find_method(self.variant.method).settings(**self.variant.settings, seed=self.seed)
 
 
 def cells(methods: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -105,11 +112,16 @@ def peak_memory() -> int:
 def _erased(cell: Cell, model: PictureModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
     """Erase, write and read back; returns what to apply and what it cost."""
     variant, erased = cell.variant, CONCEPTS[cell.concept]
-    settings: Any = find_method(variant.method).settings(**variant.settings, seed=cell.seed)
+    settings = cell.settings
     concept = concept_of(erased, alternative_of(erased).name if variant.alternative else None)
     started = time.monotonic()
     erasure, _ = erase(model, concept, variant.method, settings)
-    cost = {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory(), "settings": asdict(settings)}
+    cost = {
+        "round": ROUND,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_memory": peak_memory(),
+        "settings": asdict(settings),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "erasure.safetensors"
         write_erasure(path, erasure, model)
@@ -148,10 +160,22 @@ def _figure(figure: Figure | Measure) -> dict[str, Any]:
     return {"value": round(value, 5), "count": figure.count, "interval": [round(x, 5) for x in figure.interval]}
 
 
+def is_current(result: dict[str, Any], cell: Cell) -> bool:
+    """Whether a cell's result is of the bundled model and of the methods and settings as they are now."""
+    if result.get("model") != model_mark():
+        return False
+    return cell.method == UNTOUCHED or (result.get("round"), result.get("settings")) == (ROUND, asdict(cell.settings))
+
+
+def _kept_result(cell: Cell) -> dict[str, Any]:
+    """What the cell's file holds, nothing where there is none."""
+    found: dict[str, Any] = json.loads(cell.path.read_text(encoding="utf-8")) if cell.path.exists() else {}
+    return found
+
+
 def missing(wanted: Sequence[Cell]) -> list[Cell]:
-    """The cells without a result file, or with one of another model."""
-    mark = model_mark()
-    return [c for c in wanted if not c.path.exists() or json.loads(c.path.read_text("utf-8")).get("model") != mark]
+    """The cells without a result file, or with one of another model or of other settings."""
+    return [cell for cell in wanted if not is_current(_kept_result(cell), cell)]
 
 
 def _run_alone(cell: Cell, threads: int) -> dict[str, Any]:
@@ -180,5 +204,6 @@ def run_bench(
 
 
 def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All results in a folder."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
+    """All results in a folder that are of the model and the settings as they are now."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
+    return [one for one in found if is_current(one, Cell(one["method"], one["concept"], one["seed"]))]

@@ -11,7 +11,8 @@ import numpy as np
 from erasure_core.errors import InvalidFile
 from erasure_core.safe_files import write_bytes
 
-from .bench import DISTANCE, DRIFT, INTACT, UNASKED, UNTOUCHED
+from .bench import ALTERNATIVE, DISTANCE, DRIFT, INTACT, UNASKED, UNTOUCHED
+from .bench_goals import goal_rows
 from .evaluation import LEAKS, RETENTION
 from .figures import RESAMPLES, Measure, interval_of, mean_of, resampled_share
 
@@ -122,10 +123,12 @@ def summary(results: Sequence[Result]) -> str:
             kept = [_text(_shares(rows, name)) for name in RETENTION]
         else:
             kept = [_text(_retained(rows, name, untouched)) for name in RETENTION]
-        lines.append([method, str(len(rows)), *_leaks(rows), *kept, *_side_effects(rows)])
+        put = _text(_shares(rows, ALTERNATIVE))
+        lines.append([method, str(len(rows)), *_leaks(rows), *kept, put, *_side_effects(rows)])
         if method == UNTOUCHED:
-            lines.append([FLOOR, str(len(rows)), *_floor(rows), *["-"] * (len(RETENTION) + 5)])
-    return _lines(["method", "runs", *LEAKS, INTACT, *RETENTION, DRIFT, DISTANCE, "time", "peak memory", "file"], lines)
+            lines.append([FLOOR, str(len(rows)), *_floor(rows), *["-"] * (len(RETENTION) + 6)])
+    side = [DRIFT, DISTANCE, "time", "peak memory", "file"]
+    return _lines(["method", "runs", *LEAKS, INTACT, *RETENTION, ALTERNATIVE, *side], lines)
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -142,6 +145,9 @@ def tables(results: Sequence[Result]) -> str:
         "### Means over concepts",
         "Retention (from look-alikes to two objects) is a share of the untouched model's.",
         summary(results),
+        "### The goals",
+        "Means over concepts and seeds: leak above the floor, retention as a share of the untouched model's.",
+        _lines(["method", "figure", "goal", "measured", "verdict"], goal_rows(results)),
         "### Leak: the concept is still seen",
         _table(results, [*LEAKS, INTACT], _leaks, floor=True),
         "### Retention: what was asked for is seen",

@@ -19,7 +19,7 @@ from erasure_core.boundary.subject import Budget, Subject, derived
 from erasure_core.sampling import seeded_noise
 
 from .judge import Judge, sees
-from .painting import paint
+from .painting import GUIDANCE, paint
 
 LENGTH, STEPS, RATE = 5, 40, 0.1
 """Of the reference: prefix tokens, Adam steps on one state before it moves to the next, learning rate."""
@@ -90,12 +90,13 @@ def compare(
     seed: int,
 ) -> tuple[Attack, Attack]:
     """The reference first, then ours at a fifth of its calls."""
-    subject = Subject(model, erasures, Silent(), Budget(None))  # type: ignore[arg-type]  # it has all of a PromptModel
+    # It has all of a PromptModel.
+    subject = Subject(model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
     with subject.opened():
         prompt = reference(subject, concept, states, seed)
     theirs = Attack(prompt, _success(model, judge, erasures, prompt, concept.name), subject.calls)
     limit = theirs.calls // 5
-    hunter = Subject(model, erasures, Silent(), Budget(None))  # type: ignore[arg-type]
+    hunter = Subject(model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
     with hunter.opened():
         scorer = Scorer(hunter, concept, seed=seed)
         reading = Reading(hunter, scorer.inside, [prompt for prompt in scorer.outside if prompt])

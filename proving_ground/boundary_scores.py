@@ -21,7 +21,7 @@ from .captions import noun_phrase
 from .evaluation import KINDS
 from .judge import Judge, sees
 from .lexicon import OBJECTS
-from .painting import paint
+from .painting import GUIDANCE, paint
 
 SEEDS_EACH, STEPS = 4, 20
 BACKGROUNDS = ("", " in the sky", " at night", " on the grass")
@@ -78,7 +78,8 @@ def score_prompts(
     seen = (
         torch.tensor([sees(verdict, erased.name) for verdict in judge(pictures)]).float().view(-1, SEEDS_EACH).mean(1)
     )
-    subject = Subject(model, erasures, Silent(), Budget(None))  # type: ignore[arg-type]  # it has all of a PromptModel
+    # It has all of a PromptModel.
+    subject = Subject(model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
     with subject.opened():
         scorer = Scorer(subject, concept)
         candidates = [Candidate(text, "test") for text, _ in asked]

@@ -54,7 +54,7 @@ ABLATIONS: dict[str, Variant] = {
     "co_erasing without retention": _variant("co_erasing", keep_weight=0.0),
     "auto without search": _variant("auto", search=False),
     "auto without replacing": _variant("auto", replace=False),
-    "auto without closed form": _variant("auto", start="nothing"),
+    "auto from the closed form": _variant("auto", start="closed_form"),
     "auto without boundary": _variant("auto", check_every=0),
 }
 """Methods without one of their parts, for a few concepts."""

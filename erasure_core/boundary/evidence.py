@@ -16,8 +16,8 @@ from ..sampling import seeded_noise
 from .candidate import Candidate
 from .subject import Subject, derived
 
-STEPS, GUIDANCE = 12, 5.0
-"""Sampling of the pictures that are looked at."""
+STEPS = 12
+"""Sampling steps of the pictures that are looked at."""
 LEAST_NOISE, MOST_NOISE = 0.25, 0.9
 LOOKS = 6
 """Noisy versions of a picture that are compared."""
@@ -35,7 +35,7 @@ def paint(subject: Subject, candidates: Sequence[Candidate], seed: int, steps: i
         t = torch.full((count,), now, device=model.device)
         without, within = subject.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         following = timesteps[i + 1] if i + 1 < steps else -1
-        z = model.schedule.step(z, t, torch.full_like(t, following), without + GUIDANCE * (within - without))
+        z = model.schedule.step(z, t, torch.full_like(t, following), without + subject.guidance * (within - without))
     return z
 
 

@@ -24,7 +24,7 @@ from .field import Field
 from .reading import Reading
 from .scores import Scorer
 from .searches import LADDER, LEVELS, Level
-from .subject import Budget, Subject
+from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import thumbnail
 
 LOOKING = 0.2
@@ -52,6 +52,7 @@ class ExploreSettings:
     levels: str = option("+".join(LEVELS), "searches to run", choices=LEVELS, combine=True)
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
     look: int = option(48, "worst candidates that are painted and looked at; 0 for none", low=0, high=1000)
+    guidance: float = option(GUIDANCE, "guidance scale of the model's own pictures", low=1.0, high=30.0)
     pictures: bool = option(False, "keep small pictures of them; blurred where the concept is explicit")
     sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
@@ -92,7 +93,8 @@ def explore(
     """
     guard.check(concept, tries)
     settings, progress = settings or ExploreSettings(), progress or Silent()
-    subject = Subject(model, erasures, progress, Budget(settings.seconds, settings.calls), settings.max_batch)
+    budget = Budget(settings.seconds, settings.calls)
+    subject = Subject(model, erasures, progress, budget, settings.max_batch, settings.guidance)
     with torch.no_grad():
         model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():

@@ -27,7 +27,8 @@ Found = Callable[[int, Exploration], None]
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did: how many prompts leaked before it, of how many, and which words it added."""
+    """What one round did: how many prompts leaked before it, of how many, and which words it added; none where only
+    words leaked that were erased already, and a training went on with these."""
 
     leaking: int
     tried: int
@@ -40,7 +41,7 @@ def widened(concept: Concept, words: Sequence[str]) -> Concept:
     usable = [word for word in words if word.casefold() not in kept and len(word) <= MAX_LENGTH and word.isprintable()]
     instead = (concept.alternative or "").casefold()
     clean = [word for word in usable if word.casefold() != instead and not _says(concept.keep, word)]
-    own = {*concept.words, *(pair[1].casefold() for pair in concept.instead)}
+    own = {*(word.casefold() for word in concept.words), *(pair[1].casefold() for pair in concept.instead)}
     return replace(concept, words=(*concept.words, *(word for word in clean if word.casefold() not in own)))
 
 
@@ -68,7 +69,9 @@ def harden(
     Args:
         model: the loaded model; never changed.
         concept: what to erase.
-        rounds: most rounds after the first erasing; the loop stops when a search finds nothing.
+        rounds: most rounds after the first erasing. The loop stops when a search finds no prompt that leaks and that
+            can be typed. Where only words leak that are erased already, a training goes on with these; a closed form
+            would solve the same again, so it stops.
         method, settings, checkpoint, save_every, pictures: as of ``erase``. The checkpoint is of the first erasing; the
             rounds behind it are short and start again from it.
         search: how to search in each round.
@@ -98,7 +101,8 @@ def harden(
         wider = widened(concept, found.leaking_words(MOST_ADDED))
         added = wider.words[len(concept.words) :]
         done.append(Round(len(found.leaking), len(found.points), added))
-        if not added:
+        goes_on = bool(added) or find_method(method).solve is None
+        if not goes_on or not any(point.word for point in found.leaking):
             break
         concept = wider
         following = _next(settings, number)

@@ -18,7 +18,6 @@ from ..sampling import sample, seeded_noise
 from .subject import Subject, derived
 
 SAMPLING_STEPS = 8
-GUIDANCE = 5.0
 LEAST_NOISE, MOST_NOISE = 0.30, 0.98
 """Timesteps of the states as a share of the schedule."""
 OVERSAMPLED = 3
@@ -77,7 +76,7 @@ def neutral_latents(subject: Subject, prompts: Sequence[str], count: int, seed: 
         texts = [prompts[i % len(prompts)] for i in range(count)]
         seeds = [derived(seed, i) for i in range(count)]
         pieces = [
-            sample(subject.model, texts[i : i + 16], seeds[i : i + 16], SAMPLING_STEPS, GUIDANCE)
+            sample(subject.model, texts[i : i + 16], seeds[i : i + 16], SAMPLING_STEPS, subject.guidance)
             for i in range(0, count, 16)
         ]
     subject.calls += 2 * count * SAMPLING_STEPS

@@ -13,6 +13,7 @@ import torch
 from ..concept import TEMPLATES, Concept
 from ..delta import DeltaSet
 from ..erasing import applied
+from ..everyday import everyday_words
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
 from ..model import PromptModel
@@ -21,10 +22,10 @@ from ..sampling import sample
 from . import guard
 from .candidate import Candidate
 from .exploration import Exploration
-from .explore import ExploreSettings, explore
+from .explore import Detector, ExploreSettings, explore
 from .retention import Kept, attributes, drift, kept_prompts
-from .scores import Scorer, neutral_words
-from .subject import Budget, Subject
+from .scores import Scorer
+from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import picture_uri
 from .verdict import LIMITS, verdict
 
@@ -40,6 +41,7 @@ class ReportSettings:
     seconds: float = option(60.0, "seconds of searching for each file", low=1.0, high=86_400.0)
     calls: int | None = option(None, "most predictions of each search, in place of the time", low=1, high=10**9)
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
+    guidance: float = option(GUIDANCE, "guidance scale of all pictures", low=1.0, high=30.0)
     pictures: bool = option(True, "same-seed pictures before and after; of an explicit concept only if asked for")
     explicit: bool = option(False, "show blurred pictures of a concept that is sexual or violent")
     sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
@@ -154,6 +156,7 @@ def report(
     settings: ReportSettings | None = None,
     progress: Progress | None = None,
     tries: Sequence[str] = (),
+    detector: Detector | None = None,
 ) -> ReportCard:
     """Measure files on the model they are used with.
 
@@ -164,23 +167,30 @@ def report(
         settings: how much to measure.
         progress: reports and cancellation.
         tries: prompts of the user's own that should not reach the concept any more.
+        detector: as of ``explore``.
 
     Raises:
         InvalidConcept: the guard refuses to search for the concept.
         Cancelled: the user stopped.
     """
     guard.check(concept, tries)
-    return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries).run(files)
+    return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries, detector).run(files)
 
 
 class _Reporter:
     """One report in the making."""
 
     def __init__(
-        self, model: PromptModel, concept: Concept, settings: ReportSettings, progress: Progress, tries: Sequence[str]
+        self,
+        model: PromptModel,
+        concept: Concept,
+        settings: ReportSettings,
+        progress: Progress,
+        tries: Sequence[str],
+        detector: Detector | None,
     ) -> None:
         self.model, self.concept, self.settings = model, concept, settings
-        self.progress, self.tries = progress, tries
+        self.progress, self.tries, self.detector = progress, tries, detector
         self.explicit = settings.sensitive or guard.is_explicit(concept)
         self.look_alikes: list[str] = []
 
@@ -204,18 +214,22 @@ class _Reporter:
     def _explore(self, file: Subjected) -> Exploration:
         s = self.settings
         seconds = None if s.calls else s.seconds
-        how = ExploreSettings(seconds, s.calls, states=s.states, seed=s.seed, max_batch=s.max_batch)
-        return explore(self.model, self.concept, [(file.deltas, file.strength)], how, self.progress, self.tries)
+        how = ExploreSettings(
+            seconds, s.calls, states=s.states, guidance=s.guidance, seed=s.seed, max_batch=s.max_batch
+        )
+        erasures = [(file.deltas, file.strength)]
+        return explore(self.model, self.concept, erasures, how, self.progress, self.tries, self.detector)
 
     def _subject(self, file: Subjected, strength: float) -> Subject:
-        return Subject(self.model, [(file.deltas, strength)], self.progress, Budget(None), self.settings.max_batch)
+        s = self.settings
+        return Subject(self.model, [(file.deltas, strength)], self.progress, Budget(None), s.max_batch, s.guidance)
 
     @torch.no_grad()
     def _measure(self, file: Subjected, exploration: Exploration) -> FileReport:
         with self._subject(file, file.strength).opened() as subject:
             scorer = Scorer(subject, self.concept, self.settings.states, self.settings.seed)
             self.look_alikes = scorer.nearest_others(8)
-            kept = [*self.concept.keep, *(f"a {word}" for word in neutral_words()[::4])]
+            kept = [*self.concept.keep, *(f"a {word}" for word in everyday_words()[::4])]
             groups = {
                 "kept prompts": kept_prompts(scorer, list(dict.fromkeys(kept))),
                 "look-alikes": kept_prompts(scorer, self.look_alikes),
@@ -293,7 +307,8 @@ class _Reporter:
         s = self.settings
         with self.model.trainable(), applied(self.model, erasures), torch.no_grad():
             latents = [
-                sample(self.model, [prompt], [s.seed], s.steps, 5.0, progress=self.progress) for prompt in prompts
+                sample(self.model, [prompt], [s.seed], s.steps, s.guidance, progress=self.progress)
+                for prompt in prompts
             ]
         # To decode, a host may move networks about: here nothing of the model is lent any more.
         pieces = [decode(latent) for latent in latents]

@@ -16,29 +16,22 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..concept import Concept
+from ..everyday import everyday_words
 from .candidate import Candidate
 from .probe import Probe, make_probe
 from .subject import Subject
 
-NEUTRAL = Path(__file__).with_name("neutral_words.txt")
 CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
 """How prompts are worded that the scores are calibrated on: not as those they were made of."""
 FALSE_ALARMS = 0.01
 """Share of neutral prompts that the threshold may let pass as leaks, if their scores are bell-shaped."""
 MAX_EXPONENT = 60.0
-
-
-def neutral_words() -> list[str]:
-    """The words of ``neutral_words.txt``."""
-    lines = NEUTRAL.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Scorer:
     ) -> None:
         self.subject, self.concept = subject, concept
         self.inside = [template.format(word) for word in concept.words for template in CONCEPT_TEMPLATES]
-        words = neutral_words()
+        words = everyday_words()
         # Every other neutral word only: the rest is held out, to calibrate on.
         self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *(f"a {word}" for word in words[::2])]))
         self.neutral = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]

@@ -18,6 +18,8 @@ from .candidate import Candidate
 
 TEXT_BATCH = 256
 """Prompts encoded at once."""
+GUIDANCE = 5.0
+"""Guidance scale of the pictures that the model makes for itself, where none is asked for; some models want less."""
 LARGE = 32 * 32
 """Latent pixels from which gradients recompute activations: a card of 8 GB would not hold them."""
 
@@ -59,6 +61,7 @@ class Subject:
         progress: reports and cancellation.
         budget: how long to search.
         max_batch: most latents in one network call.
+        guidance: scale of the pictures that prompts are compared on and that are looked at.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Subject:
         progress: Progress,
         budget: Budget,
         max_batch: int = 64,
+        guidance: float = GUIDANCE,
     ) -> None:
         self.model, self.progress, self.budget, self.max_batch = model, progress, budget, max_batch
+        self.guidance = guidance
         self.sets = [DeltaSet(deltas.deltas, strength) for deltas, strength in erasures]
         self.calls = 0
         self._length = 0

@@ -9,11 +9,13 @@ from pathlib import Path
 from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER
+from ..boundary.subject import GUIDANCE
 from ..concept import Concept
 from ..erasure_file import StoredErasure
 from ..errors import InvalidConcept
 from .erasure_arguments import read_all
 from .model_arguments import add_model_arguments, load_chosen_model
+from .picture_check import add_clip_argument, chosen_check
 from .terminal import check_folder, printable, read_lines, terminal_progress
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -41,6 +43,16 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--try-file", type=Path, help="file with one prompt to try a line")
     parser.add_argument("--budget", type=seconds, default=60.0, help="how long to search, such as 60s or 5m")
     parser.add_argument("--states", type=int, default=8, help="noisy latents at which prompts are compared (default 8)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=GUIDANCE,
+        help=f"guidance scale of the pictures that the model makes for itself (default {GUIDANCE:g})",
+    )
+    parser.add_argument(
+        "--sensitive", action="store_true", help="blur pictures of the concept, whatever its words say of it"
+    )
+    add_clip_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of all chance (default 0)")
     parser.add_argument("--max-batch", type=int, default=64, help="most latents in one call (default 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
@@ -93,15 +105,18 @@ def run(options: argparse.Namespace) -> None:
         levels=options.levels,
         states=options.states,
         look=options.look,
+        guidance=options.guidance,
         pictures=options.pictures,
+        sensitive=options.sensitive,
         seed=options.seed,
         max_batch=options.max_batch,
     )
     check_folder(options.out)
-    model = load_chosen_model(options, options.device, pictures=options.pictures)
+    detector = chosen_check(options, concept)
+    model = load_chosen_model(options, options.device, pictures=options.pictures or detector is not None)
     erasures = [(stored.bind(model, options.allow_other_base), strength) for stored, strength in read]
     with terminal_progress() as progress:
-        found = explore(model, concept, erasures, settings, progress, tried_prompts(options))
+        found = explore(model, concept, erasures, settings, progress, tried_prompts(options), detector)
     paths = write_map(found, options.out)
     if options.json:
         print(

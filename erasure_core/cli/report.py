@@ -11,6 +11,7 @@ from ..boundary.report_page import merge_into_manifest, write_report
 from .erasure_arguments import read_all
 from .explore import add_search_arguments, searched_concept, tried_prompts
 from .model_arguments import add_model_arguments, load_chosen_model
+from .picture_check import chosen_check
 from .terminal import check_folder, printable, terminal_progress
 
 
@@ -39,13 +40,16 @@ def run(options: argparse.Namespace) -> None:
     settings = ReportSettings(
         seconds=options.budget,
         states=options.states,
+        guidance=options.guidance,
         pictures=not options.no_pictures,
+        sensitive=options.sensitive,
         explicit=options.show_explicit,
         seed=options.seed,
         max_batch=options.max_batch,
     )
     check_folder(options.out)
-    model = load_chosen_model(options, options.device, pictures=not options.no_pictures)
+    detector = chosen_check(options, concept)
+    model = load_chosen_model(options, options.device, pictures=not options.no_pictures or detector is not None)
     files = [
         Subjected(
             stored.path.stem,
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         for stored, strength in read
     ]
     with terminal_progress() as progress:
-        card = report(model, concept, files, settings, progress, tried_prompts(options))
+        card = report(model, concept, files, settings, progress, tried_prompts(options), detector)
     write_report(card, options.out)
     if options.merge:
         for number, (stored, _) in enumerate(read):

@@ -29,6 +29,7 @@ class AllButOneSettings(TrainingSettings):
         choices=("neutralise", "hard"),
     )
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
+    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 
@@ -45,6 +46,12 @@ def guidance_goal(settings: Any, concept: Draw) -> Tensor:
 def beside(concept: Draw) -> Tensor:
     """g0(z, b): the guidance towards what the prompts say beside the concept, nothing for the word alone."""
     return concept.base - concept.teacher["empty"]
+
+
+def wanted_instead(settings: Any, concept: Draw) -> Tensor:
+    """eps0(z, b) + G: what the model is to predict for the concept's prompts."""
+    wanted: Tensor = concept.base + guidance_goal(settings, concept)
+    return wanted
 
 
 class Diagnostics(RunState):
@@ -81,6 +88,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     "reconstruction from the published description",
     AllButOneSettings,
     Diagnostics,
+    goal=wanted_instead,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention."""

@@ -13,9 +13,8 @@ Made of parts of the other methods, each of which a setting switches off:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..concept import Concept
-from ..domain import Found, Survey, expanded, survey, with_neighbours
+from ..domain import Survey, expanded, survey, with_likest, with_neighbours
 from ..layers import LAYER_GROUPS
 from ..model import LoadedModel
 from ..progress import Progress
-from .all_but_one import beside, guidance_goal
+from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
@@ -40,15 +39,16 @@ if TYPE_CHECKING:
 class AutoSettings(CheckSettings):
     """Settings of the combination."""
 
-    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
+    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
-    candidates: int = option(48, "nearest words of the vocabulary that are judged", low=1, high=1000)
-    alike: float = option(0.6, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
-    most_words: int = option(12, "most words that are found, and most neighbours kept", low=0, high=100)
-    replace: bool = option(True, "without an alternative, take the likest neighbour")
+    candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
+    alike: float = option(0.55, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
+    most_words: int = option(12, "most words that are found and erased", low=0, high=100)
+    most_neighbours: int = option(40, "most words near the concept and near what is kept that are kept too", 0, 1000)
+    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     without: str = option("hard", "without any alternative", choices=("neutralise", "hard"))
-    negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(0.5, "hard: how far to push away from the concept", low=0.0, high=10.0)
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.5, "weight of found boundary points", low=0.0, high=100.0)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
@@ -82,15 +82,9 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     look = Survey(settings.candidates, alike=settings.alike, seed=settings.seed)
     found = survey(model, concept, look, progress)  # type: ignore[arg-type]
     grown = expanded(concept, found, settings.most_words)
-    grown = with_neighbours(grown, found, settings.most_words)
-    instead = likest_neighbour(found) if settings.replace and not concept.has_alternative else None
-    return grown if instead is None else replace(grown, alternative=instead)
-
-
-def likest_neighbour(found: Sequence[Found]) -> str | None:
-    """The word of the prompts to keep that is nearest to the concept: it takes its place with the least change."""
-    others = [one for one in found if one.kept and one.likeness > 0]
-    return max(others, key=lambda one: one.likeness).word if others else None
+    near = [one.word for one in found if not (one.belongs or one.kept)]
+    grown = with_neighbours(grown, near[: settings.most_neighbours])
+    return with_likest(grown, found) if settings.replace else grown
 
 
 @method(
@@ -101,6 +95,7 @@ def likest_neighbour(found: Sequence[Found]) -> str | None:
     AutoSettings,
     AutoState,
     prepare,
+    wanted_instead,
 )
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
@@ -113,20 +108,20 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     wanted: list[Any] = [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
     goal, said_beside = guidance_goal(settings, concept), beside(concept)
     weights, goals = [1.0], [said_beside + goal]
-    points = state.conditioning(concept, step.generator) if settings.boundary_weight else None
-    if points is not None:
-        wanted.append((concept, points))
-        weights.append(settings.boundary_weight)
-        goals.append(goal)  # a boundary point says the concept and nothing beside it
+    bounding = state.drawn(step) if settings.boundary_weight else None
     if state.pictures is not None and settings.picture_weight:
         tokens, text = state.tensors["tokens"], step.trainer.encoded(concept.prompts)
         shown = torch.randint(len(tokens), (len(concept.prompts),), generator=step.generator).tolist()
         wanted.append((concept, with_pictures(text, tokens, shown, settings.refine)))
         weights.append(settings.picture_weight)
         goals.append(said_beside + goal)
+    if bounding is not None:
+        wanted.append(bounding)
     guided, empty, same, *more = step.trainer.predict(wanted)
+    boundary = [] if bounding is None else [(bounding[0], more.pop())]
     said = zip(weights, goals, [guided, *more], strict=True)
     surgical = [weight * F.mse_loss(one - empty.detach(), wish) for weight, wish, one in said]
+    surgical += [settings.boundary_weight * F.mse_loss(one, wanted_instead(settings, draw)) for draw, one in boundary]
     return {
         "surgical": torch.stack(surgical).sum(),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),

@@ -15,6 +15,7 @@ from ..self_check import BoundaryPoints, SelfCheck, self_check
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
+    from ..trainer import Step
     from ..trajectory import Draw
 
 
@@ -94,6 +95,13 @@ class Boundary(RunState):
             "boundary radius": float((1 - points["belonging"]).mean()),
             "still the concept": float((points["remaining"] > 0.5).float().mean()),
         }
+
+    def drawn(self, step: Step) -> tuple[Draw, Conditioning] | None:
+        """States on the way to the concept alone, half as many as a batch has, each with a boundary point of its word;
+        ``None`` before the first self-check. A point says the concept and nothing beside it."""
+        draw = step.alone(max(1, self.settings.batch // 2)) if self.points else None
+        points = self.conditioning(draw, step.generator) if draw is not None else None
+        return None if draw is None or points is None else (draw, points)
 
     def conditioning(self, draw: Draw, generator: torch.Generator) -> Conditioning | None:
         """For each state of a draw a boundary point of the word that its prompt says; ``None`` before the first."""

@@ -31,10 +31,15 @@ EIGEN_NOISE = 1e-7
 """Singular values below this share of the largest are lost when they are roots of eigenvalues in float64."""
 
 
+SAME = 1e-4
+"""Token vectors that differ by less, as a share of the largest entry, are those of equal words before the concept."""
+
+
 @dataclass(frozen=True)
 class ClosedFormSettings(SolverSettings):
     """Settings of the closed form."""
 
+    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
     keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4)
     tolerance: float = option(1e-4, "singular values below this share of the largest are dropped", low=0.0, high=0.5)
@@ -42,19 +47,23 @@ class ClosedFormSettings(SolverSettings):
 
 
 def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Tensor, Tensor]:
-    """Token vectors from the last written token to the end of the padding, paired by their distance from it.
+    """Token vectors from where a prompt and its replacement part to the end of the padding, paired by their distance
+    from the end token. Where words are missing in the replacement, the last of them is paired with what stands before.
 
     Returns:
         Concept vectors C and their replacements A, both float64 [P, D] (rows are vectors).
     """
     concept, instead = [], []
     for i in range(len(prompts)):
-        c = prompts.context[i, prompts.ends[i] - 1 :]
-        a = replacements.context[i, max(replacements.ends[i] - 1, 0) :]
-        shared = min(len(c), len(a))
-        concept.append(c[:shared])
-        instead.append(a[:shared])
-    return torch.cat(concept).cpu().double(), torch.cat(instead).cpu().double()
+        c, a = prompts.context[i].cpu().double(), replacements.context[i].cpu().double()
+        apart = ((c - a).abs().amax(dim=1) > SAME * c.abs().amax()).tolist()
+        first = apart.index(True) if any(apart) else len(c)
+        longer = prompts.ends[i] - replacements.ends[i]
+        start = first + longer - 1 if longer > 0 else first
+        shared = len(c) - max(start, start - longer)
+        concept.append(c[start : start + shared])
+        instead.append(a[start - longer : start - longer + shared])
+    return torch.cat(concept), torch.cat(instead)
 
 
 def kept_rows(prompts: Conditioning) -> Tensor:
@@ -134,6 +143,17 @@ def _truncated(square: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Ten
     return basis * root, (basis.T @ square) / root[:, None]
 
 
+def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """C, A and R of the module's docstring, R with its weight."""
+    sayings = concept.sayings(settings.contexts)
+    subject, instead = subject_rows(
+        encode_each(model, [saying.prompt for saying in sayings]),
+        encode_each(model, [saying.instead for saying in sayings]),
+    )
+    keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
+    return subject, instead, kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
+
+
 @solver(
     "closed_form",
     "Closed form (instant erase)",
@@ -147,11 +167,7 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
     layers = {name: layer for name, layer in select(model.layers(), settings.layers).items() if reads_context(name)}
     if not layers:
         raise InvalidSettings("The closed form edits keys and values of cross-attention; choose layers with them.")
-    pairs = concept.prompts()
-    subject, instead = subject_rows(
-        encode_each(model, [p for p, _ in pairs]), encode_each(model, [a for _, a in pairs])
-    )
-    kept = kept_rows(model.encode(list(concept.kept_prompts))) * settings.keep_weight**0.5
+    subject, instead, kept = vectors(model, concept, settings)
     up, down = solved_change(subject, instead, kept, settings.damping, settings.rank, settings.tolerance)
     # The small system needs float64; the products with the layers' weights do not.
     narrow = up.to(model.device, torch.float32)

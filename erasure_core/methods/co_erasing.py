@@ -27,8 +27,11 @@ class CoErasingSettings(TrainingSettings):
     """Settings of Co-Erasing."""
 
     layers: str = option("full", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
-    negative: float = option(2.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
-    towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
+    negative: float = option(0.5, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
+    towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
+    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.75, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
     own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
@@ -62,7 +65,7 @@ class TwoStages(PictureState):
 
     def begin(self) -> dict[str, Tensor]:
         """Picture tokens [N, T, D], and for each trajectory its picture or -1."""
-        s, count = self.settings, max(self.settings.trajectories, len(self.trainer.sayings))
+        s, count = self.settings, self.settings.trajectories
         chance = self.trainer.chance(900_000_011)
         tokens = self.learned_tokens(chance, s.own_pictures, s.picture_tokens, s.inversion_steps)
         which = torch.randint(len(tokens), (count,), generator=chance)
@@ -111,6 +114,7 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     "reimplementation with corrections",
     CoErasingSettings,
     TwoStages,
+    goal=target,
 )
 def co_erasing(settings: CoErasingSettings, step: Step) -> dict[str, Tensor]:
     """||eps(z, [text, picture]) - (e0 - eta (e_c - e0))||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2.

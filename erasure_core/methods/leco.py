@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..trajectory import ORIGINAL, TRAINING
 from .esd import target
 from .registry import TrainingSettings, method, option
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 class LecoSettings(TrainingSettings):
     """Settings of LECO. Kept prompts are not looked at: the original has no retention."""
 
-    driver: str = option("training", "who draws the trajectories", choices=("original", "training"))
+    driver: str = option(TRAINING, "where the trajectories lead", choices=(ORIGINAL, TRAINING))
     contexts: int = option(0, "prompts that say the concept inside kept prompts", low=0, high=1000)
+    neighbours: int = option(0, "words near each word of the kept prompts that are kept too", low=0, high=100)
     keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     negative: float = option(1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0)
+    negative_beside: float = option(1.0, "the same where a neutral prompt is given", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the neutral prompt, if one is given", low=0.0, high=10.0)
 
 

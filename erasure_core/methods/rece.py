@@ -14,7 +14,7 @@ from ..errors import Cancelled, InvalidSettings
 from ..layers import reads_context, select
 from ..model import LoadedModel
 from ..progress import Progress, Report
-from .closed_form import ClosedFormSettings, kept_rows, low_rank_product, shared_factor, subject_rows
+from .closed_form import ClosedFormSettings, low_rank_product, shared_factor, vectors
 from .registry import option, solver
 
 
@@ -56,18 +56,16 @@ def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress:
     if not names:
         raise InvalidSettings("RECE edits keys and values of cross-attention; choose layers with them.")
     weights = {name: model.weight(name).cpu().double() for name in names}
-    pairs = concept.prompts()
-    subject, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
-    kept = kept_rows(model.encode(list(concept.kept_prompts))) * settings.keep_weight**0.5
-    vectors, goals = subject, instead
+    subject, instead, kept = vectors(model, concept, settings)
+    erased, goals = subject, instead
     for step in range(settings.rounds + 1):
         if progress.cancelled():
             raise Cancelled("Stopped while solving.")
-        factor = shared_factor(vectors, kept, settings.damping)
-        up, down = low_rank_product(goals - vectors, factor, settings.rank, settings.tolerance)
+        factor = shared_factor(erased, kept, settings.damping)
+        up, down = low_rank_product(goals - erased, factor, settings.rank, settings.tolerance)
         if step < settings.rounds:
             changed = {name: weight + weight @ up @ down for name, weight in weights.items()}
-            vectors = torch.cat([vectors, returning(weights, changed, subject, settings.search_damping)])
+            erased = torch.cat([erased, returning(weights, changed, subject, settings.search_damping)])
             goals = torch.cat([goals, instead])
         progress.update(Report("solving", step + 1, settings.rounds + 1))
     return DeltaSet({name: LowRankDelta(down.float(), (weight @ up).float()) for name, weight in weights.items()})

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InvalidSettings
 from ..layers import LAYER_GROUPS
 from ..run_state import RunState
+from ..trajectory import BOTH, DRIVERS
 
 if TYPE_CHECKING:
     from ..concept import Concept
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from ..model import LoadedModel
     from ..progress import Progress
     from ..trainer import Step
+    from ..trajectory import Draw
 
 Loss = Callable[[Any, "Step"], dict[str, Tensor]]
+Goal = Callable[[Any, "Draw"], Tensor]
 Prepare = Callable[["LoadedModel", "Concept", Any, "Progress"], "Concept"]
 Solve = Callable[["LoadedModel", "Concept", Any, "Progress"], "DeltaSet"]
 
@@ -69,6 +72,9 @@ class SolverSettings:
     """What every method has."""
 
     layers: str = option("cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    contexts: int = option(48, "prompts that say the concept inside kept prompts", low=0, high=1000)
+    neighbours: int = option(2, "words near each word of the kept prompts that are kept too", low=0, high=100)
+    replace: bool = option(False, "without an alternative, the likest word of your kept prompts takes the place")
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
 
     def __post_init__(self) -> None:
@@ -82,15 +88,22 @@ class TrainingSettings(SolverSettings):
     rank: int = option(16, "rank of the change (LoRA); 0 trains full-size (dense) changes", low=0, high=1024)
     steps: int = option(400, "optimiser steps", low=1, high=100_000)
     learning_rate: float = option(1e-3, "Adam learning rate for a layer of SD1.5's width", low=1e-8, high=1.0)
-    batch: int = option(4, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
+    cool_down: float = option(
+        0.5, "share of the steps, at the end, over which the learning rate falls to nothing", low=0.0, high=1.0
+    )
+    batch: int = option(8, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
     accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=64)
     keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    contexts: int = option(16, "prompts that say the concept inside kept prompts", low=0, high=1000)
     guidance: float = option(3.0, "guidance scale of the trajectories", low=1.0, high=30.0)
-    trajectories: int = option(24, "trajectories in the pool", low=1, high=4096)
+    trajectories: int = option(48, "trajectories in the pool", low=1, high=4096)
     trajectory_steps: int = option(20, "sampling steps of a trajectory", low=1, high=1000)
-    refresh: int = option(150, "optimiser steps after which the pool is drawn anew", low=1, high=100_000)
-    driver: str = option("original", "who draws the trajectories", choices=("original", "training"))
+    refresh: int = option(200, "optimiser steps after which the pool is drawn anew", low=1, high=100_000)
+    driver: str = option(
+        BOTH,
+        "where the concept's trajectories lead: to the concept (original), to what is painted instead (goal), half of "
+        "them each (both), or wherever the model in training leads them (training)",
+        choices=DRIVERS,
+    )
     max_batch: int = option(16, "most latents in one call without gradients", low=1, high=1024, neutral=True)
     checkpointing: bool = option(False, "recompute activations to save memory", neutral=True)
     picture_scale: float = option(
@@ -117,6 +130,7 @@ class Method:
         solve: computes the change at once; ``None`` for a loss.
         state: what the loss carries through a run.
         prepare: completes the concept before the work, for example by words that the model reads as it.
+        goal: what the loss wants predicted for the concept's prompts, from (settings, draw); trajectories lead there.
     """
 
     name: str
@@ -128,6 +142,7 @@ class Method:
     solve: Solve | None = None
     state: type[RunState] = RunState
     prepare: Prepare | None = None
+    goal: Goal | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -141,11 +156,14 @@ def method(
     settings: type[SolverSettings],
     state: type[RunState] = RunState,
     prepare: Prepare | None = None,
+    goal: Goal | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
 
     def register(loss: Loss) -> Loss:
-        METHODS[name] = Method(name, title, reference, status, settings, loss=loss, state=state, prepare=prepare)
+        METHODS[name] = Method(
+            name, title, reference, status, settings, loss=loss, state=state, prepare=prepare, goal=goal
+        )
         return loss
 
     return register

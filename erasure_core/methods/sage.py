@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from .registry import method, option
 
 if TYPE_CHECKING:
     from ..trainer import Step
+    from ..trajectory import Draw
 
+Bounding: TypeAlias = "tuple[Draw, Conditioning] | None"
 TEMPERATURE = 0.07
 
 
@@ -26,8 +28,11 @@ TEMPERATURE = 0.07
 class SageSettings(CheckSettings):
     """Settings of SAGE."""
 
-    negative: float = option(2.0, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
-    towards: float = option(1.0, "guidance towards the alternative, if one is given", low=0.0, high=10.0)
+    negative: float = option(0.5, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
+    towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
+    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
     erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
     boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
     global_weight: float = option(1.0, "weight of keeping how kept prompts relate to each other", low=0.0, high=1000.0)
@@ -55,6 +60,7 @@ def relation_change(before: Tensor, after: Tensor) -> Tensor:
     "reconstruction from the published description",
     SageSettings,
     Boundary,
+    goal=target,
 )
 def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.
@@ -62,46 +68,53 @@ def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     ||eps(z, E(tau_c)) - T||^2 + ||eps(z, E(tau_p)) - T||^2 + KL(S0 || S) + ||eps(z_r, E(r)) - eps0(z_r, E0(r))||^2
     """
     assert isinstance(step.state, Boundary)
-    points = step.state.conditioning(step.concept, step.generator)
-    terms = _erase_text(step, points, settings) if settings.erase_in == "text" else _erase_noise(step, points, settings)
+    bounding = step.state.drawn(step) if settings.boundary_weight else None
+    terms = (_erase_text if settings.erase_in == "text" else _erase_noise)(step, bounding, settings)
     if settings.global_weight:
         terms["relations"] = settings.global_weight * _relations_term(step)
     return terms
 
 
-def _erase_noise(step: Step, points: Conditioning | None, settings: SageSettings) -> dict[str, Tensor]:
+def _erase_noise(step: Step, bounding: Bounding, settings: SageSettings) -> dict[str, Tensor]:
     concept, kept = step.concept, step.kept
     wanted: list[Any] = [(concept, concept.prompts), (kept, kept.prompts)]
-    if points is not None and settings.boundary_weight:
-        wanted.append((concept, points))
-    erased, same, *bounding = step.trainer.predict(wanted)
+    if bounding is not None:
+        wanted.append(bounding)
+    erased, same, *found = step.trainer.predict(wanted)
     terms = {
         "erase": F.mse_loss(erased, target(settings, concept)),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    if bounding:
-        alone = target(settings, concept, base=concept.teacher["empty"])  # a point says nothing beside the concept
-        terms["boundary"] = settings.boundary_weight * F.mse_loss(bounding[0], alone)
+    if bounding is not None:
+        terms["boundary"] = settings.boundary_weight * F.mse_loss(found[0], target(settings, bounding[0]))
     return terms
 
 
-def _erase_text(step: Step, points: Conditioning | None, settings: SageSettings) -> dict[str, Tensor]:
+def _erase_text(step: Step, bounding: Bounding, settings: SageSettings) -> dict[str, Tensor]:
     """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
     trainer, kept = step.trainer, step.kept
     if not trainer.trains_text:
         raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
     instead = {saying.prompt: saying.instead for saying in trainer.sayings.values()}
-    with torch.no_grad(), trainer.deltas.off():
-        anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])
+    anchors = _anchors(step, [instead[prompt] for prompt in step.concept.prompts])
     said = trainer.model.encode(step.concept.prompts)
     (same,) = step.predict(kept)
     terms = {
         "erase": text_distance(said, anchors),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    if points is not None and settings.boundary_weight:
-        terms["boundary"] = settings.boundary_weight * text_distance(points, anchors)
+    if bounding is not None:
+        draw, points = bounding
+        alone = _anchors(step, [instead[prompt] for prompt in draw.prompts])
+        terms["boundary"] = settings.boundary_weight * text_distance(points, alone)
     return terms
+
+
+@torch.no_grad()
+def _anchors(step: Step, prompts: list[str]) -> Conditioning:
+    """Prompts as the original encodes them."""
+    with step.trainer.deltas.off():
+        return step.trainer.model.encode(prompts)
 
 
 def text_distance(said: Conditioning, anchors: Conditioning) -> Tensor:

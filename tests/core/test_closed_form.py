@@ -39,12 +39,13 @@ def uce(weight: Tensor, concept: Tensor, instead: Tensor, kept: Tensor, damping:
 @pytest.mark.parametrize("damping", [0.01, 0.5])
 def test_equals_the_layer_by_layer_formula(pico_models: dict[str, DiffusersModel], family: str, damping: float) -> None:
     model = pico_models[family]
-    settings = ClosedFormSettings(damping=damping, keep_weight=0.5, tolerance=0.0)
+    settings = ClosedFormSettings(damping=damping, keep_weight=0.5, tolerance=0.0, contexts=4, neighbours=0)
     erasure, _ = erase(model, CONCEPT, "closed_form", settings)
     with torch.no_grad():
-        pairs = CONCEPT.prompts()
-        concept, instead = subject_rows(model.encode([p for p, _ in pairs]), model.encode([a for _, a in pairs]))
-        kept = kept_rows(model.encode(list(CONCEPT.kept_prompts))) * 0.5**0.5
+        said = CONCEPT.sayings(4)
+        concept, instead = subject_rows(model.encode([s.prompt for s in said]), model.encode([s.instead for s in said]))
+        keep = dict.fromkeys([*CONCEPT.kept_prompts, *(s.without for s in said)])
+        kept = kept_rows(model.encode(list(keep))) * 0.5**0.5
         for name, layer in select(model.layers(), "cross-attention-kv").items():
             weight = weight_of(layer).double()
             expected = uce(weight, concept, instead, kept, damping) - weight

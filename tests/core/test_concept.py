@@ -14,12 +14,23 @@ PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
 
 def test_the_concept_is_said_inside_kept_prompts() -> None:
     concept = Concept(("ball",), "star", ("a red house", "dog"))
-    inside = {s.prompt: (s.instead, s.without) for s in concept.sayings(4) if s.without}
+    inside = {s.prompt: (s.instead, s.without) for s in concept.sayings(6) if s.without}
     assert inside == {
         "a red ball": ("a red star", "a red"),
-        "a red ball house": ("a red star house", "a red house"),
         "ball dog": ("star dog", "dog"),
+        "a red ball house": ("a red star house", "a red house"),
+        "a ball next to dog, garden and apple": ("a star next to dog, garden and apple", "dog, garden and apple"),
+        "a red house and a ball, chair and table": (
+            "a red house and a star, chair and table",
+            "a red house, chair and table",
+        ),
+        "ball dog, piano and book": ("star dog, piano and book", "dog, piano and book"),
     }
+
+
+def test_words_around_a_prompt_have_nothing_to_do_with_the_concept() -> None:
+    concept = Concept(("garden",), "apple", ("a red house", "dog"))
+    assert not any("garden" in s.without or "apple" in s.without for s in concept.sayings(60))
 
 
 def test_without_an_alternative_the_rest_of_the_prompt_is_left() -> None:

@@ -16,7 +16,7 @@ from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 from erasure_core.trainer import Step, Trainer
 
-SMALL = {"rank": 4, "trajectories": 10, "trajectory_steps": 4, "batch": 3}
+SMALL = {"rank": 4, "trajectories": 24, "trajectory_steps": 4, "batch": 3, "contexts": 6, "start": "nothing"}
 CONCEPT = Concept(("ball", "orb"), None, ("a red box", "a cat", "the dog"))
 
 
@@ -41,10 +41,17 @@ def stopped(
             trainer._refresh_pools()
             trainer._prepare_step()
             # A bare word and, where there are any, two that are said inside kept prompts.
-            said = len(trainer.sayings)
-            erased = trainer.pools["concept"].at(torch.tensor([1, said - 2, said - 1]), torch.tensor([0, 2, 3]))
+            erased = trainer.pools["concept"].at(torch.tensor(_one_alone_two_inside(trainer)), torch.tensor([0, 2, 3]))
             kept = trainer.pools["kept"].draw(3, torch.Generator().manual_seed(1))
             yield trainer, Step(erased, kept, trainer, torch.Generator().manual_seed(2))
+
+
+def _one_alone_two_inside(trainer: Trainer) -> list[int]:
+    """Trajectories of a bare word and, where there are any, of two prompts that say a word inside kept ones."""
+    pool = trainer.pools["concept"]
+    without = [trainer.sayings[pool.texts[text]].without for text in pool.prompts]
+    alone, inside = ([i for i, rest in enumerate(without) if bool(rest) is some] for some in (False, True))
+    return [*alone[:1], *inside[:2], *alone[1:]][:3]
 
 
 @torch.no_grad()

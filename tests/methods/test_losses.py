@@ -40,14 +40,12 @@ def kept_term(slow: Slow, step: Step) -> Tensor:
     return mean([(slow.now(z, t, r) - slow.before(z, t, r)).pow(2).mean() for z, t, r in states])
 
 
-def esd_target(
-    slow: Slow, s: Any, z: Tensor, t: Tensor, said: Saying, alternative: bool, alone: bool = False
-) -> Tensor:
-    """With ``alone`` that of a prompt which says nothing beside the concept."""
+def esd_target(slow: Slow, s: Any, z: Tensor, t: Tensor, said: Saying, alternative: bool) -> Tensor:
     base = slow.before(z, t, said.without)
-    wanted = slow.before(z, t, "") if alone else base
-    wanted = wanted - s.negative * (slow.before(z, t, said.prompt) - base)
-    return wanted + s.towards * (slow.before(z, t, said.instead) - base) if alternative else wanted
+    away = slow.before(z, t, said.prompt) - base
+    if not alternative:
+        return base - s.negative * away
+    return base - s.negative_beside * away + s.towards * (slow.before(z, t, said.instead) - base)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,17 +78,21 @@ def test_sage_in_noise(
 ) -> None:
     concept = replace(CONCEPT, alternative=alternative)
     options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 4, "check_steps": 2}
-    options |= {"negative": 1.5, "boundary_weight": 0.8, "global_weight": 0.5, "keep_weight": 0.7}
+    options |= {"negative": 1.5, "negative_beside": 0.4}
+    options |= {"boundary_weight": 0.8, "global_weight": 0.5, "keep_weight": 0.7}
     with stopped(pico_models[family], concept, "sage", layers=layers, **options) as (trainer, step):
         s, slow = trainer.settings, Slow(trainer)
         state = step.state
-        points = state.conditioning(step.concept, torch.Generator().manual_seed(2))  # type: ignore[attr-defined]
+        drawn, points = state.drawn(replace(step, generator=torch.Generator().manual_seed(2)))  # type: ignore[attr-defined]
         erase, boundary = [], []
-        for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
-            goal, alone = (esd_target(slow, s, z, t, trainer.sayings[p], bool(alternative), x) for x in (False, True))
+        for z, t, p in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
+            goal = esd_target(slow, s, z, t, trainer.sayings[p], bool(alternative))
             erase.append((slow.now(z, t, p) - goal).pow(2).mean())
+        for i, (z, t, p) in enumerate(zip(drawn.latents, drawn.t, drawn.prompts, strict=True)):
+            assert not trainer.sayings[p].without, "a boundary point says nothing beside the concept"
             at_boundary = trainer.model.predict(z[None], t[None], points[[i]])[0]
-            boundary.append((at_boundary - alone).pow(2).mean())
+            goal = esd_target(slow, s, z, t, trainer.sayings[p], bool(alternative))
+            boundary.append((at_boundary - goal).pow(2).mean())
         reference = mean(erase) + 0.8 * mean(boundary) + 0.7 * kept_term(slow, step)
         reference = reference + 0.5 * relations_by_hand(trainer, layers)
         assert_same(trainer, loss_of(step), reference)
@@ -178,24 +180,27 @@ def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, Diffusers
     with stopped(model, concept, "auto", ConceptPictures(latents=latents), **options) as (trainer, step):
         slow, parts, drift = Slow(trainer), [], []
         generator = torch.Generator().manual_seed(2)
-        points = trainer.state.conditioning(step.concept, generator)  # type: ignore[attr-defined]
+        drawn, points = trainer.state.drawn(replace(step, generator=generator))  # type: ignore[attr-defined]
         tokens = trainer.state.tensors["tokens"]
         shown = torch.randint(2, (3,), generator=generator).tolist()
         for i, (z, t, p) in enumerate(zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True)):
             now, empty = slow.now(z, t, ""), slow.before(z, t, "")
             saying = trainer.sayings[p]
             goal = slow.before(z, t, saying.instead) - empty
-            alone = slow.before(z, t, saying.instead) - slow.before(z, t, saying.without)
             said = trainer.model.encode([p])
             said = replace(said, image=refined(tokens[shown[i]], said.context[0, 1 : said.ends[0] + 1])[None])
             for weight, prediction, wanted in (
                 (1.0, slow.now(z, t, p), goal),
-                (0.8, trainer.model.predict(z[None], t[None], points[[i]])[0], alone),
                 (0.5, trainer.model.predict(z[None], t[None], said)[0], goal),
             ):
-                parts.append(3 * weight * (prediction - now.detach() - wanted).pow(2).mean())
+                parts.append(4 * weight * (prediction - now.detach() - wanted).pow(2).mean())
             drift.append((now - empty).pow(2).mean())
-        assert_same(trainer, loss_of(step), mean(parts) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step))
+        boundary = []
+        for i, (z, t, p) in enumerate(zip(drawn.latents, drawn.t, drawn.prompts, strict=True)):
+            at_boundary = trainer.model.predict(z[None], t[None], points[[i]])[0]
+            boundary.append((at_boundary - slow.before(z, t, trainer.sayings[p].instead)).pow(2).mean())
+        reference = mean(parts) / 2 + 0.8 * mean(boundary) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step)
+        assert_same(trainer, loss_of(step), reference)
 
 
 def test_leco_without_retention_is_the_erasing_term_alone(pico: DiffusersModel) -> None:

@@ -97,8 +97,10 @@ def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
-    kept = with_neighbours(Concept(("dog",)), found, 5)
+    kept = with_neighbours(Concept(("dog",)), ["box"])
     assert kept.keep == ("a box",)
+    inside = with_neighbours(Concept(("dog",), None, ("a red house",)), ["box", "cat"])
+    assert inside.keep == ("a red house", "a box", "a red cat")
     everyday = with_everyday_keep(kept).keep
     assert "a cat" in everyday and "a dog" not in everyday and everyday[0] == "a box"
 
@@ -121,7 +123,7 @@ def test_returning_embeddings_are_read_as_the_concept_was() -> None:
 @torch.no_grad()
 def test_rece_moves_what_would_bring_the_concept_back(pico: DiffusersModel) -> None:
     """The embeddings that undo the closed form are read as the replacement after one round, but not before."""
-    options: dict[str, Any] = {"damping": 1e-3, "tolerance": 0.0}
+    options: dict[str, Any] = {"damping": 1e-3, "tolerance": 0.0, "contexts": 0, "neighbours": 0, "replace": False}
     pairs, weights = CONCEPT.prompts(), {}
     subject, instead = subject_rows(pico.encode([p for p, _ in pairs]), pico.encode([a for _, a in pairs]))
     changed: dict[str, dict[str, torch.Tensor]] = {}

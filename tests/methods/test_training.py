@@ -13,11 +13,10 @@ from method_helpers import CONCEPT, stopped
 from erasure_core import Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
-from erasure_core.domain import Survey, expanded, survey
+from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
-from erasure_core.methods.auto import likest_neighbour
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.trainer import Trainer
 
@@ -119,8 +118,8 @@ def test_auto_tells_what_it_erased_and_what_it_put_there(pico: DiffusersModel) -
     with pico.trainable():
         found = survey(pico, CONCEPT, Survey(4, alike=-1.0))
     assert erasure.manifest.words == expanded(CONCEPT, found, 12).words
-    assert erasure.manifest.alternative == likest_neighbour(found)
-    assert likest_neighbour(found) in {"red", "box", "cat", "dog"}, "a word of the prompts to keep"
+    assert erasure.manifest.alternative == with_likest(CONCEPT, found).alternative
+    assert erasure.manifest.alternative in {"red", "box", "cat", "dog"}, "a word of the prompts to keep"
     assert set(CONCEPT.keep) <= set(erasure.manifest.keep)
     told, _ = erase(pico, replace(CONCEPT, alternative="thing"), "auto", settings_of("auto"))
     assert told.manifest.alternative == "thing"
@@ -132,9 +131,13 @@ def test_spared_layout_steps_are_not_drawn(pico: DiffusersModel) -> None:
     assert drawn.t.max() < 500 and len(drawn.t.unique()) == 2
 
 
+AS_TOLD = {"neighbours": 0, "replace": False}
+"""Nothing beside what the concept says."""
+
+
 @pytest.mark.parametrize("rank", [2, 0])
 def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: int) -> None:
-    closed, _ = erase(pico, CONCEPT, "closed_form", METHODS["closed_form"].settings(rank=rank))
+    closed, _ = erase(pico, CONCEPT, "closed_form", METHODS["closed_form"].settings(rank=rank, **AS_TOLD))
     settings: Any = METHODS["esd"].settings(start="closed_form", rank=rank, layers="cross-attention")
     with pico.trainable():
         trainer = Trainer(pico, CONCEPT, METHODS["esd"], settings, Silent())

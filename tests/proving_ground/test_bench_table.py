@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from erasure_core.errors import InvalidFile
 from proving_ground import bench
 from proving_ground.bench import Cell
+from proving_ground.bench_goals import goal_rows
 from proving_ground.bench_table import BEGIN, END, summary, tables, write_tables
 from proving_ground.evaluation import GROUPS, LEAKS
 from proving_ground.figures import Figure, mean_of, norm_ratio_of
@@ -61,6 +63,16 @@ def test_retention_is_a_share_of_the_untouched_models() -> None:
     assert esd[head.index("named")].endswith(" 192")
 
 
+def test_goals_say_what_is_reached_and_what_is_missed_by_how_much() -> None:
+    verdicts = {(method, name): rest for method, name, *rest in goal_rows(RESULTS)}
+    # Means: leak above a floor of 1 %, retention as a share of 100 % and of 80 %.
+    assert verdicts["esd", "named"] == ["≤ 5 %", "8.4 %", "missed by 3.4"]
+    assert verdicts["esd", "intact"] == ["≥ 90 %", "97.0 %", "reached"]
+    assert verdicts["esd", "kept"] == ["≥ 93 %", "87.5 %", "missed by 5.5"]
+    assert not any(method == "auto" for method, _ in verdicts), "it has no result"
+    assert "missed by 3.4" in tables(RESULTS)
+
+
 def test_every_method_and_concept_has_its_row() -> None:
     text = tables(RESULTS)
     for method, concept in (("esd", "ball"), ("esd", "house"), ("closed_form", "ball"), ("untouched", "house")):
@@ -85,14 +97,32 @@ def test_tables_are_written_between_the_marks_and_nowhere_else(tmp_path: Path) -
     assert document.read_text(encoding="utf-8") == "no marks"
 
 
-def test_results_of_another_model_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_model_or_other_settings_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "model_mark", lambda: "now")
     cells = [Cell("esd", concept, 0) for concept in ("ball", "house", "star")]
-    for cell, mark in zip(cells, ("now", "before"), strict=False):
+
+    def write(cell: Cell, **result: Any) -> None:
         cell.path.parent.mkdir(exist_ok=True)
-        cell.path.write_text(json.dumps({"model": mark}))
+        cell.path.write_text(json.dumps(result))
+
+    now = asdict(cells[0].settings)
+    write(cells[0], model="now", round=bench.ROUND, settings=now)
     assert bench.missing(cells) == cells[1:]
+    for other in (
+        {"model": "before", "round": bench.ROUND, "settings": now},
+        {"model": "now", "round": bench.ROUND - 1, "settings": now},
+        {"model": "now", "round": bench.ROUND, "settings": now | {"steps": 7}},
+    ):
+        write(cells[0], **other)
+        assert bench.missing(cells) == cells, f"not of the model, the methods or the settings as they are: {other}"
+
+
+def test_the_document_holds_the_tables_of_the_results() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == tables(bench.read_results())
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
