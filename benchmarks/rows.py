@@ -16,6 +16,7 @@ from erasure_core.delta import DeltaSet
 from erasure_core.erasure_file import Erasure
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import Method, SolverSettings, TrainingSettings
+from erasure_core.trajectory import TRAINING
 
 from . import published
 from .floor import Cost, Work, count
@@ -93,13 +94,15 @@ class DropFirst(Silent):
 
 
 def pooled_latents(settings: TrainingSettings, concept: Concept) -> float:
-    """Latents that drawing the pools sends through the network, for each optimiser step."""
+    """Latents that drawing the pools sends through the network, for each optimiser step.
+
+    The concept's pool asks the teacher for every role that its prompts have, the kept one's for two.
+    """
     said = concept.sayings(settings.contexts)
     without = {saying.without for saying in said} - {""}
     roles = 2 + bool(without) + concept.has_alternative
-    driven = 2 if settings.driver == "training" else 0
-    sizes = (max(settings.trajectories, n) for n in (len(said), len(without | set(concept.kept_prompts))))
-    once = settings.trajectory_steps * sum(size * cost for size, cost in zip(sizes, (roles + driven, 2), strict=True))
+    driven = 2 if settings.driver == TRAINING else 0
+    once = settings.trajectory_steps * settings.trajectories * (roles + driven + 2)
     draws = -(-settings.steps // settings.refresh)
     return once * draws / settings.steps
 
