@@ -16,14 +16,15 @@ import torch
 from erasure_core import METHODS
 
 from .architectures import FAMILIES, SIDES, build
-from .counting import all_counted, curves
+from .counting import all_counted, curves, shares
 from .documents import counted_table, curves_table, fill, solved_table
 from .every_method import verdicts
 from .machine import kind_of, measure
 from .published import LOOPS, MEAN_STEPS
 from .report import compare, rows_table
 from .rows import Setup, rows
-from .solving import apply, solve
+from .solving import KEPT, solve
+from .using import apply, predictions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RESULTS, DOCS = (Path(__file__).parent.parent / place for place in ("benchmarks/results", "docs/speed.md"))
@@ -57,16 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     solve.add_argument("--tiny", action="store_true", help="a tenth of the channels")
     solve.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100])
+    solve.add_argument("--size", type=int, default=512, help="pixels along each side of what is predicted with files")
     solve.add_argument("--seed", type=int, default=0)
     solve.add_argument("--out", type=Path, help="where the figures go as JSON")
     every = commands.add_parser("every", help="every method on true shapes: trained, saved, loaded, switched off")
     every.set_defaults(act=_every)
     every.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     every.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    every.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    every.add_argument("--dtype", choices=DTYPES, default="float32", help="16 bits round away most of the change")
     every.add_argument("--size", type=int, default=64, help="pixels along each side")
     every.add_argument("--method", nargs="+", choices=list(METHODS))
     every.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    every.add_argument("--seed", type=int, default=0)
     every.add_argument("--out", type=Path, help="where the verdicts go as JSON")
     docs = commands.add_parser("docs", help="write the figures of benchmarks/results into docs/speed.md")
     docs.set_defaults(act=lambda options: fill(RESULTS, DOCS))
@@ -119,15 +122,17 @@ def _count(options: argparse.Namespace) -> None:
     for family in options.family:
         found.extend(all_counted(family))
         grown = curves(first)
-        _write(options.out, {"command": _command(options), "rows": found, "curve of": first, "curves": grown})
+        made = {"command": _command(options), "machine": kind_of("cpu"), "seed": None, "rows": found}
+        _write(options.out, {**made, "curve of": first, "curves": grown, "shares": shares(first)})
     print(f"{counted_table(found)}\n\n{curves_table(grown)}")
 
 
 def _solve(options: argparse.Namespace) -> None:
-    model = build(options.family, None, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+    model = build(options.family, options.size, options.device, DTYPES[options.dtype], options.seed, options.tiny)
     result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "solved": []}
     result |= {"family": options.family, "dtype": options.dtype, "seed": options.seed, "tiny": options.tiny}
-    result["applied"] = asdict(apply(model, options.device))
+    result |= {"side": options.size, "kept": KEPT, "applied": asdict(apply(model, options.device))}
+    result["stacked"] = predictions(model, options.device)
     for count in options.concepts:
         result["solved"].append(asdict(solve(model, count, options.device)))
         print(solved_table(result), flush=True)
@@ -135,15 +140,19 @@ def _solve(options: argparse.Namespace) -> None:
 
 
 def _every(options: argparse.Namespace) -> None:
-    found = []
+    runs, faults = [], []
     for family in options.family:
-        model = build(family, options.size, options.device, DTYPES[options.dtype], tiny=options.tiny)
+        torch.manual_seed(options.seed)
+        model = build(family, options.size, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+        where = {"family": family, "side": options.size, "dtype": options.dtype, "seed": options.seed}
+        runs.append({**where, "tiny": options.tiny, "machine": kind_of(options.device), "verdicts": []})
         for verdict in verdicts(model, options.method):
-            found.append({"family": family, **asdict(verdict)})
-            print(found[-1], flush=True)
-            _write(options.out, {"command": _command(options), "verdicts": found})
-    if not all(verdict["restored"] and verdict["moved"] > 0 for verdict in found):
-        raise SystemExit("Some method changed nothing, or did not leave the model as it was.")
+            runs[-1]["verdicts"].append({**asdict(verdict), "faults": verdict.faults})
+            print({"family": family, **asdict(verdict)}, flush=True)
+            _write(options.out, {"command": _command(options), "runs": runs})
+            faults += [f"{family} {verdict.method}: {fault}" for fault in verdict.faults]
+    if faults:
+        raise SystemExit("\n".join(faults))
 
 
 def _command(options: argparse.Namespace) -> str:

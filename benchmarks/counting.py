@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from erasure_core.delta import weight_of
 from erasure_core.effort import plan
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.methods.registry import TrainingSettings
 
-from .architectures import SIDES
-from .floor import Work, count
+from .architectures import SIDES, modules
+from .floor import TOKENS, Work, count
 from .published import LOOPS, MEAN_STEPS
 from .rows import CONCEPT, pooled_latents
 
@@ -124,6 +127,26 @@ def curves(family: str) -> dict[str, list[tuple[int, float]]]:
     return {
         "steps": [(n, whole(replace(default, steps=n), 1)) for n in (150, 300, 600, 1200)],
         "concepts": [(n, whole(default, n)) for n in (1, 2, 4, 8, 16)],
+    }
+
+
+def shares(family: str) -> dict[str, float]:
+    """What things that were not built could save at most, in training with the defaults.
+
+    Returns:
+        ``keys and values``: operations that project prompts to keys and values, of all in a prediction;
+        ``moments``: bytes of Adam's moments, of those at the peak.
+    """
+    default, side = EsdSettings(), SIDES[family]
+    with torch.device("meta"):
+        network = modules(family, side, torch.bfloat16)[0]
+    read = [m for name, m in network.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    projected = sum(2 * TOKENS * weight_of(layer).numel() for layer in read)
+    trained = sum(default.rank * sum(weight_of(layer).shape) for layer in read)  # the default layers are these
+    student = count(Work(family, side, STATES * default.batch, default.layers, default.rank))
+    return {
+        "keys and values": projected / count(Work(family, side, 1)).flops,
+        "moments": 2 * 4 * trained / student.peak,
     }
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .goals import PROJECTED, goals_table
 from .report import Result, read, rows_table, size, table, time
+from .tried import tried_table
 
-PROJECTED = (100e12, 400e12)
-"""Sustained operations per second that durations on a GPU are projected with."""
 BLOCK = re.compile(r"(<!-- speed:(\w+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
 
 
@@ -55,10 +55,16 @@ def curves_table(curves: Result) -> str:
 
 
 def solved_table(result: Result) -> str:
-    """The closed form over numbers of concepts, then the use of a file."""
-    head = ["concepts", "text encoders", "solve", "rank", "error"]
+    """The closed form over numbers of concepts, then the use of a file and of several."""
+    head = ["concepts", "text encoders", "solve", "rank", "error", "rank at tolerance 0", "error at tolerance 0"]
     lines = [
-        [str(s["concepts"]), time(s["encoding"]), time(s["solving"]), str(s["rank"]), f"{s['error']:.1e}"]
+        [
+            str(s["concepts"]),
+            time(s["encoding"]),
+            time(s["solving"]),
+            *(str(s["rank"]), f"{s['error']:.1e}"),
+            *(str(s["exact_rank"]), f"{s['exact_error']:.1e}"),
+        ]
         for s in result["solved"]
     ]
     used = result["applied"]
@@ -69,7 +75,39 @@ def solved_table(result: Result) -> str:
         f"({used['binding'] / least:.1f} times that); applying and taking off {time(used['applying'])}."
     )
     described = f"{result['family']}, {result['dtype']}, seed {result['seed']}; {result['machine']}."
-    return f"{described} `{result['command']}`\n\n{table(head, lines)}\n\n{file}"
+    return f"{described} `{result['command']}`\n\n{table(head, lines)}\n\n{file}\n\n{stacked_table(result)}"
+
+
+def stacked_table(result: Result) -> str:
+    """Seconds of one prediction over the number of files on the model, and relative to none."""
+    ways = ("stacked", "merged", "baked")
+    lines = []
+    for row in result["stacked"]:
+        cells = [f"{time(row[way])} ({row[way] / row['none']:.2f})" for way in ways]
+        lines.append([str(row["files"]), *cells])
+    none = (
+        f"One prediction at {result['side']} px without a file takes {time(result['stacked'][0]['none'])}; with files, "
+    )
+    return f"{none}and relative to that:\n\n{table(['files', *ways], lines)}"
+
+
+def every_table(content: Result) -> str:
+    """What every method did to every model it was run on."""
+    head = ["model", "method", "prediction moved by", "loaded by diffusers, off by", "allowed", "verdict"]
+    parts = [f"`{content['command']}`"]
+    for run in content["runs"]:
+        tiny = "tiny " if run["tiny"] else ""
+        where = f"{tiny}{run['family']}, {run['side']} px"
+        lines = [
+            [where, v["method"], f"{v['moved']:.1e}", f"{v['loaded']:.1e}", f"{v['bound']:g}", _sound(v["faults"])]
+            for v in run["verdicts"]
+        ]
+        parts += [f"{where}, {run['dtype']}, seed {run['seed']}; {run['machine']}.", table(head, lines)]
+    return "\n\n".join(parts)
+
+
+def _sound(faults: Sequence[str]) -> str:
+    return "; ".join(faults) or "as trained, restored to the bit"
 
 
 NOTHING = "Nothing yet."
@@ -86,18 +124,31 @@ def _counted(folder: Path) -> str:
         return NOTHING
     content = _load(path)
     grown = f"Growth, for {content['curve of']} with the defaults of `esd`:\n\n{curves_table(content['curves'])}"
-    return f"`{content['command']}`\n\n{counted_table(content['rows'])}\n\n{grown}"
+    machine = content.get("machine", "a machine that was not noted")
+    made = f"Counted on {machine}; no seed, for nothing in it is drawn at random. `{content['command']}`"
+    return f"{made}\n\n{counted_table(content['rows'])}\n\n{grown}"
 
 
 def _solved(folder: Path) -> str:
     return "\n\n".join(solved_table(_load(path)) for path in sorted(folder.glob("solve_*.json"))) or NOTHING
 
 
+def _every(folder: Path) -> str:
+    return "\n\n".join(every_table(_load(path)) for path in sorted(folder.glob("every_*.json"))) or NOTHING
+
+
 def _load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"measured": _measured, "counted": _counted, "solved": _solved}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "measured": _measured,
+    "counted": _counted,
+    "solved": _solved,
+    "every": _every,
+    "goals": goals_table,
+    "tried": tried_table,
+}
 
 
 def filled(text: str, results: Path) -> str:

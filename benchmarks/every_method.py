@@ -29,6 +29,12 @@ FEW = {
 """Settings that make a training short, as far as a method has them. Closed forms keep their rank."""
 
 
+LOADED = {torch.float32: 1e-2}
+LOADED_ROUNDED = 0.5
+"""How far diffusers' LoRA loader may be from the trained change, relative to the change, by the type of the weights. In
+16 bits a prediction is rounded by as much as so short a training changes it: there only the direction can be seen."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a method did to a model.
@@ -38,12 +44,26 @@ class Verdict:
         moved: relative change of the prediction for the concept with the erasure on.
         loaded: how far diffusers' LoRA loader is from that, relative to the change itself.
         restored: whether predictions without it and all weights are the same to the bit.
+        bound: what ``loaded`` has to stay below.
     """
 
     method: str
     moved: float
     loaded: float
     restored: bool
+    bound: float
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong, for people; empty if all is as it should be."""
+        found = {
+            "the prediction did not change": not self.moved > 0,
+            f"loaded as a LoRA it is {self.loaded:.1e} of the change away, more than {self.bound:g}": not (
+                self.loaded < self.bound
+            ),
+            "switched off, the model is not as it was": not self.restored,
+        }
+        return [fault for fault, is_so in found.items() if is_so]
 
 
 def short(method: Method) -> Any:
@@ -68,7 +88,8 @@ def check(model: DiffusersModel, method: Method) -> Verdict:
     restored = torch.equal(prediction(model), before) and weights_hash(model) == weights
     change = (with_erasure - before).double().norm()
     missed = float((loaded - with_erasure).double().norm() / change)
-    return Verdict(method.name, apart(with_erasure, before), missed, restored)
+    bound = LOADED.get(model.dtype, LOADED_ROUNDED)
+    return Verdict(method.name, apart(with_erasure, before), missed, restored, bound)
 
 
 def through_diffusers(model: DiffusersModel, path: Path) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -36,6 +36,29 @@ def clock(device: str) -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time() / torch.get_num_threads()
+
+
+def wall(device: str) -> float:
+    """Seconds of the wall clock that only make sense as a difference: what a user waits."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def wall_medians(works: Mapping[str, Callable[[], object]], device: str, repeats: int = 5) -> dict[str, float]:
+    """Median wall-clock time of several pieces of work, by name, after one run of each to warm up.
+
+    They take turns, so that whatever else the machine does meets all of them alike.
+    """
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            started = wall(device)
+            work()
+            times[name].append(wall(device) - started)
+    return {name: median(found) for name, found in times.items()}
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int = 5) -> float:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import solving, using
 from benchmarks.__main__ import DOCS, RESULTS, main
 from benchmarks.architectures import build, modules
-from benchmarks.documents import filled
+from benchmarks.counting import STATES, shares
+from benchmarks.documents import filled, solved_table
 from benchmarks.every_method import prediction
 from benchmarks.floor import Work, count
 from benchmarks.gpu_check import weights_hash
 from benchmarks.ledger import Ledger
 from benchmarks.machine import Rates
 from benchmarks.meter import Meter
+from benchmarks.parts import STUDENT, TRAJECTORY
 from benchmarks.published import LOOPS, running
 from benchmarks.rows import CONCEPT, pooled_latents
-from erasure_core import effort
+from erasure_core import Silent, effort, erase
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.closed_form import ClosedFormSettings, closed_form
 from erasure_core.methods.esd import EsdSettings
+from erasure_core.trajectory import BOTH, GOAL, ORIGINAL, TRAINING
 
 
 def test_the_ledger_counts_operations_bytes_and_waiting() -> None:
@@ -57,6 +64,16 @@ def test_counting_knows_what_training_and_recomputing_cost() -> None:
     assert kept.flops < again.flops and again.peak < kept.peak
 
 
+def test_what_was_not_built_would_save_little() -> None:
+    """By hand: 16 blocks of SD1.5 read 77 tokens of width 768 into keys and values of 320, 640 and 1280 numbers."""
+    widths = [*[320] * 5, *[640] * 5, *[1280] * 6]
+    projected = sum(2 * 2 * 77 * 768 * width for width in widths)
+    whole = count(Work("sd15", 512, 1)).flops
+    found = shares("sd15")
+    assert found["keys and values"] == pytest.approx(projected / whole, rel=1e-6)
+    assert 0 < found["moments"] < found["keys and values"] < 0.01
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_bytes_that_low_vram_plans_with_are_those_counted_at_true_size(family: str) -> None:
     side = 512
@@ -80,12 +97,25 @@ def test_true_sizes() -> None:
     }
 
 
-def test_the_pools_cost_is_that_of_their_calls() -> None:
-    settings = EsdSettings(steps=100, refresh=40, trajectories=6, trajectory_steps=10, contexts=0)
-    assert pooled_latents(settings, CONCEPT) == 3 * 10 * (6 + 6) * 2 / 100
-    # In three kept prompts the word is said in six ways, one of which is a template; that adds a role to the concept's
-    # pool, and two prompts without it to the kept one's.
-    assert pooled_latents(replace(settings, contexts=16), CONCEPT) == 3 * 10 * (10 * 3 + 6 * 2) / 100
+@pytest.mark.parametrize(
+    ("driver", "contexts", "alternative"),
+    [(BOTH, 0, None), (ORIGINAL, 12, None), (GOAL, 12, "box"), (TRAINING, 12, None), (TRAINING, 0, "box")],
+)
+def test_the_pools_cost_is_that_of_their_calls(driver: str, contexts: int, alternative: str | None) -> None:
+    """As a training really makes them: fewer trajectories than prompts, and the pools drawn twice."""
+    settings = EsdSettings(
+        steps=3, refresh=2, trajectories=4, trajectory_steps=2, contexts=contexts, driver=driver, batch=1
+    )
+    concept, meter = replace(CONCEPT, alternative=alternative), Meter("cpu")
+    with meter.watching():
+        erase(_small(), concept, "esd", settings)
+    assert meter.latents[TRAJECTORY, False] == pytest.approx(settings.steps * pooled_latents(settings, concept))
+    assert meter.latents[STUDENT, True] == settings.steps * settings.batch * STATES, "what is counted is what is run"
+
+
+@lru_cache
+def _small() -> DiffusersModel:
+    return build("sd15", 64, tiny=True)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -121,7 +151,38 @@ def test_solve_follows_the_formula(tmp_path: Path) -> None:
     assert main(["solve", "--tiny", "--dtype", "float32", "--concepts", "1", "4", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert [solved["concepts"] for solved in result["solved"]] == [1, 4]
-    assert all(solved["error"] < 1e-3 for solved in result["solved"]), "cut at the settings' own tolerance"
+    for solved in result["solved"]:
+        assert solved["error"] < 1e-3, "cut at the settings' own tolerance"
+        assert solved["exact_error"] < 1e-5 and solved["exact_rank"] > solved["rank"]
+        assert solved["encoding"] > 0 and solved["solving"] > 0
+    assert [row["files"] for row in result["stacked"]] == [1, 2, 4, 8]
+    assert all(row[way] > 0 for row in result["stacked"] for way in ("none", "stacked", "merged", "baked"))
+    told = solved_table(result)
+    assert "error at tolerance 0" in told and told.count("\n| 8 |") == 1 and str(result["side"]) in told
+
+
+def test_the_error_is_of_every_layer() -> None:
+    """A change that is wrong in one layer in the middle alone is wrong."""
+    model, concept, settings = _small(), solving.concept_of(1), ClosedFormSettings(tolerance=0.0)
+    deltas = closed_form(model, concept, settings, Silent())
+    names = list(deltas)
+    assert solving.errors(model, concept, settings, [deltas])[0] < 1e-5
+    with torch.no_grad():
+        deltas[names[len(names) // 2]].up.mul_(1.5)
+    assert solving.errors(model, concept, settings, [deltas])[0] > 1e-3
+
+
+def test_files_do_the_same_stacked_merged_and_baked() -> None:
+    model = _small()
+    weights, before = weights_hash(model), prediction(model)
+    parts, found = using.files(model, 3), []
+    for context in using.contexts(model, parts).values():
+        with context():
+            found.append(prediction(model))
+        assert weights_hash(model) == weights and torch.equal(prediction(model), before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0], before, rtol=1e-3, atol=1e-4)
 
 
 def test_the_documents_figures_are_those_of_the_results() -> None:

@@ -1,0 +1,56 @@
+"""What was tried or weighed, with the figure that a committed result holds for it, or the words "not measured"."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .report import table
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One change.
+
+    Args:
+        change: its name.
+        built: what it does, or that it was not built.
+        share: entry of the counted shares that its figure is.
+        figure: what the figure says, with room for it.
+    """
+
+    change: str
+    built: str
+    share: str = ""
+    figure: str = ""
+
+
+TRIED = (
+    Tried("learning rates grouped", "built: Adam updates all tensors of one learning rate together, in place of each "
+          "tensor alone"),
+    Tried("one wait in a step", "built: losses and the check of the gradients are read back together"),
+    Tried("closed form, per layer", "built: products with the layers' weights in float32 on their device, in place of "
+          "float64 on the CPU"),
+    Tried("closed form, many concepts", "built: with more token vectors than the text is wide, two products and one "
+          "eigenvalue problem in place of six products, two QR factorisations and a singular value decomposition"),
+    Tried("cached keys and values of frozen prompts", "not built", "keys and values",
+          "would save at most {:.2%} of a prediction's operations"),
+    Tried("8-bit moments", "not built", "moments", "would save at most {:.2%} of the bytes at the peak"),
+    Tried("text encoders moved away in training", "not built: hosts move them by themselves; their bytes stand in the "
+          "counted table"),
+    Tried("torch.compile, channels_last, CUDA graphs", "not built"),
+)  # fmt: skip
+
+
+def tried_table(folder: Path) -> str:
+    """All changes; the figures are those of ``counted.json``."""
+    path = folder / "counted.json"
+    shares = json.loads(path.read_text(encoding="utf-8")).get("shares", {}) if path.exists() else {}
+    lines = [
+        [one.change, one.built, one.figure.format(shares[one.share]) if one.share in shares else NOT_MEASURED]
+        for one in TRIED
+    ]
+    return table(["change", "state", "figure"], lines)
