@@ -122,6 +122,8 @@ def test_without_rounds_it_is_an_erasure(pico: DiffusersModel) -> None:
 def test_widening_never_touches_what_is_kept() -> None:
     concept = Concept(("ball",), "box", ("a red orb", "a cat"))
     assert widened(concept, ["orb", "BOX", "globe", "Ball", "cat"]).words == ("ball", "globe")
+    named = Concept(("Eiffel Tower",), None, ("a red orb",))
+    assert widened(named, ["eiffel tower", "tower"]).words == ("Eiffel Tower", "tower")
 
 
 def test_commands(pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,67 @@
+"""When the loop of erasing and searching goes on, and when it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from made_up import CONCEPT, made_up
+
+from erasure_core import Concept
+from erasure_core.boundary import Exploration
+from erasure_core.boundary import harden as loop
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods.esd import EsdSettings
+
+SHORT = EsdSettings(steps=3, trajectories=4, trajectory_steps=2)
+
+
+def _found(*words: str) -> Exploration:
+    """A search in which prompts that add these words leak, and nothing else does."""
+    quiet = [replace(point, leaks=False, hidden=False) for point in made_up(20).points]
+    worst = [replace(quiet[0], text=f"a {word or 'state no text gives'}", word=word, leaks=True) for word in words]
+    return replace(made_up(20), points=(*worst, *quiet))
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exploration]]:
+    """What the searches of the loop find, in turn."""
+    results: list[Exploration] = []
+
+    def explore(*_: Any, **__: Any) -> Exploration:
+        return results.pop(0)
+
+    monkeypatch.setattr(loop, "explore", explore)
+    yield results
+
+
+def test_a_training_goes_on_while_only_erased_words_leak(
+    pico: DiffusersModel, searches: list[Exploration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[Concept, bool]] = []
+    erase = loop.erase
+
+    def noted(model: Any, concept: Concept, *rest: Any, **named: Any) -> Any:
+        trained.append((concept, named.get("start") is not None))
+        return erase(model, concept, *rest, **named)
+
+    monkeypatch.setattr(loop, "erase", noted)
+    searches += [_found("ball", "Sphere"), _found("ball", "orb"), _found(), _found("globe")]
+    _, _, rounds = loop.harden(pico, CONCEPT, 4, "esd", SHORT)
+    wider = replace(CONCEPT, words=(*CONCEPT.words, "orb"))
+    assert trained == [(CONCEPT, False), (CONCEPT, True), (wider, True)]
+    assert [(one.leaking, one.added) for one in rounds] == [(2, ()), (2, ("orb",)), (0, ())]
+
+
+def test_what_no_prompt_says_does_not_keep_the_loop_going(pico: DiffusersModel, searches: list[Exploration]) -> None:
+    searches += [_found(""), _found("globe")]
+    _, _, rounds = loop.harden(pico, CONCEPT, 2, "esd", SHORT)
+    assert [one.leaking for one in rounds] == [1]
+
+
+def test_a_closed_form_does_not_solve_the_same_twice(pico: DiffusersModel, searches: list[Exploration]) -> None:
+    searches += [_found("orb"), _found("ball"), _found("globe")]
+    erasure, _, rounds = loop.harden(pico, CONCEPT, 3, "closed_form")
+    assert [one.added for one in rounds] == [("orb",), ()] and erasure.manifest.words == (*CONCEPT.words, "orb")
