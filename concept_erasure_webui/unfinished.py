@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from erasure_core.checkpoint import MAX_SIZE, identity
 from erasure_core.concept import Concept
-from erasure_core.delta import new_deltas
+from erasure_core.delta import DeltaSet, new_deltas
 from erasure_core.erasing import describe
 from erasure_core.erasure_file import Erasure, write_erasure
 from erasure_core.errors import InvalidFile, InvalidSettings
@@ -37,20 +40,47 @@ def save_unfinished(
     tensors, metadata = read_tensors(checkpoint, MAX_SIZE)
     layers = select(model.layers(), settings.layers)
     mine = json.loads(identity(model, concept, method.name, settings, layers))
-    found = json.loads(metadata.get("identity", "{}"))
-    # The trainer may have added prompts to keep; all that was asked for must be the same.
-    learned = found.get("concept", {})
-    same = {name: found.get(name) for name in ("method", "settings", "base")}
-    if same | {"words": learned.get("words")} != {name: mine[name] for name in same} | {"words": list(concept.words)}:
+    try:
+        found, steps = json.loads(metadata["identity"]), int(metadata["step"])
+        learned = learned_concept(found["concept"])
+        same = all(found[name] == mine[name] for name in ("method", "settings", "base"))
+    except (LookupError, ValueError, TypeError) as error:
+        raise InvalidFile(f"{checkpoint} is damaged ({error}); discard it and start anew.") from error
+    if not same or not is_completed(concept, learned):
         raise InvalidFile(f"{checkpoint} belongs to a training with another concept, method, settings or model.")
-    concept = replace(concept, keep=tuple(learned["keep"]))
-    steps = int(metadata["step"])
     if not steps:
         raise InvalidSettings("The training was stopped before its first step; there is nothing to save.")
     deltas = new_deltas(layers, settings.rank, settings.seed)
-    with torch.no_grad():
-        for place, parameter in enumerate(deltas.parameters()):
-            parameter.copy_(tensors[f"delta.{place}"])
-    manifest = describe(model, deltas, concept, method.name, method.status, asdict(settings), steps)
+    _fill(deltas, tensors, checkpoint)
+    manifest = describe(model, deltas, learned, method.name, method.status, asdict(settings), steps)
     write_erasure(target, Erasure(deltas, manifest), model)
     return steps
+
+
+def learned_concept(found: Mapping[str, Any]) -> Concept:
+    """The concept that a training works on, from its checkpoint: as the user wrote it, completed by the method."""
+    pairs = tuple((word, instead) for word, instead in found["instead"])
+    return Concept(tuple(found["words"]), found["alternative"], tuple(found["keep"]), pairs)
+
+
+def is_completed(asked: Concept, learned: Concept) -> bool:
+    """Whether a concept may be the one that was asked for, completed: a method adds words, prompts to keep and an
+    alternative where there was none. What is kept can become less too, where an added word is said in it."""
+    has_words = set(asked.words) <= set(learned.words)
+    same_instead = not asked.has_alternative or (asked.alternative, asked.instead) == (
+        learned.alternative,
+        learned.instead,
+    )
+    return has_words and same_instead
+
+
+def _fill(deltas: DeltaSet, tensors: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Raises:
+    InvalidFile: a tensor is missing or of another shape.
+    """
+    try:
+        with torch.no_grad():
+            for place, parameter in enumerate(deltas.parameters()):
+                parameter.copy_(tensors[f"delta.{place}"])
+    except (KeyError, RuntimeError) as error:
+        raise InvalidFile(f"{checkpoint} is damaged ({error}); discard it and start anew.") from error
