@@ -69,6 +69,7 @@ class BoundaryPoints:
     Args:
         embeddings: token embeddings [B, L, D] for each text encoder.
         ends: place of each end token.
+        said: place of the first token of each one's phrase, and how many tokens it has.
         words: the nearest real prompt: each changed token as the nearest of the vocabulary.
         features: what the original makes of each point [B, F], relative to the empty prompt.
         remaining: cos(E(tau_p), E0(tau_c)) [B]: how much the changed model still reads it as the concept.
@@ -77,6 +78,7 @@ class BoundaryPoints:
 
     embeddings: list[Tensor]
     ends: tuple[int, ...]
+    said: tuple[tuple[int, int], ...]
     words: list[str]
     features: Tensor
     remaining: Tensor
@@ -144,9 +146,11 @@ def self_check(
     said = [phrases] if isinstance(phrases, str) else list(phrases)
     search = _Search(model, deltas, [said[i % len(said)] for i in range(settings.starts)], settings, generator)
     for _ in range(settings.steps):
-        loss = search.loss(past)
-        search.optimizer.zero_grad()
-        (loss * gradient_scale(model.dtype)).backward()  # type: ignore[no-untyped-call]
+        loss = search.loss(past) * gradient_scale(model.dtype)
+        # Of the moves alone: ``backward`` would leave gradients on the change that is being trained, towards the
+        # concept and so large that Adam hardly moves for a hundred steps after them.
+        for move, gradient in zip(search.moves, torch.autograd.grad(loss, search.moves), strict=True):
+            move.grad = gradient
         search.optimizer.step()
     return search.found()
 
@@ -165,7 +169,7 @@ class _Search:
         self.model, self.deltas, self.settings = model, deltas, settings
         self.reader = Reader(model, deltas, settings.space)
         chosen = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
-        self.ids, self.movable = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings.free)
+        self.ids, self.movable, self.said = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings.free)
         rows, self.ends = model.token_rows(self.ids)
         self.tables = model.token_tables()
         self.fixed = [table[row].float() for table, row in zip(self.tables, rows, strict=True)]
@@ -211,6 +215,7 @@ class _Search:
         return BoundaryPoints(
             [e.detach() for e in embeddings],
             self.ends,
+            self.said,
             words,
             before,
             self._to_concept(now),
@@ -234,15 +239,17 @@ class _Search:
 
 def _templates(
     model: PromptModel, templates: Sequence[str], phrases: Sequence[str], free: bool
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each phrase in its template, and the places among them that may move."""
-    ids, movable = [], []
+) -> tuple[list[list[int]], list[list[int]], tuple[tuple[int, int], ...]]:
+    """Token ids of each phrase in its template, the places among them that may move, and where the phrase stands in the
+    whole row: its first place there, one further because of the begin token, and its length."""
+    ids, movable, said = [], [], []
     for template, concept in zip(templates, model.tokenize(phrases), strict=True):
         before, after = (model.tokenize([part])[0] for part in template.split("{}"))
         ids.append([*before, *concept, *after])
+        said.append((len(before) + 1, len(concept)))
         around = [*range(len(before)), *range(len(before) + len(concept), len(ids[-1]))]
         movable.append(list(range(len(ids[-1]))) if free else around)
-    return ids, movable
+    return ids, movable, tuple(said)
 
 
 def _mask(movable: Sequence[Sequence[int]], like: Tensor) -> Tensor:

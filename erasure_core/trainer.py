@@ -71,12 +71,6 @@ class Step:
         """The student's predictions for the draws' own prompts, all in one call."""
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
 
-    def alone(self, count: int) -> Draw | None:
-        """Other states, of trajectories whose prompt says the concept and nothing beside it; ``None`` without such."""
-        trainer, pool = self.trainer, self.trainer.pools["concept"]
-        among = [i for i, text in enumerate(pool.prompts) if not trainer.sayings[pool.texts[text]].without]
-        return pool.draw(count, self.generator, trainer.noisiest, among) if among else None
-
     def predict_empty(self, draw: Draw) -> Tensor:
         """The student's prediction at the draw's states for the empty prompt."""
         return self.trainer.predict([(draw, [""] * len(draw.prompts))])[0]

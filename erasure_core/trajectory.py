@@ -116,16 +116,11 @@ class TrajectoryPool:
         self.states, self.timesteps, self.texts, self.prompts = states, timesteps, texts, prompts
         self.teacher, self.device = teacher, device
 
-    def draw(
-        self, count: int, generator: torch.Generator, below: int | None = None, among: Sequence[int] | None = None
-    ) -> Draw:
-        """``count`` states, uniform over trajectories (or some ``among`` them) and over the timesteps ``below`` a bound
-        (at least the last)."""
+    def draw(self, count: int, generator: torch.Generator, below: int | None = None) -> Draw:
+        """``count`` states, uniform over trajectories and over the timesteps ``below`` a bound (at least the last)."""
         usable = [i for i, t in enumerate(self.timesteps.tolist()) if below is None or t < below]
         first = usable[0] if usable else len(self.timesteps) - 1
-        which = torch.randint(len(self.states) if among is None else len(among), (count,), generator=generator)
-        if among is not None:
-            which = torch.tensor(among)[which]
+        which = torch.randint(len(self.states), (count,), generator=generator)
         when = torch.randint(first, len(self.timesteps), (count,), generator=generator)
         return self.at(which, when)
 
@@ -248,6 +243,13 @@ def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
     """Encode prompts, each distinct one once."""
     distinct = list(dict.fromkeys(prompts))
     return model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
+
+
+def predict_roles(model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Predictions at the same states for every role, in one call."""
+    count = len(rows)
+    predicted = model.predict(z.repeat(count, 1, 1, 1), t.repeat(count), Conditioning.cat(list(rows.values())))
+    return dict(zip(rows, predicted.chunk(count), strict=True))
 
 
 def _all_roles(

@@ -158,6 +158,10 @@ class ComfyModel:
     def base_weight(self, name: str) -> Tensor:
         return self._weights_of(name).base(self.key(name))
 
+    def is_quantised(self, name: str) -> bool:
+        """Whether a layer's weight is stored as something else than plain floating-point numbers."""
+        return self._weights_of(name).is_quantised(self.key(name))
+
     def stored_at(self, name: str) -> int:
         """The address of a layer's unpatched weight: another one after a model was loaded anew or moved."""
         key = self.key(name)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..delta import Delta, DeltaSet, LowRankDelta
 from ..erasure_file import StoredErasure
-from ..errors import InvalidSettings, ModelError
+from ..errors import InvalidSettings, ModelError, WrongBase
+from ..fingerprint import FLOAT8_TOLERANCE, distance, sketch
 from ..layers import is_text
 from .comfyui import ComfyModel
 
@@ -121,9 +122,22 @@ def bound(stored: StoredErasure, model: ComfyModel, allow_other_base: bool = Fal
     places = tuple(sorted(model.stored_at(name) for name in deltas))
     seen = (manifest.base_fingerprint, tuple(manifest.base_sketch), places)
     if seen not in known:
-        deltas = stored.bind(model)
+        deltas = _recognised(stored, model, manifest.base_sketch)
         known.add(seen)
     return deltas
+
+
+def _recognised(stored: StoredErasure, model: ComfyModel, base_sketch: list[float]) -> DeltaSet:
+    """``stored.bind``; quantised weights, which arrive expanded, count as their base as far as 8-bit ones do."""
+    try:
+        return stored.bind(model)
+    except WrongBase:
+        deltas = stored.bind(model, allow_other_base=True)  # raises again where it is not about the weights' values
+        names = deltas.changed()
+        coarse = any(model.is_quantised(name) for name in names)
+        if not coarse or not distance(base_sketch, sketch(model, names)) <= FLOAT8_TOLERANCE:
+            raise
+        return deltas
 
 
 def patch_of(delta: Delta) -> Any:

@@ -116,9 +116,9 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
         weights.append(settings.picture_weight)
         goals.append(said_beside + goal)
     if bounding is not None:
-        wanted.append(bounding)
+        wanted.append((bounding.draw, bounding.points))
     guided, empty, same, *more = step.trainer.predict(wanted)
-    boundary = [] if bounding is None else [(bounding[0], more.pop())]
+    boundary = [] if bounding is None else [(bounding.draw, more.pop())]
     said = zip(weights, goals, [guided, *more], strict=True)
     surgical = [weight * F.mse_loss(one - empty.detach(), wish) for weight, wish, one in said]
     surgical += [settings.boundary_weight * F.mse_loss(one, wanted_instead(settings, draw)) for draw, one in boundary]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,11 @@ from ..errors import InvalidSettings
 from ..model import Conditioning, PromptModel
 from ..run_state import RunState
 from ..self_check import BoundaryPoints, SelfCheck, self_check
+from ..trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, predict_roles
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
     from ..trainer import Step
-    from ..trajectory import Draw
 
 
 POINT = "point."
@@ -32,7 +33,7 @@ class CheckSettings(TrainingSettings):
     check_starts: int = option(8, "searches in one self-check", low=1, high=256)
     check_steps: int = option(15, "optimiser steps of a self-check", low=1, high=1000)
     check_rate: float = option(0.2, "learning rate of a self-check, in spreads of the embeddings", low=1e-6, high=10.0)
-    check_margin: float = option(0.5, "least similarity of a boundary point to the concept", low=-1.0, high=1.0)
+    check_margin: float = option(0.7, "least similarity of a boundary point to the concept", low=-1.0, high=1.0)
     check_diversity: float = option(0.3, "weight of differing from earlier boundary points", low=0.0, high=100.0)
     check_memory: int = option(32, "boundary points kept", low=1, high=4096)
 
@@ -81,7 +82,7 @@ class Boundary(RunState):
     def _with(self, found: BoundaryPoints, words: list[int]) -> dict[str, Tensor]:
         """The memory with new points at its end; older ones drop out."""
         new = {f"embeddings.{i}": given for i, given in enumerate(found.embeddings)}
-        new |= {"ends": torch.tensor(found.ends), "word": torch.tensor(words)}
+        new |= {"ends": torch.tensor(found.ends), "said": torch.tensor(found.said), "word": torch.tensor(words)}
         new |= {"features": found.features, "belonging": found.belonging, "remaining": found.remaining}
         memory, old = self.settings.check_memory, self.points or {key: value[:0] for key, value in new.items()}
         return {key: torch.cat([old[key].to(value.device), value])[-memory:] for key, value in new.items()}
@@ -96,22 +97,67 @@ class Boundary(RunState):
             "still the concept": float((points["remaining"] > 0.5).float().mean()),
         }
 
-    def drawn(self, step: Step) -> tuple[Draw, Conditioning] | None:
-        """States on the way to the concept alone, half as many as a batch has, each with a boundary point of its word;
-        ``None`` before the first self-check. A point says the concept and nothing beside it."""
-        draw = step.alone(max(1, self.settings.batch // 2)) if self.points else None
-        points = self.conditioning(draw, step.generator) if draw is not None else None
-        return None if draw is None or points is None else (draw, points)
+    def drawn(self, step: Step) -> Bounding | None:
+        """States on the way to the concept, half as many as a batch has, each with a boundary point of its word;
+        ``None`` before the first self-check.
 
-    def conditioning(self, draw: Draw, generator: torch.Generator) -> Conditioning | None:
-        """For each state of a draw a boundary point of the word that its prompt says; ``None`` before the first."""
-        points, sayings = self.points, self.trainer.sayings
-        if not points:
+        What a point says around the concept is not to be erased with it. So the frozen model is asked here for the
+        point itself, for the same without the concept, and for the same with the alternative in the concept's place.
+        """
+        if not self.points:
             return None
-        chosen = [_one_of(points["word"], sayings[prompt].word, generator) for prompt in draw.prompts]
+        trainer = self.trainer
+        states = trainer.pools["concept"].draw(max(1, self.settings.batch // 2), step.generator, trainer.noisiest)
+        words = [trainer.sayings[prompt].word for prompt in states.prompts]
+        chosen = [_one_of(self.points["word"], word, step.generator) for word in words]
+        own = dict(trainer.concept.instead)
+        instead = [own.get(trainer.concept.words[word], trainer.concept.alternative or "") for word in words]
+        with torch.no_grad(), trainer.deltas.off():
+            roles = {PROMPT: self.encoded(chosen), WITHOUT: self.encoded(chosen, [""] * len(chosen))}
+            if trainer.concept.has_alternative:
+                roles[ALTERNATIVE] = self.encoded(chosen, instead)
+            teacher = {EMPTY: states.teacher[EMPTY], **predict_roles(trainer.model, roles, states.latents, states.t)}
+        draw = replace(states, teacher=teacher)
+        return Bounding(draw, self.encoded(chosen), roles.get(ALTERNATIVE, roles[WITHOUT]))
+
+    def encoded(self, chosen: Sequence[int], instead: Sequence[str] | None = None) -> Conditioning:
+        """Boundary points as the model encodes them now, or with other words in the place of the concept's."""
+        points, model = self.points, self.model
         count = sum(key.startswith("embeddings.") for key in points)
-        embeddings = [points[f"embeddings.{i}"][chosen] for i in range(count)]
-        return self.model.encode_embeddings(embeddings, [int(points["ends"][i]) for i in chosen])
+        embeddings, ends = [], [int(points["ends"][i]) for i in chosen]
+        said = [points["said"][i].tolist() for i in chosen]
+        tokens = None if instead is None else model.tokenize(instead)
+        for table, every in zip(model.token_tables(), [points[f"embeddings.{i}"] for i in range(count)], strict=True):
+            rows = every[list(chosen)]
+            if tokens is not None:
+                others = [table[torch.tensor(ids, dtype=torch.long, device=table.device)].to(rows) for ids in tokens]
+                places = zip(rows, said, others, strict=True)
+                rows = torch.stack([_put(row, start, length, other) for row, (start, length), other in places])
+            embeddings.append(rows)
+        if tokens is not None:
+            ends = [end + len(ids) - length for end, ids, (_, length) in zip(ends, tokens, said, strict=True)]
+        return model.encode_embeddings(embeddings, ends)
+
+
+@dataclass(frozen=True)
+class Bounding:
+    """States with boundary points.
+
+    Args:
+        draw: the states, with what the frozen model predicts there for the points.
+        points: the points, as the model in training encodes them.
+        instead: what is to take their place, as the frozen model encodes it.
+    """
+
+    draw: Draw
+    points: Conditioning
+    instead: Conditioning
+
+
+def _put(row: Tensor, start: int, length: int, other: Tensor) -> Tensor:
+    """A row of embeddings [L, D] with ``other`` [K, D] in the place of ``length`` of them; padding makes up for it."""
+    put = torch.cat([row[:start], other, row[start + length :], row[-1:].expand(length, -1)])
+    return put[: len(row)]
 
 
 def _one_of(words: Tensor, word: int, generator: torch.Generator) -> int:

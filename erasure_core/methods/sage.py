@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from torch.nn import functional as F
 from ..errors import InvalidSettings
 from ..model import Conditioning
 from ..self_check import Reader, similarity
-from .boundary_points import Boundary, CheckSettings
+from .boundary_points import Boundary, Bounding, CheckSettings
 from .esd import target
 from .registry import method, option
 
 if TYPE_CHECKING:
     from ..trainer import Step
-    from ..trajectory import Draw
 
-Bounding: TypeAlias = "tuple[Draw, Conditioning] | None"
 TEMPERATURE = 0.07
 
 
@@ -75,28 +73,29 @@ def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     return terms
 
 
-def _erase_noise(step: Step, bounding: Bounding, settings: SageSettings) -> dict[str, Tensor]:
+def _erase_noise(step: Step, bounding: Bounding | None, settings: SageSettings) -> dict[str, Tensor]:
     concept, kept = step.concept, step.kept
     wanted: list[Any] = [(concept, concept.prompts), (kept, kept.prompts)]
     if bounding is not None:
-        wanted.append(bounding)
+        wanted.append((bounding.draw, bounding.points))
     erased, same, *found = step.trainer.predict(wanted)
     terms = {
         "erase": F.mse_loss(erased, target(settings, concept)),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
     if bounding is not None:
-        terms["boundary"] = settings.boundary_weight * F.mse_loss(found[0], target(settings, bounding[0]))
+        terms["boundary"] = settings.boundary_weight * F.mse_loss(found[0], target(settings, bounding.draw))
     return terms
 
 
-def _erase_text(step: Step, bounding: Bounding, settings: SageSettings) -> dict[str, Tensor]:
+def _erase_text(step: Step, bounding: Bounding | None, settings: SageSettings) -> dict[str, Tensor]:
     """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
     trainer, kept = step.trainer, step.kept
     if not trainer.trains_text:
         raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
     instead = {saying.prompt: saying.instead for saying in trainer.sayings.values()}
-    anchors = _anchors(step, [instead[prompt] for prompt in step.concept.prompts])
+    with torch.no_grad(), trainer.deltas.off():
+        anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])
     said = trainer.model.encode(step.concept.prompts)
     (same,) = step.predict(kept)
     terms = {
@@ -104,17 +103,8 @@ def _erase_text(step: Step, bounding: Bounding, settings: SageSettings) -> dict[
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
     if bounding is not None:
-        draw, points = bounding
-        alone = _anchors(step, [instead[prompt] for prompt in draw.prompts])
-        terms["boundary"] = settings.boundary_weight * text_distance(points, alone)
+        terms["boundary"] = settings.boundary_weight * text_distance(bounding.points, bounding.instead)
     return terms
-
-
-@torch.no_grad()
-def _anchors(step: Step, prompts: list[str]) -> Conditioning:
-    """Prompts as the original encodes them."""
-    with step.trainer.deltas.off():
-        return step.trainer.model.encode(prompts)
 
 
 def text_distance(said: Conditioning, anchors: Conditioning) -> Tensor:

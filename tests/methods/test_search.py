@@ -31,6 +31,16 @@ def checked(model: DiffusersModel, layers: str = "text-encoder", past: torch.Ten
 
 
 @pytest.mark.parametrize("layers", ["text-encoder", "cross-attention-kv"])
+def test_a_search_leaves_no_gradient_on_the_change_that_is_trained(pico: DiffusersModel, layers: str) -> None:
+    """It would bring the concept back in the next optimiser step, and its size would stop Adam for many more."""
+    deltas = new_deltas(select(pico.layers(), layers), 2, 0)
+    randomise(deltas)
+    with pico.trainable(), deltas.attached(pico.layers()):
+        self_check(pico, deltas, "ball", SelfCheck(starts=2, steps=2), torch.Generator().manual_seed(0))
+    assert all(parameter.grad is None for parameter in deltas.parameters())
+
+
+@pytest.mark.parametrize("layers", ["text-encoder", "cross-attention-kv"])
 def test_a_search_finds_what_the_changed_model_reads_as_the_concept(pico: DiffusersModel, layers: str) -> None:
     first, last = (checked(pico, layers, steps=steps, domain=0.0) for steps in (1, 25))
     assert last.remaining.mean() > first.remaining.mean() + 0.02
