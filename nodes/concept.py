@@ -41,7 +41,8 @@ class ConceptNode(io.ComfyNode):
                 io.Boolean.Input(
                     "explicit",
                     default=False,
-                    tooltip="The concept must not be shown: no previews of it are made while erasing.",
+                    tooltip="The concept must not be shown: no previews of it are made while erasing. Words that are "
+                    "known to be explicit count as if this were on.",
                 ),
                 io.Image.Input(
                     "pictures", optional=True, tooltip="Pictures of the concept, for methods that learn from pictures."

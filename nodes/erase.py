@@ -18,9 +18,11 @@ from ..erasure_core.library import Hardening, Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of, hardened
-from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, fit, library, say, working
+from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, library, say, working
+from .pictures import adapter_widget, concept_pictures, reads_pictures, vision_link
+from .presets import preset_widget, with_preset
 from .training_progress import NodeProgress, preview_latents
-from .widgets import inputs_of, settings_from
+from .widgets import NONE, inputs_of, settings_from
 
 
 def node_id_of(method: Method) -> str:
@@ -46,6 +48,7 @@ def _schema(method: Method) -> io.Schema:
             io.Model.Input("model", tooltip="The model to erase from, as it arrives here: LoRAs before it count."),
             io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
             ConceptType.Input("concept", tooltip="What to erase, from a Concept node."),
+            preset_widget(),
             *inputs_of(method.settings),
             io.Int.Input(
                 "resolution",
@@ -57,8 +60,10 @@ def _schema(method: Method) -> io.Schema:
                 "Less needs less memory and time.",
             ),
             *([every] if trains else []),
+            *([adapter_widget()] if reads_pictures(method) else []),
             *harden_inputs(),
             io.Vae.Input("vae", optional=True, tooltip="For pictures before and after; without it none are made."),
+            *([vision_link()] if reads_pictures(method) else []),
         ],
         outputs=[
             io.Model.Output("erased_model", display_name="model", tooltip="The model with the erasure applied."),
@@ -77,13 +82,13 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
     with working():
         loaded = ComfyModel(model, clip, others.get("vae"), others["resolution"])
         progress = NodeProgress(node_id, loaded, concept, others.get("preview_every", 0))
-        settings = settings_from(method.settings, others)
-        shown_pictures = _concept_pictures(loaded, concept)
+        settings, replaced = with_preset(method, settings_from(method.settings, others), others.get("preset", NONE))
+        shown_pictures = _pictures_of(method, loaded, concept, others)
         hardening = _hardening(concept, others)
         made = make_erasure(
             library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures, hardening=hardening
         )
-        say(node_id, _summary(made))
+        say(node_id, _summary(made, replaced))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)
         losses = [sum(terms.values()) for terms in made.history.losses]
@@ -125,20 +130,20 @@ def _hardening(request: ConceptRequest, values: dict[str, Any]) -> Hardening:
     return Hardening(values["harden"], search)
 
 
-def _summary(made: Made) -> str:
+def _summary(made: Made, replaced: str) -> str:
     """What the node says when it is done."""
-    rounds = hardened(made.erasure.manifest)
-    said = [f"Made earlier with the same inputs, used again:\n{made.path.name}"] if made.reused else []
-    return "\n".join([*said, *([rounds] if rounds else [])]) or made.path.name
+    reused = f"Made earlier with the same inputs, used again:\n{made.path.name}" if made.reused else ""
+    said = [replaced, reused, hardened(made.erasure.manifest)]
+    return "\n".join(filter(None, said)) or made.path.name
 
 
-def _concept_pictures(model: ComfyModel, request: ConceptRequest) -> ConceptPictures | None:
-    """The connected pictures as latents of the size that the erasure is made at."""
-    if request.pictures is None:
+def _pictures_of(
+    method: Method, model: ComfyModel, request: ConceptRequest, values: dict[str, Any]
+) -> ConceptPictures | None:
+    """What a method learns from; pictures that it does not read ask for no VAE and make no other file."""
+    if not reads_pictures(method):
         return None
-    side = 8 * model.latent_shape[-1]
-    pictures = fit(request.pictures, side)
-    return ConceptPictures(latents=model.latents_of(pictures))
+    return concept_pictures(model, request, values.get("ip_adapter", NONE), values.get("clip_vision"))
 
 
 def _told(made: Made) -> dict[str, Any]:

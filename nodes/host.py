@@ -19,6 +19,8 @@ from ..erasure_core.library import Library
 
 CATEGORY = "concept erasure"
 FOLDER = "erasures"
+ADAPTERS = "ipadapter"
+"""The folder below ``models`` that packs for IP-Adapters use."""
 PREFIX = "ConceptErasure"
 """Begins every node's id."""
 
@@ -67,10 +69,13 @@ Stack = tuple[Item, ...]
 
 
 def register_folders() -> None:
-    """Make ``models/erasures`` known, beside folders that ``extra_model_paths.yaml`` may have named."""
+    """Make ``models/erasures`` known, beside folders that ``extra_model_paths.yaml`` may have named; and the folder of
+    IP-Adapters, which the host has only with a pack for them."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, suffixes = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, set(suffixes) | {".safetensors"})
+    if ADAPTERS not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(ADAPTERS, str(Path(folder_paths.models_dir) / ADAPTERS))
 
 
 def library() -> Library:

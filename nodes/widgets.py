@@ -10,6 +10,8 @@ from comfy_api.latest import io
 
 from ..erasure_core.methods import SolverSettings
 
+NONE = "none"
+"""The choice in a list that chooses nothing."""
 TOGETHER = "text-encoder+cross-attention-kv"
 """The one combination of layer groups that is worth a place in the list."""
 

@@ -13,7 +13,7 @@ from ..delta import weight_of
 from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
-from .comfyui_weights import HostWeights, lent, out_of_place, recomputing, refuse_quantised
+from .comfyui_weights import HostWeights, constant, lent, out_of_place, recomputing, refuse_quantised
 
 TEXT_PARTS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 """ComfyUI's names of a family's text encoders, in the order in which their outputs are joined."""
@@ -175,7 +175,10 @@ class ComfyModel:
             return id(weight)
 
     def weight(self, name: str) -> Tensor:
-        return self._weights_of(name).effective(self.key(name))
+        held = self._weights_of(name).effective(self.key(name))
+        # The host's own tensors are of inference mode; methods compute with this one in trainings.
+        plain = type(held) in (Tensor, nn.Parameter)
+        return constant(held) if plain and held.is_inference() else held
 
     def other_parameters(self) -> dict[str, Tensor]:
         """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""

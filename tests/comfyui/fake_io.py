@@ -27,6 +27,7 @@ LINKS = {
     "Model": "MODEL",
     "Clip": "CLIP",
     "Vae": "VAE",
+    "ClipVision": "CLIP_VISION",
     "Image": "IMAGE",
     "LoraModel": "LORA_MODEL",
     "LossMap": "LOSS_MAP",
