@@ -148,7 +148,8 @@ def test_run_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_solve_follows_the_formula(tmp_path: Path) -> None:
     out = tmp_path / "solve.json"
-    assert main(["solve", "--tiny", "--dtype", "float32", "--concepts", "1", "4", "--out", str(out)]) == 0
+    tiny = ["--tiny", "--dtype", "float32", "--size", "64"]
+    assert main(["solve", *tiny, "--concepts", "1", "4", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert [solved["concepts"] for solved in result["solved"]] == [1, 4]
     for solved in result["solved"]:
