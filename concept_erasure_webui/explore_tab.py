@@ -72,6 +72,10 @@ def build(tab: Any, form: Form) -> None:
                 side = gr.Number(0, label="Side of the explored pictures in pixels (0: the family's own)",
                                  elem_id=f"{PREFIX}_explore_side")  # fmt: skip
                 seed = gr.Number(0, label="Seed of the search", elem_id=f"{PREFIX}_explore_seed")
+                sensitive = gr.Checkbox(
+                    False, label="The concept is explicit, whatever its words say: pictures of it are stored blurred",
+                    elem_id=f"{PREFIX}_explore_sensitive",
+                )  # fmt: skip
         with gr.Column():
             with gr.Row():
                 start = gr.Button("Explore", variant="primary", elem_id=f"{PREFIX}_explore")
@@ -88,7 +92,7 @@ def build(tab: Any, form: Form) -> None:
             elem_id=f"{PREFIX}_selected",
         )  # fmt: skip
         harden = gr.Button("Put them into the Erase form", variant="primary", elem_id=f"{PREFIX}_harden_selected")
-    wanted = [words, keep, tries, erasure, strength, seconds, levels, look, pictures, states, side, seed]
+    wanted = [words, keep, tries, erasure, strength, seconds, levels, look, pictures, states, side, seed, sensitive]
     start.click(
         call_queue.wrap_gradio_gpu_call(explore, extra_outputs=["", ""]),
         _js="concept_erasure_submit_explore",
@@ -132,6 +136,7 @@ def search_of(
     states: float,
     side: float,
     seed: float,
+    sensitive: bool = False,
 ) -> Search:
     """What the form asks for.
 
@@ -143,8 +148,9 @@ def search_of(
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidSettings("Pictures, latents and seed of the search must be whole numbers.") from error
     settings = ExploreSettings(
-        seconds=float(seconds), levels="+".join(levels or ()), pictures=bool(pictures), **numbers
-    )
+        seconds=float(seconds), levels="+".join(levels or ()), pictures=bool(pictures), sensitive=bool(sensitive),
+        **numbers,
+    )  # fmt: skip
     wish = Wish(erasure, float(strength), float(strength)) if erasure and erasure != NONE else None
     return Search(tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), wish, settings, latent_side(side))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from typing import Any
 
 import gradio as gr
 
 from erasure_core.errors import InvalidSettings
 from erasure_core.methods import METHODS, Method, SolverSettings
+from erasure_core.presets import PRESETS, preset_settings
 
 LENGTHS = {"As set": 1.0, "A third of the steps": 1 / 3, "Three times the steps": 3.0}
 """Presets for the length of a training."""
@@ -41,21 +42,37 @@ def _hint(setting: Field[Any]) -> str:
     return setting.metadata["help"] + (f" ({low:g} to {high:g})" if low is not None and high is not None else "")
 
 
-def settings_of(method: Method, values: Sequence[Any], length: float = 1.0) -> SolverSettings:
+def settings_of(
+    method: Method, values: Sequence[Any], length: float = 1.0, preset: str | None = None
+) -> SolverSettings:
     """The settings that the widgets hold.
 
     Args:
         method: whose widgets they are.
         values: one for each field, in order.
         length: factor on the steps.
+        preset: settings for a kind of concept, which come first.
 
     Raises:
-        InvalidSettings: a value is missing, of the wrong kind or out of range.
+        InvalidSettings: there is no such preset, or a value is missing, of the wrong kind or out of range.
     """
     given = {s.name: _value(s, value) for s, value in zip(fields(method.settings), values, strict=True)}
+    if preset is not None:
+        defaults = asdict(method.settings())
+        # What a widget shows unchanged was not chosen by the user, so the preset may.
+        given |= {name: v for name, v in preset_settings(preset, method).items() if given[name] == defaults[name]}
     if "steps" in given:
         given["steps"] = max(1, round(given["steps"] * length))
     return method.settings(**given)
+
+
+def about_preset(preset: str | None, method: Method) -> str:
+    """What a preset does to a method's settings, and why; an empty text for none."""
+    if preset not in PRESETS:
+        return ""
+    sets = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in preset_settings(preset, method).items())
+    does = f"Sets {sets}, where you leave the field as it is." if sets else f"Sets nothing for {method.title}."
+    return f"{PRESETS[preset].title}: {PRESETS[preset].reason} {does}"
 
 
 def _value(setting: Field[Any], value: Any) -> Any:
@@ -75,6 +92,11 @@ def _value(setting: Field[Any], value: Any) -> Any:
     if is_whole and not number.is_integer():
         raise InvalidSettings(f"{setting.name} is {number:g}; it must be a whole number.")
     return int(number) if is_whole else number
+
+
+def count() -> int:
+    """Values of all methods in a row."""
+    return max(stop for _, stop in offsets().values())
 
 
 def offsets() -> dict[str, tuple[int, int]]:

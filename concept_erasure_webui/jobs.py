@@ -1,32 +1,26 @@
-"""Work on the loaded model: erasing and purifying, under the host's queue, with its progress and its Interrupt."""
+"""Erasing on the loaded model, under the host's queue, with its progress and its Interrupt."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
-from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
 from erasure_core.library import Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
-from erasure_core.purify import purify
 from erasure_core.safe_files import write_bytes
 
 from . import places
+from .given_pictures import concept_pictures, reads_pictures
 from .preview import Preview
 from .unfinished import save_unfinished
-from .wishes import Wish
-from .working import HostProgress, Job, as_pictures, loaded_model
+from .working import HostProgress, Job, loaded_model
 
 MOST_ROUNDS = 10
 """Rounds of hardening that can be asked for."""
@@ -41,6 +35,7 @@ class Request:
         latent_side: of the training pictures; ``None`` for the family's own.
         hardening: rounds of searching for what still leaks and erasing that too.
         preview_every: training steps between two previews; 0 for none.
+        pictures: of the concept, for methods that read them.
 
     Raises:
         InvalidSettings: rounds or preview steps out of range.
@@ -52,6 +47,7 @@ class Request:
     latent_side: int | None = None
     hardening: Hardening | None = None
     preview_every: int = 0
+    pictures: tuple[Image.Image, ...] = ()
 
     def __post_init__(self) -> None:
         rounds = self.hardening.rounds if self.hardening is not None else 0
@@ -104,14 +100,16 @@ def run_erase(request: Request) -> Job:
         preview = Preview(model, request.concept, request.preview_every)
         progress.picture = lambda report: preview.after(report, progress)
         library, hardening = places.library(), request.hardening
+        pictures = concept_pictures(model, request.pictures) if reads_pictures(request.method) else None
         stem = f"{safe_stem(request.concept.name)[:60]}-{request.method.name}"
-        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), hardening=hardening)}"))
-        made = make_erasure(library, model, *_parts(request), progress, hardening=hardening)
+        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), pictures, hardening)}"))
+        made = make_erasure(library, model, *_parts(request), progress, pictures=pictures, hardening=hardening)
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
         job.message = (
-            f"Wrote {made.path.name}.{again}{_hardened(made)} Use it with <erase:{made.path.stem}:1>, or in the panel."
+            f"Wrote {made.path.name}.{again}{_hardened(made)}{_unread(request)} "
+            f"Use it with <erase:{made.path.stem}:1>, or in the panel."
         )
     except Cancelled as stopped:
         job.status = "stopped"
@@ -136,6 +134,13 @@ def _hardened(made: Made) -> str:
         f"{', '.join(one['added']) or 'nothing'}."
         for number, one in enumerate(rounds, 1)
     )
+
+
+def _unread(request: Request) -> str:
+    """Says so if the pictures that were given had no part in it."""
+    if not request.pictures or reads_pictures(request.method):
+        return ""
+    return f" The pictures had no part in it: {request.method.title} does not read any."
 
 
 def _parts(request: Request) -> tuple[Concept, Method, SolverSettings]:
@@ -175,28 +180,3 @@ def discard_stopped() -> Job:
     job.message = "The interrupted training was discarded."
     JOBS.note()
     return job
-
-
-@torch.no_grad()
-def run_purify(
-    picture: Image.Image, caption: str, wishes: Sequence[Wish], steps: int, guidance: float, share: float
-) -> list[Image.Image]:
-    """Paint a picture again without what the erasures take away; raises as ``purify``."""
-    job = Job("Purifying a picture")
-    model = loaded_model()
-    bound = [(read_erasure(places.library().find(wish.file)).bind(model), wish.unet) for wish in wishes]
-    if not bound:
-        raise InvalidSettings("Choose an erasure.")
-    with model.trainable(), torch.no_grad():
-        latents = model.latents_of(_pixels(picture))
-        made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
-        return as_pictures(model.decode(made))
-
-
-def _pixels(picture: Any) -> Tensor:
-    """uint8 [1, 3, H, W] with sides that are multiples of 64, as every UNet wants."""
-    if picture is None:
-        raise InvalidSettings("Give a picture.")
-    width, height = (max(64, side // 64 * 64) for side in picture.size)
-    small = picture.convert("RGB").resize((width, height))
-    return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(1, height, width, 3).permute(0, 3, 1, 2)

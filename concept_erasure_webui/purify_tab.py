@@ -10,7 +10,7 @@ from modules import call_queue
 from erasure_core.errors import ErasureError
 from erasure_core.library import SUFFIX
 
-from . import jobs, places, shelf, show
+from . import places, purifying, shelf, show
 from .handlers import PREFIX, erasure_list, interrupt, task_box
 from .wishes import Wish
 
@@ -51,7 +51,7 @@ def purify(
     """The button "Purify": returns pictures and a closing line."""
     try:
         wish = Wish(shelf.chosen(name).name.removesuffix(SUFFIX))
-        made = jobs.run_purify(picture, caption, [wish], int(steps), guidance, share)
+        made = purifying.run_purify(picture, caption, [wish], int(steps), guidance, share)
     except ErasureError as error:
         return [[], show.message(places.told(error), is_error=True)]
     return [made, show.message("Purified.")]

@@ -59,6 +59,10 @@ def build(tab: Any) -> None:
                 seed = gr.Number(0, label="Seed of the report", elem_id=f"{PREFIX}_report_seed")
                 merge = gr.Checkbox(False, label="Write the figures into the erasures' own descriptions",
                                     elem_id=f"{PREFIX}_report_merge")  # fmt: skip
+                sensitive = gr.Checkbox(
+                    False, label="The measured concept is explicit, whatever its words say",
+                    elem_id=f"{PREFIX}_report_sensitive",
+                )  # fmt: skip
         with gr.Column():
             with gr.Row():
                 start = gr.Button("Make the report card", variant="primary", elem_id=f"{PREFIX}_report")
@@ -72,7 +76,9 @@ def build(tab: Any) -> None:
                 again = gr.Button("Show this report", elem_id=f"{PREFIX}_report_show")
             tab.select(lambda: gr.update(choices=saved.names(saved.REPORTS)), inputs=[], outputs=[earlier])
     page = gr.HTML(elem_id=f"{PREFIX}_report_page")
+    # API clients send these by place: what is new goes behind what was there.
     wanted = [erasures, strength, words, keep, tries, seconds, pictures, explicit, states, steps, side, seed, merge]
+    wanted.append(sensitive)
     start.click(
         call_queue.wrap_gradio_gpu_call(measure, extra_outputs=[""]),
         _js="concept_erasure_submit_report",
@@ -111,6 +117,7 @@ def measurement_of(
     side: float,
     seed: float,
     merge: bool,
+    sensitive: bool = False,
 ) -> Measurement:
     """What the form asks for.
 
@@ -121,7 +128,8 @@ def measurement_of(
         numbers = {"states": int(states), "steps": int(steps), "seed": int(seed)}
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidSettings("Latents, steps and seed of the report must be whole numbers.") from error
-    settings = ReportSettings(seconds=float(seconds), pictures=bool(pictures), explicit=bool(explicit), **numbers)
+    shown = {"pictures": bool(pictures), "explicit": bool(explicit), "sensitive": bool(sensitive)}
+    settings = ReportSettings(seconds=float(seconds), **shown, **numbers)
     wishes = tuple(Wish(name, float(strength), float(strength)) for name in erasures or ())
     return Measurement(
         wishes, tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), settings, latent_side(side), bool(merge)

@@ -22,8 +22,9 @@ from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import SUFFIX, Hardening
 from erasure_core.methods import METHODS, find_method
+from erasure_core.presets import preset_settings
 
-from . import exploring, jobs, places, reporting, saved
+from . import exploring, given_pictures, jobs, places, reporting, saved
 from .exploring import Search
 from .reporting import Measurement
 from .wishes import Wish
@@ -139,25 +140,29 @@ def _answer(job: Job) -> dict[str, Any]:
 
 def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels),
-    harden (rounds), harden_seconds."""
+    harden (rounds), harden_seconds, preset, pictures (base64, never paths)."""
     request = _asked(_erasing, body)
     return _answer(_in_turn(lambda: jobs.run_erase(request)))
 
 
 def _erasing(body: dict[str, Any]) -> jobs.Request:
-    _check_fields(body, {"words", "alternative", "keep", "method", "settings", "side", "harden", "harden_seconds"})
+    known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "harden_seconds", "preset"}
+    _check_fields(body, known | {"pictures"})
     method = find_method(str(body.get("method", "closed_form")))
     concept = Concept(_texts(body, "words"), body.get("alternative"), _texts(body, "keep"))
-    settings = method.settings(**body.get("settings", {}))
+    preset = body.get("preset")
+    implied = {} if preset is None else preset_settings(str(preset), method)
+    settings = method.settings(**implied | body.get("settings", {}))
     rounds = int(body.get("harden", 0))
     search = ExploreSettings(seconds=float(body.get("harden_seconds", 60)), seed=settings.seed)
     hardening = Hardening(rounds, search) if rounds else None
-    return jobs.Request(concept, method, settings, latent_side(body.get("side")), hardening)
+    pictures = given_pictures.from_base64(_texts(body, "pictures"))
+    return jobs.Request(concept, method, settings, latent_side(body.get("side")), hardening, pictures=pictures)
 
 
 def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Search for prompts that reach a concept; answers when it is done. Fields: words, keep, try, erasure, strength,
-    side, and the settings of a search: seconds, calls, levels, states, look, pictures, seed."""
+    side, and the settings of a search: seconds, calls, levels, states, look, pictures, seed, sensitive."""
     search = _asked(_search, body)
     job = _in_turn(lambda: exploring.run_explore(search))
     answer = _answer(job)
@@ -166,7 +171,7 @@ def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 
 
 def _search(body: dict[str, Any]) -> Search:
-    own = {"seconds", "calls", "levels", "states", "look", "pictures", "seed"}
+    own = {"seconds", "calls", "levels", "states", "look", "pictures", "seed", "sensitive"}
     _check_fields(body, own | {"words", "keep", "try", "erasure", "strength", "side"})
     settings = {name: body[name] for name in own if name in body}
     if "calls" in settings:
@@ -181,14 +186,14 @@ def _search(body: dict[str, Any]) -> Search:
 def report(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Measure erasures; answers with the figures when it is done. Fields: erasures (names, or objects with erasure and
     strength), words, keep, try, side, merge, and the settings of a report: seconds, calls, states, pictures, explicit,
-    steps, seed."""
+    steps, seed, sensitive."""
     wanted = _asked(_measurement, body)
     job, card = _in_turn(lambda: reporting.run_report(wanted))
     return _answer(job) | {"report": None if card is None else json.loads(card.to_json())}
 
 
 def _measurement(body: dict[str, Any]) -> Measurement:
-    own = {"seconds", "calls", "states", "pictures", "explicit", "steps", "seed"}
+    own = {"seconds", "calls", "states", "pictures", "explicit", "steps", "seed", "sensitive"}
     _check_fields(body, own | {"erasures", "words", "keep", "try", "side", "merge"})
     named = body.get("erasures")
     if not isinstance(named, list):

@@ -20,8 +20,9 @@ from erasure_core.foreign import looks_foreign, read_foreign
 from erasure_core.library import SUFFIX, safe_stem
 from erasure_core.profile import make_profile, write_profile
 
-from . import jobs, places
+from . import places
 from .wishes import NONE
+from .working import loaded_model
 
 
 def chosen(name: str | None) -> Path:
@@ -78,7 +79,7 @@ def import_file(source: Path | None, words: str) -> str:
     library = places.library()
     target = library.free_path(source.stem)
     library.folders[0].mkdir(parents=True, exist_ok=True)
-    model = jobs.loaded_model()
+    model = loaded_model()
     if not looks_foreign(source) and read_erasure(source).manifest is not None:
         read_erasure(source).bind(model)
         shutil.copyfile(source, target)
@@ -121,7 +122,7 @@ def export_lora(name: str | None) -> str:
     if all(isinstance(delta, LowRankDelta) for delta in stored.changes.values()):
         shutil.copyfile(path, target)
     else:
-        model = jobs.loaded_model()
+        model = loaded_model()
         write_erasure(target, converted(model, stored, "low-rank"), model)
     return f"{target.stem} is now a LoRA: <lora:{target.stem}:1>."
 

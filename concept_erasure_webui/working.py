@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from modules import sd_models, shared
 from PIL import Image
 from torch import Tensor
@@ -93,6 +94,13 @@ class HostProgress:
 def as_pictures(pixels: Tensor) -> list[Image.Image]:
     """Pictures of uint8 [B, 3, H, W]."""
     return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
+
+
+def as_pixels(picture: Image.Image) -> Tensor:
+    """A picture as uint8 [3, H, W]."""
+    size = (picture.height, picture.width, 3)
+    content = bytearray(picture.convert("RGB").tobytes())
+    return torch.frombuffer(content, dtype=torch.uint8).view(size).permute(2, 0, 1)
 
 
 def loaded_model(latent_side: int | None = None) -> WebuiModel:

@@ -21,7 +21,7 @@ ARGUMENTS = {
     "Button": {"value", "elem_id", "visible", "variant"},
     "Image": {"label", "type", "elem_id"},
     "Gallery": {"label", "elem_id"},
-    "File": {"label", "elem_id"},
+    "File": {"label", "elem_id", "file_count", "file_types"},
     "Row": {"elem_id"},
     "Column": {"elem_id", "visible"},
     "Accordion": {"open", "elem_id"},

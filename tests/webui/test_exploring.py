@@ -124,14 +124,16 @@ def test_pictures_only_if_asked_for_and_blurred_if_explicit(part: Any, monkeypat
 
     monkeypatch.setattr(explore, "thumbnail", thumbnail)
 
-    def shown(word: str, wanted: bool) -> int:
+    def shown(word: str, wanted: bool, sensitive: bool = False) -> int:
         made.clear()
-        exploring.run_explore(search(part, words=(word,), erasure=None, settings=replace(QUICK, pictures=wanted)))
+        how = replace(QUICK, pictures=wanted, sensitive=sensitive)
+        exploring.run_explore(search(part, words=(word,), erasure=None, settings=how))
         return sum(bool(point.thumbnail) for point in exploring.FINDINGS.found.points)
 
     assert shown("nude", False) == 0 and not any(made)
     assert shown("ball", True) == QUICK.look and not any(made)
     assert shown("nude", True) == QUICK.look and made == [True] * QUICK.look
+    assert shown("ball", True, sensitive=True) == QUICK.look and made == [True] * QUICK.look
 
 
 def test_a_report_of_one_and_a_comparison(part: Any, same_model: None) -> None:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "boundary"))
 
 import fake_gradio
+from fake_host import web_framework
 from made_up import HOSTILE, made_up
 
 from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.methods import find_method
+from erasure_core.presets import preset_settings
 
 
 @pytest.fixture
@@ -120,19 +124,69 @@ def test_the_report_form(part: Any) -> None:
     assert "class='error'" in tab.shown("../x")[1]
 
 
-def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
-    tab, form = part("tab"), part("form")
+def test_a_concept_can_be_called_explicit(routes: Any, part: Any, page: fake_gradio.Page) -> None:
+    explore, report = part("explore_tab"), part("report_tab")
+    measure = [["ball"], 1.0, "", "", "", 60, True, False, 8, 20, 0, 0, False]
+    for read, form, route, body in (
+        (explore.search_of, FORM, routes._search, {"words": ["ball"]}),
+        (report.measurement_of, measure, routes._measurement, {"erasures": ["ball"]}),
+    ):
+        assert [read(*form, ticked).settings.sensitive for ticked in (True, False)] == [True, False]
+        assert not read(*form).settings.sensitive  # as API clients sent it before there was the box
+        assert route(body | {"sensitive": True}).settings.sensitive and not route(body).settings.sensitive
+    for name in ("explore", "report"):
+        (event,) = [e for e in page.events if e[4] == f"concept_erasure_submit_{name}"]
+        assert event[2][-1] is page.of(f"{name}_sensitive")
+
+
+HEAD = ["ball", "", "", "closed_form", "As set", 0]
+
+
+def shown_values(page: fake_gradio.Page) -> list[Any]:
+    """What the settings' widgets of the Erase form hold when it is opened, in the order of API arguments."""
     (event,) = [e for e in page.events if e[4] == "concept_erasure_submit"]
-    offsets = form.offsets()
-    values = [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:]]
-    assert len(values) == max(stop for _, stop in offsets.values())
-    head = ["ball", "", "", "closed_form", "As set", 0]
-    assert tab.request_of(*head, 0, 60, 0, *values).hardening is None
-    asked = tab.request_of(*head, 3, 20, 50, *values)
+    assert [c.given["elem_id"] for c in event[2][-2:]] == ["concept_erasure_preset", "concept_erasure_concept_pictures"]
+    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-2]]
+
+
+def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
+    tab, values = part("erase_tab"), shown_values(page)
+    assert len(values) == part("form").count()
+    assert tab.request_of(*HEAD, 0, 60, 0, *values).hardening is None  # as API clients sent it before there was more
+    asked = tab.request_of(*HEAD, 3, 20, 50, *values, "None", None)
     assert (asked.hardening.rounds, asked.hardening.search.seconds, asked.preview_every) == (3, 20.0, 50)
     for rounds, seconds, preview in ((99, 60, 0), (1, 0, 0), (1, None, 0), (0, 60, -1), ("x", 60, 0)):
         with pytest.raises(InvalidSettings):
-            tab.request_of(*head, rounds, seconds, preview, *values)
+            tab.request_of(*HEAD, rounds, seconds, preview, *values)
+
+
+def test_a_preset_comes_first_and_then_what_the_user_changed(part: Any, page: fake_gradio.Page) -> None:
+    tab, form, values = part("erase_tab"), part("form"), shown_values(page)
+    method = find_method("esd")
+    start, _ = form.offsets()["esd"]
+    names = [setting.name for setting in fields(method.settings)]
+
+    def asked(preset: str | None, **changed: Any) -> Any:
+        sent = list(values)
+        for name, value in changed.items():
+            sent[start + names.index(name)] = value
+        return tab.request_of(*HEAD[:3], "esd", *HEAD[4:], 0, 60, 0, *sent, preset, None).settings
+
+    assert asked(None) == asked("None") == method.settings()
+    assert asked("style") == method.settings(**preset_settings("style", method)) != method.settings()
+    assert asked("style", spare_layout=0.5).spare_layout == 0.5
+    assert asked("style", spare_layout=0.5).layers == preset_settings("style", method)["layers"]
+    assert asked("style", steps=7).spare_layout == preset_settings("style", method)["spare_layout"]
+    with pytest.raises(InvalidSettings, match="no preset"):
+        asked("nothing")
+
+
+def test_the_form_tells_what_method_and_preset_do(part: Any) -> None:
+    tab = part("erase_tab")
+    assert "does not read pictures" in tab.about_method("esd", "None")
+    told = tab.about_method("co_erasing", "person")
+    assert "does not read pictures" not in told and "keep weight 4.0" in told and "Person" in told
+    assert "Sets nothing" in part("form").about_preset("pervasive", find_method("closed_form"))
 
 
 class _Seen(HTMLParser):
@@ -180,18 +234,8 @@ def routes(part: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     try:
         importlib.import_module("fastapi")
     except ImportError:
-
-        class HTTPException(Exception):
-            def __init__(self, status_code: int, detail: str = "", headers: Any = None) -> None:
-                super().__init__(detail)
-                self.status_code, self.detail = status_code, detail
-
-        security = SimpleNamespace(HTTPBasic=lambda **k: None, HTTPBasicCredentials=object)
-        fastapi = SimpleNamespace(
-            Body=lambda *a: None, Depends=lambda work: work, FastAPI=object, HTTPException=HTTPException
-        )
-        monkeypatch.setitem(sys.modules, "fastapi", fastapi)  # type: ignore[arg-type]
-        monkeypatch.setitem(sys.modules, "fastapi.security", security)  # type: ignore[arg-type]
+        for name, module in web_framework().items():
+            monkeypatch.setitem(sys.modules, name, module)
     return part("routes")
 
 
@@ -238,6 +282,13 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
         ("report", {"erasures": ["/etc/passwd"]}, 409),
         ("erase", {"words": ["ball"], "harden": 99}, 422),
         ("erase", {"words": ["ball"], "harden": "x"}, 422),
+        ("erase", {"words": ["ball"], "preset": "nothing"}, 422),
+        ("erase", {"words": ["ball"], "settings": ["steps"]}, 422),
+        ("erase", {"words": ["ball"], "pictures": "/etc/passwd"}, 422),
+        ("erase", {"words": ["ball"], "pictures": ["/etc/passwd"]}, 422),
+        ("erase", {"words": ["ball"], "pictures": [{"path": "/etc/passwd"}]}, 422),
+        ("erase", {"words": ["ball"], "pictures": ["bm8="]}, 422),
+        ("erase", {"words": ["ball"], "pictures": ["bm8="] * 100}, 422),
     ],
 )
 def test_routes_refuse_with_a_sentence(

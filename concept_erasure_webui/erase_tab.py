@@ -1,0 +1,151 @@
+"""The sub-tab "Erase": concept, pictures, method, preset, all settings; progress, and what becomes of an interrupt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from modules import call_queue
+
+from erasure_core.boundary import ExploreSettings
+from erasure_core.concept import Concept
+from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.library import Hardening
+from erasure_core.methods import METHODS, find_method
+from erasure_core.presets import PRESETS
+
+from . import explore_tab, form, given_pictures, jobs, places, show
+from .handlers import PREFIX, guarded, interrupt, lines, queued, task_box
+from .wishes import NONE
+from .working import latent_side
+
+
+def build() -> explore_tab.Form:
+    """The widgets of the sub-tab, inside of it; returns the fields that exploration fills."""
+    with gr.Row():
+        with gr.Column():
+            words = gr.Textbox(label="Erase (one word or phrase for each line)", lines=3, elem_id=f"{PREFIX}_words")
+            instead = gr.Textbox(label="Paint instead (may be empty)", elem_id=f"{PREFIX}_instead")
+            keep = gr.Textbox(label="Prompts to keep (one for each line)", lines=4, elem_id=f"{PREFIX}_keep")
+            pictures = gr.File(label="Pictures of it, for the methods that read them (may be empty)",
+                               file_count="multiple", file_types=["image"],
+                               elem_id=f"{PREFIX}_concept_pictures")  # fmt: skip
+            with gr.Row():
+                method = gr.Dropdown(list(METHODS), value="closed_form", label="Method",
+                                     elem_id=f"{PREFIX}_method")  # fmt: skip
+                preset = gr.Dropdown([NONE, *PRESETS], value=NONE, label="Preset for this kind of concept",
+                                     elem_id=f"{PREFIX}_preset")  # fmt: skip
+                length = gr.Dropdown(list(form.LENGTHS), value="As set", label="Length", elem_id=f"{PREFIX}_length")
+                size = gr.Number(0, label="Side of the training pictures in pixels (0: the family's own)",
+                                 elem_id=f"{PREFIX}_size")  # fmt: skip
+            with gr.Row():
+                rounds = gr.Slider(
+                    0, jobs.MOST_ROUNDS, value=0, step=1, label="Harden: rounds of search and erase (0: off)",
+                    elem_id=f"{PREFIX}_harden",
+                    info="After erasing, search for what still reaches the concept and erase that too.",
+                )  # fmt: skip
+                seconds = gr.Number(60, label="Seconds of each of these searches", elem_id=f"{PREFIX}_harden_seconds")
+                preview = gr.Number(0, label="Training steps between two previews (0: none)",
+                                    elem_id=f"{PREFIX}_preview_every")  # fmt: skip
+            about = gr.HTML(about_method("closed_form", NONE), elem_id=f"{PREFIX}_about")
+            values: list[Any] = []
+            groups = []
+            for name, known in METHODS.items():
+                with (
+                    gr.Column(visible=name == "closed_form") as group,
+                    gr.Accordion(f"Settings of {known.title}", open=False, elem_id=f"{PREFIX}_settings_{name}"),
+                ):
+                    values += form.widgets(known)
+                groups.append(group)
+        with gr.Column():
+            with gr.Row():
+                start = gr.Button("Erase", variant="primary", elem_id=f"{PREFIX}_start")
+                stop = gr.Button("Interrupt", elem_id=f"{PREFIX}_interrupt")
+            with gr.Row():
+                save = gr.Button("Save the interrupted one as it is", elem_id=f"{PREFIX}_save_unfinished")
+                discard = gr.Button("Discard it", elem_id=f"{PREFIX}_discard")
+            with gr.Column(elem_id=f"{PREFIX}_progress"):
+                result = gr.HTML(elem_id=f"{PREFIX}_result")
+                last = gr.HTML(show.job(jobs.JOBS.shown()), elem_id=f"{PREFIX}_last_job")
+            look = gr.Button("Show the last job", elem_id=f"{PREFIX}_show_last_job")
+    method.change(_chosen_method, inputs=[method, preset], outputs=[about, *groups])
+    preset.change(about_method, inputs=[method, preset], outputs=[about])
+    # API clients send these by place: what is new goes behind what was there.
+    head = [task_box("Erase"), words, instead, keep, method, length, size, rounds, seconds, preview]
+    start.click(
+        call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
+        _js="concept_erasure_submit",
+        inputs=[*head, *values, preset, pictures],
+        outputs=[last, result],
+        show_progress=False,
+    )
+    stop.click(interrupt, inputs=[], outputs=[])
+    look.click(lambda: show.job(jobs.JOBS.shown()), inputs=[], outputs=[last])
+    save.click(queued(lambda: jobs.save_stopped().message), inputs=[], outputs=[result])
+    discard.click(guarded(lambda: jobs.discard_stopped().message), inputs=[], outputs=[result])
+    return explore_tab.Form(words, instead, keep, result)
+
+
+def about_method(name: str, preset: str | None) -> str:
+    method = find_method(name)
+    reads = "" if given_pictures.reads_pictures(method) else " It does not read pictures."
+    chosen = form.about_preset(preset, method)
+    said = show.message(f"{method.title}: {method.reference}. Ours: {method.status}.{reads}")
+    return said + (show.message(chosen) if chosen else "")
+
+
+def _chosen_method(name: str, preset: str | None) -> list[Any]:
+    return [about_method(name, preset), *(gr.update(visible=other == name) for other in METHODS)]
+
+
+def erase(task: str, *values: Any) -> list[str]:
+    """The button "Erase": returns the last-job view and a closing line."""
+    try:
+        request = request_of(*values)
+    except ErasureError as error:
+        return [show.job(jobs.JOBS.shown()), show.message(places.told(error), is_error=True)]
+    job = jobs.run_erase(request)
+    return [show.job(job), show.message(job.message, is_error=job.status == "failed")]
+
+
+def request_of(
+    words: str,
+    instead: str,
+    keep: str,
+    method: str,
+    length: str,
+    size: float,
+    rounds: float,
+    seconds: float,
+    preview: float,
+    *values: Any,
+) -> jobs.Request:
+    """What the form asks for.
+
+    Args:
+        words, instead, keep: lines of the concept.
+        method: by name.
+        length: a choice of ``form.LENGTHS``.
+        size: of the training pictures, pixels.
+        rounds, seconds: of hardening.
+        preview: steps between two previews.
+        values: the settings of all methods in a row, then preset and pictures, if they are sent.
+
+    Raises:
+        ErasureError: something in it cannot be used.
+    """
+    own, added = values[: form.count()], values[form.count() :]
+    preset, files = (*added, None, None)[:2]
+    concept = Concept(tuple(lines(words)), instead.strip() or None, tuple(lines(keep)))
+    chosen = find_method(method)
+    start, stop = form.offsets()[chosen.name]
+    kind = None if preset in (None, "", NONE) else str(preset)
+    settings = form.settings_of(chosen, own[start:stop], form.LENGTHS.get(length, 1.0), kind)
+    try:
+        asked, every = int(rounds or 0), int(preview or 0)
+        search = ExploreSettings(seconds=float(seconds), seed=settings.seed) if asked else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidSettings("Rounds, seconds and preview steps must be numbers.") from error
+    hardening = Hardening(asked, search) if search is not None else None
+    shown = given_pictures.from_uploads(files)
+    return jobs.Request(concept, chosen, settings, latent_side(size), hardening, every, shown)

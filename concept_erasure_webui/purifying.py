@@ -1,0 +1,55 @@
+"""Painting a given picture again on the loaded model, without what an erasure takes away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erasure_core.erasure_file import read_erasure
+from erasure_core.errors import InvalidSettings
+from erasure_core.purify import purify
+
+from . import places
+from .wishes import Wish
+from .working import HostProgress, Job, as_pictures, as_pixels, loaded_model
+
+GRID = 64
+"""Pixels that both sides are a multiple of: every UNet halves them several times."""
+MOST_PIXELS = 2048 * 2048
+"""Of a picture that is painted again; the network's memory grows with them."""
+
+
+@torch.no_grad()
+def run_purify(
+    picture: Image.Image, caption: str, wishes: Sequence[Wish], steps: int, guidance: float, share: float
+) -> list[Image.Image]:
+    """Paint a picture again without what the erasures take away; raises as ``purify``."""
+    job, pixels = Job("Purifying a picture"), _pixels(picture)
+    model = loaded_model()
+    bound = [(read_erasure(places.library().find(wish.file)).bind(model), wish.unet) for wish in wishes]
+    if not bound:
+        raise InvalidSettings("Choose an erasure.")
+    with model.trainable(), torch.no_grad():
+        latents = model.latents_of(pixels)
+        made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
+        return as_pictures(model.decode(made))
+
+
+def _pixels(picture: Image.Image | None) -> Tensor:
+    """uint8 [1, 3, H, W] with sides that are multiples of ``GRID``.
+
+    Raises:
+        InvalidSettings: no picture, or more pixels than are painted at once.
+    """
+    if picture is None:
+        raise InvalidSettings("Give a picture.")
+    width, height = (max(GRID, side // GRID * GRID) for side in picture.size)
+    if width * height > MOST_PIXELS:
+        raise InvalidSettings(
+            f"The picture would be painted with {width * height / 2**20:.1f} megapixels; make it smaller, at most "
+            f"{MOST_PIXELS // 2**20} are painted at once."
+        )
+    return as_pixels(picture.convert("RGB").resize((width, height)))[None]

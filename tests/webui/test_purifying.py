@@ -1,0 +1,43 @@
+"""Painting a given picture again: with the erasure, within bounds, and not whatever a caption asks for."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from erasure_core.errors import InvalidConcept, InvalidSettings
+from erasure_core.hosts.webui import WebuiModel
+
+
+@pytest.fixture
+def purifying(a1111: SimpleNamespace, library: Path) -> Any:
+    return importlib.import_module("concept_erasure_webui.purifying")
+
+
+def test_purify_paints_a_picture_again(purifying: Any, a1111: SimpleNamespace, library: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
+    picture = Image.new("RGB", (70, 90), (200, 30, 30))
+    (made,) = purifying.run_purify(picture, "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
+    assert made.size == (64, 64) and made.tobytes() != picture.resize((64, 64)).tobytes()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
+    with pytest.raises(InvalidSettings, match="Give a picture"):
+        purifying.run_purify(None, "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
+
+
+@pytest.mark.parametrize("size", [(2112, 2048), (1, 100_000)])
+def test_a_picture_too_large_to_paint_is_refused(purifying: Any, size: tuple[int, int], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: pytest.fail("it was worked on"))
+    with pytest.raises(InvalidSettings, match="megapixels"):
+        purifying.run_purify(Image.new("RGB", size), "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
+
+
+def test_purify_asks_the_guard(purifying: Any, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WebuiModel, "predict", lambda *a, **k: pytest.fail("it painted"))
+    with pytest.raises(InvalidConcept, match="minors"):
+        purifying.run_purify(Image.new("RGB", (64, 64)), "a nude child", [purifying.Wish("ball")], 4, 3.0, 0.5)
