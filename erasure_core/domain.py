@@ -8,7 +8,7 @@ than towards any kept prompt. Words that look near but steer elsewhere are its n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,12 +64,14 @@ class Found:
         likeness: cosine of its guidance direction with the concept's.
         belongs: whether the model reads it as the concept.
         kept: whether a prompt to keep says it.
+        near: the word of a prompt to keep that it was found near to, if any.
     """
 
     word: str
     likeness: float
     belongs: bool
     kept: bool = False
+    near: str = ""
 
 
 @torch.no_grad()
@@ -92,23 +94,32 @@ def nearest_words(model: PromptModel, phrases: Sequence[str], count: int) -> lis
 
 
 @torch.no_grad()
-def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> list[str]:
-    """The ``each`` words of the vocabulary nearest to each word of the prompts to keep, but none that the text encoder
-    reads as nearer to the concept.
+def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> dict[str, str]:
+    """The ``each`` words of the vocabulary nearest to each word of the prompts to keep, with that word, but none that
+    the text encoder reads as nearer to the concept.
 
     A user who keeps "a red ring" means hoops as well. Only the text encoder is asked, so this takes no time.
     """
     anchors = _said([prompt for prompt in concept.keep if prompt], concept)
     own = {part.casefold() for word in concept.words for part in word.split()}
     own |= set(nearest_words(model, concept.words, CLOSE))
-    near = [word for anchor in anchors for word in nearest_words(model, [anchor], each)]
-    words = [word for word in dict.fromkeys(near) if word not in own and word not in anchors]
+    near = _around(model, anchors, each)
+    words = [word for word in near if word not in own and word not in anchors]
     if not words:
-        return []
+        return {}
     read = _read(model, [*concept.words, *anchors, *words], _frames(concept, FRAMES_READ))
     ours, theirs, judged = torch.split(read, [len(concept.words), len(anchors), len(words)])
     to_concept, to_kept = (similarity(judged, others).amax(dim=1) for others in (ours, theirs))
-    return [word for word, apart in zip(words, (to_concept < to_kept).tolist(), strict=True) if apart]
+    return {word: near[word] for word, apart in zip(words, (to_concept < to_kept).tolist(), strict=True) if apart}
+
+
+def _around(model: PromptModel, anchors: Sequence[str], each: int) -> dict[str, str]:
+    """The words nearest to each of some words, with the first of those that they are near to."""
+    found: dict[str, str] = {}
+    for anchor in anchors:
+        for word in nearest_words(model, [anchor], each):
+            found.setdefault(word, anchor)
+    return found
 
 
 def _read(model: PromptModel, words: Sequence[str], frames: Sequence[Frame]) -> Tensor:
@@ -139,9 +150,9 @@ def survey(
     user, anchors = (_said((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
     if not (anchors or settings.candidates):
         return []
-    near = nearest_words(model, concept.words, settings.candidates)
-    near += [word for anchor in user for word in nearest_words(model, [anchor], settings.around_kept)]
-    words = [word for word in dict.fromkeys(near) if word not in anchors]
+    near = _around(model, user, settings.around_kept)
+    close = nearest_words(model, concept.words, settings.candidates)
+    words = [word for word in dict.fromkeys([*close, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
@@ -150,7 +161,8 @@ def survey(
     like, unlike = similarity(judged, own).amax(dim=1), similarity(judged, others)
     nearest_other = unlike.amax(dim=1) if anchors else torch.full_like(like, -1.0)
     belongs = ((like >= settings.alike) & (like >= nearest_other + settings.margin)).tolist()
-    found += [Found(*row) for row in zip(words, like.tolist(), belongs, strict=True)]
+    rows = zip(words, like.tolist(), belongs, strict=True)
+    found += [Found(word, alike, own, near=near.get(word, "")) for word, alike, own in rows]
     return sorted(found, key=lambda one: -one.likeness)
 
 
@@ -225,10 +237,25 @@ def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tenso
     )
 
 
-def with_neighbours(concept: Concept, near: Sequence[str]) -> Concept:
-    """A concept that also keeps some words: alone and in turn in the place of the last word of a prompt to keep."""
+def with_neighbours(concept: Concept, near: Mapping[str, str]) -> Concept:
+    """A concept that also keeps some words: each in the place of the word of a prompt to keep that it is near to, so
+    that a colour stands where a colour stood; those near to none in turn alone and in the place of the last word.
+
+    Args:
+        concept: the concept.
+        near: each word with the word that it is near to, or with nothing.
+    """
     frames = [Frame("a"), *(frame(prompt, IN_PLACE) for prompt in concept.keep if " " in prompt)]
-    said = [frames[i % len(frames)].say(word) for i, word in enumerate(near)]
+    turn = 0
+    said: list[str] = []
+    for word, anchor in near.items():
+        own = [prompt for prompt in concept.keep if anchor and anchor in prompt.casefold().split()]
+        if own:
+            prompt = own[len(said) % len(own)]
+            said.append(" ".join(word if part.casefold() == anchor else part for part in prompt.split()))
+        else:
+            said.append(frames[turn % len(frames)].say(word))
+            turn += 1
     return _keeping(concept, (*concept.keep, *said))
 
 

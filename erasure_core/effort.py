@@ -118,7 +118,7 @@ def _fitting(settings: TrainingSettings, model: LoadedModel, free: int | None) -
 def within_memory(
     work: Callable[[TrainingSettings], T], settings: TrainingSettings, progress: Progress, checkpoint: Path | None
 ) -> tuple[T, TrainingSettings]:
-    """Do a training; if the memory does not suffice, once more with settings that need less.
+    """Do a training; as long as the memory does not suffice, once more with settings that need less.
 
     Computing activations again leaves the result alone, so the training goes on where it stopped. A smaller batch is
     another training and starts anew.
@@ -127,17 +127,18 @@ def within_memory(
         What ``work`` returned, and the settings it was done with.
 
     Raises:
-        OutOfMemory: the second time too, or nothing smaller is left.
+        OutOfMemory: nothing smaller is left.
     """
-    try:
-        return work(settings), settings
-    except OutOfMemory:
-        smaller = _smaller(settings)
-        if smaller is None:
-            raise
-    progress.update(Report("memory is short, going on with smaller pieces", 0, smaller.steps))
-    if checkpoint is not None and smaller.batch != settings.batch:
-        checkpoint.unlink(missing_ok=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return work(smaller), smaller
+    while True:
+        try:
+            return work(settings), settings
+        except OutOfMemory:
+            smaller = _smaller(settings)
+            if smaller is None:
+                raise
+        progress.update(Report("memory is short, going on with smaller pieces", 0, smaller.steps))
+        if checkpoint is not None and replace(smaller, checkpointing=settings.checkpointing) != settings:
+            checkpoint.unlink(missing_ok=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        settings = smaller

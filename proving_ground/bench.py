@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from erasure_core import Concept, DeltaSet, PictureModel, erase, read_erasure, write_erasure
 from erasure_core.methods import find_method
@@ -31,12 +33,13 @@ from .tokens import MODEL_DIR
 from .variants import VARIANTS, Variant, alternative_of
 
 RESULTS = Path(__file__).parent / "results"
+STATE_DIR = Path(__file__).parent / ".training"
 UNTOUCHED = "untouched"
 ROUND = 2
 """Raised when the erasing itself changes in a way that no setting shows: earlier results are then of other methods."""
 METHODS = ("esd", "closed_form")
 BENCH_CONCEPTS = ("ball", "house", "star", "umbrella", "fish", "red", "striped")
-COUNT = 96
+COUNT = 48
 """Pictures in each group."""
 DRIFT, DISTANCE, INTACT, UNASKED = "drift", "distance", "intact", "unasked"
 """Figures beside the groups': see ``unconditional_drift``, ``picture_distance`` (kept prompts) and ``Evaluation``."""
@@ -149,10 +152,20 @@ def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) 
         seen = share_of(ALTERNATIVE, (sees(verdict, wanted) for verdict in judge(found.pictures["named"])))
         figures[ALTERNATIVE] = _figure(seen)
     if erasures:
-        before = evaluate(model, judge, erased, (), count, groups=("kept",))
-        figures[DISTANCE] = _figure(picture_distance(before.pictures["kept"], found.pictures["kept"]))
+        before = _untouched_kept(model, judge, erased, count)
+        figures[DISTANCE] = _figure(picture_distance(before, found.pictures["kept"]))
         figures[DRIFT] = _figure(unconditional_drift(model, erasures))
     return result | {"figures": figures}
+
+
+def _untouched_kept(model: PictureModel, judge: Judge, erased: lexicon.Concept, count: int) -> Tensor:
+    """The untouched model's pictures of the kept prompts, painted once for all cells of a concept."""
+    path = STATE_DIR / f"kept_{erased.name}_{count}_{model_mark()}.safetensors"
+    if not path.exists():
+        pictures = evaluate(model, judge, erased, (), count, groups=("kept",)).pictures["kept"]
+        path.parent.mkdir(exist_ok=True)
+        write_bytes(path, save({"pictures": pictures}))
+    return load_file(path)["pictures"]
 
 
 def _figure(figure: Figure | Measure) -> dict[str, Any]:

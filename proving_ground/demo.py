@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erasure_core import Concept, applied, erase, read_erasure, write_erasure
 from erasure_core.cli.terminal import terminal_progress
+from erasure_core.methods import RECOMMENDED
 
 from .demo_page import page
 from .evaluation import Evaluation, evaluate
@@ -20,7 +21,7 @@ from .lexicon import CONCEPTS
 from .painting import load_model, paint
 
 CONCEPT = "ball"
-METHOD = "esd"
+METHOD = RECOMMENDED
 KEEP = ("a ring", "a red box", "a house", "a blue star", "a green tree", "a striped fish", "a boat", "a heart")
 """What a user might want to stay; none of it is a prompt that is measured."""
 SEEDS = (1, 2, 3, 4)

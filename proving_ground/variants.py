@@ -36,11 +36,12 @@ ROWS: dict[str, Variant] = {
     "esd": _variant("esd"),
     "leco": _variant("leco"),
     "sage (text encoder)": _variant("sage", layers="text-encoder"),
-    "sage (cross-attention)": _variant("sage", layers="cross-attention"),
+    "sage (cross-attention)": _variant("sage", layers="cross-attention", start="closed_form"),
     "all_but_one (alternative)": _variant("all_but_one", alternative=True),
     "all_but_one (neutralise)": _variant("all_but_one", without="neutralise"),
     "co_erasing": _variant("co_erasing"),
     "auto": _variant("auto"),
+    "all_but_one (cross-attention)": _variant("all_but_one", True, layers="cross-attention"),
 }
 """Methods side by side."""
 

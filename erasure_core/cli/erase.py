@@ -17,7 +17,7 @@ from ..effort import EFFORTS, plan
 from ..erasure_file import write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..manifest import Manifest
-from ..methods import METHODS, Method, SolverSettings, TrainingSettings, find_method
+from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
 from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_concept_arguments(parser)
     add_picture_arguments(parser)
     add_harden_arguments(parser)
-    parser.add_argument("--method", default="esd", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--method", default=RECOMMENDED, help=f"one of {', '.join(METHODS)}; default {RECOMMENDED}")
     parser.add_argument("--effort", choices=EFFORTS, help="; ".join(f"{n}: {what}" for n, what in EFFORTS.items()))
     parser.add_argument("--out", type=Path, required=True, help="the erasure file (.safetensors)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")

@@ -8,4 +8,7 @@ from .registry import METHODS, Method, SolverSettings, TrainingSettings, find_me
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f".{_module.name}", __name__)
 
-__all__ = ["METHODS", "Method", "SolverSettings", "TrainingSettings", "find_method"]
+RECOMMENDED = "auto"
+"""The first choice of every front end: the method that measures best in the proving ground."""
+
+__all__ = ["METHODS", "RECOMMENDED", "Method", "SolverSettings", "TrainingSettings", "find_method"]

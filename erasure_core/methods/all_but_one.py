@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..layers import LAYER_GROUPS
 from ..run_state import RunState
 from .registry import TrainingSettings, method, option
 
@@ -29,7 +30,7 @@ class AllButOneSettings(TrainingSettings):
         choices=("neutralise", "hard"),
     )
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
-    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 

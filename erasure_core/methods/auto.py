@@ -1,4 +1,4 @@
-"""All together: closed form, surgical guidance, the model's own words for the concept, and its boundary.
+"""All together: surgical guidance, the model's own words for the concept, and its boundary.
 
 Made of parts of the other methods, each of which a setting switches off:
 
@@ -6,9 +6,8 @@ Made of parts of the other methods, each of which a setting switches off:
    it that it reads otherwise are kept.
 2. Where no alternative is given, the word of the prompts to keep that is most like the concept becomes it: a picture
    stays whole when something takes the concept's place.
-3. The training starts from the closed form.
-4. The guidance is changed surgically (All but One), for the words and for boundary points that self-checks find (SAGE).
-5. Where pictures of the concept are given, prompts with picture tokens are erased as well (Co-Erasing).
+3. The guidance is changed surgically (All but One), for the words and for boundary points that self-checks find (SAGE).
+4. Where pictures of the concept are given, prompts with picture tokens are erased as well (Co-Erasing).
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ if TYPE_CHECKING:
 class AutoSettings(CheckSettings):
     """Settings of the combination."""
 
-    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
-    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
     candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
     alike: float = option(0.55, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
     most_words: int = option(12, "most words that are found and erased", low=0, high=100)
-    most_neighbours: int = option(40, "most words near the concept and near what is kept that are kept too", 0, 1000)
+    most_neighbours: int = option(60, "most words near the concept and near what is kept that are kept too", 0, 1000)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     without: str = option("hard", "without any alternative", choices=("neutralise", "hard"))
     negative: float = option(0.5, "hard: how far to push away from the concept", low=0.0, high=10.0)
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
-    boundary_weight: float = option(0.5, "weight of found boundary points", low=0.0, high=100.0)
+    boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
@@ -82,15 +81,16 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     look = Survey(settings.candidates, alike=settings.alike, seed=settings.seed)
     found = survey(model, concept, look, progress)  # type: ignore[arg-type]
     grown = expanded(concept, found, settings.most_words)
-    near = [one.word for one in found if not (one.belongs or one.kept)]
-    grown = with_neighbours(grown, near[: settings.most_neighbours])
+    near = [one for one in found if not (one.belongs or one.kept)]
+    near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
+    grown = with_neighbours(grown, {one.word: one.near for one in near[: settings.most_neighbours]})
     return with_likest(grown, found) if settings.replace else grown
 
 
 @method(
     "auto",
-    "Combined (words, guidance and boundary)",
-    "parts of UCE (arXiv 2308.14761), All but One (2312.12807), SAGE (2506.09363) and Co-Erasing (2505.11131)",
+    "Combined (recommended)",
+    "parts of All but One (arXiv 2312.12807), SAGE (2506.09363) and Co-Erasing (2505.11131)",
     "a combination of our own",
     AutoSettings,
     AutoState,

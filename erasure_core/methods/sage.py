@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidSettings
+from ..layers import LAYER_GROUPS
 from ..model import Conditioning
 from ..self_check import Reader, similarity
 from .boundary_points import Boundary, Bounding, CheckSettings
@@ -30,7 +31,7 @@ class SageSettings(CheckSettings):
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
-    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
     boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
     global_weight: float = option(1.0, "weight of keeping how kept prompts relate to each other", low=0.0, high=1000.0)

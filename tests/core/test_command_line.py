@@ -22,7 +22,20 @@ from erasure_core import read_erasure
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 
-QUICK = ["--steps", "3", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+QUICK = [
+    "--method",
+    "esd",
+    "--steps",
+    "3",
+    "--rank",
+    "2",
+    "--trajectories",
+    "4",
+    "--trajectory-steps",
+    "3",
+    "--batch",
+    "2",
+]
 
 
 def run(*arguments: object) -> int:
@@ -248,7 +261,20 @@ def test_split_strength() -> None:
 
 def test_ctrl_c_leaves_a_state_that_resume_finishes(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "ball.safetensors"
-    quick = ["--steps", "600", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+    quick = [
+        "--method",
+        "esd",
+        "--steps",
+        "600",
+        "--rank",
+        "2",
+        "--trajectories",
+        "4",
+        "--trajectory-steps",
+        "3",
+        "--batch",
+        "2",
+    ]
     command = [sys.executable, "-m", "erasure_core", "erase", "--model", str(model), "--concept", "ball"]
     command += ["--out", str(path), *quick]
     root = Path(__file__).parents[2]

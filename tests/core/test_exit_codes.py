@@ -17,7 +17,20 @@ from erasure_core.hosts.diffusers import DiffusersModel
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {int(code) for code in re.findall(r"^ +(\d+) ", EXIT_CODES, re.MULTILINE)}
-QUICK = ["--steps", "3", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+QUICK = [
+    "--method",
+    "esd",
+    "--steps",
+    "3",
+    "--rank",
+    "2",
+    "--trajectories",
+    "4",
+    "--trajectory-steps",
+    "3",
+    "--batch",
+    "2",
+]
 
 
 def all_errors(kind: type[ErasureError] = ErasureError) -> set[type[ErasureError]]:

@@ -25,7 +25,20 @@ from erasure_core.progress import Silent
 from erasure_core.safe_files import exclusive
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
-QUICK = ["--steps", "6", "--rank", "2", "--trajectories", "4", "--trajectory-steps", "3", "--batch", "2"]
+QUICK = [
+    "--method",
+    "esd",
+    "--steps",
+    "6",
+    "--rank",
+    "2",
+    "--trajectories",
+    "4",
+    "--trajectory-steps",
+    "3",
+    "--batch",
+    "2",
+]
 
 
 def mounted(folder: Path, options: str) -> Iterator[Path]:

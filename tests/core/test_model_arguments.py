@@ -54,7 +54,20 @@ def test_every_command_takes_them(command: str, capsys: pytest.CaptureFixture[st
 def test_they_reach_the_work(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "ball.safetensors"
     model = ["--model", str(checkpoint), "--prediction", "v_prediction"]
-    quick = ["--steps", "2", "--rank", "2", "--trajectories", "2", "--trajectory-steps", "2", "--batch", "1"]
+    quick = [
+        "--method",
+        "esd",
+        "--steps",
+        "2",
+        "--rank",
+        "2",
+        "--trajectories",
+        "2",
+        "--trajectory-steps",
+        "2",
+        "--batch",
+        "1",
+    ]
     assert main(["erase", *model, "--size", "128x64", "--concept", "ball", "--out", str(out), *quick]) == 0
     stored = read_erasure(out).manifest
     assert stored is not None and stored.prediction == "v_prediction"

@@ -107,10 +107,10 @@ def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
-    kept = with_neighbours(Concept(("dog",)), ["box"])
+    kept = with_neighbours(Concept(("dog",)), {"box": ""})
     assert kept.keep == ("a box",)
-    inside = with_neighbours(Concept(("dog",), None, ("a red house",)), ["box", "cat"])
-    assert inside.keep == ("a red house", "a box", "a red cat")
+    inside = with_neighbours(Concept(("dog",), None, ("a red house",)), {"box": "", "scarlet": "red", "cat": ""})
+    assert inside.keep == ("a red house", "a box", "a scarlet house", "a red cat")
     everyday = with_everyday_keep(kept).keep
     assert "a cat" in everyday and "a dog" not in everyday and everyday[0] == "a box"
 
