@@ -1,13 +1,12 @@
-"""Writes example_workflows/*.json from the short descriptions below: python tools/example_workflows.py OBJECT_INFO.
+"""Makes example_workflows/*.json from the short descriptions below; python -m tools.node_texts writes them.
 
-OBJECT_INFO is what a running ComfyUI with this pack answers to GET /object_info, saved as a file: it tells the order of
-widgets, which a workflow stores by position.
+A workflow stores the values of widgets by position. The order of this pack's widgets comes from the nodes themselves,
+that of the host's few nodes from ``STOCK``.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,25 @@ FOLDER = Path(__file__).parent.parent / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 LINKS = (
     "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "CONCEPT", "ERASURE", "BOUNDARY", "LORA_MODEL",
-    "LOSS_MAP",
+    "LOSS_MAP", "CLIP_VISION",
 )  # fmt: skip
+
+STOCK = {
+    "CheckpointLoaderSimple": ({"ckpt_name": "COMBO"}, ("MODEL", "CLIP", "VAE")),
+    "CLIPTextEncode": ({"text": "STRING", "clip": "CLIP"}, ("CONDITIONING",)),
+    "EmptyLatentImage": ({"width": "INT", "height": "INT", "batch_size": "INT"}, ("LATENT",)),
+    "KSampler": (
+        {
+            "model": "MODEL", "seed": "INT", "steps": "INT", "cfg": "FLOAT", "sampler_name": "COMBO",
+            "scheduler": "COMBO", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT",
+            "denoise": "FLOAT",
+        },
+        ("LATENT",),
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
+    "SaveImage": ({"images": "IMAGE", "filename_prefix": "STRING"}, ()),
+}  # fmt: skip
+"""Inputs and outputs of the host's own nodes, in its order."""
 
 Graph = dict[str, tuple[str, tuple[int, int], dict[str, Any]]]
 """Name to node type, place on the canvas, and inputs: values, or ("name", output number)."""
@@ -119,7 +135,32 @@ WORKFLOWS: dict[str, Graph] = {
 }
 
 
-def workflow(graph: Graph, known: dict[str, Any]) -> dict[str, Any]:
+def texts(schemas: dict[str, Any]) -> dict[Path, str]:
+    """All example workflows as files.
+
+    Args:
+        schemas: of this pack's nodes, by id.
+    """
+    known = {kind: _stock(*parts) for kind, parts in STOCK.items()}
+    known |= {kind: _info(schema) for kind, schema in schemas.items()}
+    return {
+        FOLDER / f"{name}.json": json.dumps(_workflow(graph, known), indent=1, ensure_ascii=False) + "\n"
+        for name, graph in WORKFLOWS.items()
+    }
+
+
+def _stock(inputs: dict[str, str], outputs: tuple[str, ...]) -> dict[str, Any]:
+    return {"inputs": [(name, kind, None) for name, kind in inputs.items()], "outputs": [(o, o) for o in outputs]}
+
+
+def _info(schema: Any) -> dict[str, Any]:
+    """Inputs with types and defaults, the required ones first as the host lists them; outputs with names and types."""
+    ordered = sorted(schema.inputs, key=lambda each: each.optional)
+    inputs = [(each.id, each.io_type, each.default) for each in ordered]
+    return {"inputs": inputs, "outputs": [(each.display_name, each.io_type) for each in schema.outputs]}
+
+
+def _workflow(graph: Graph, known: dict[str, Any]) -> dict[str, Any]:
     """A graph in the format that the front end loads."""
     ids = {name: number for number, name in enumerate(graph, 1)}
     links: list[list[Any]] = []
@@ -143,35 +184,21 @@ def _node(
     links: list[list[Any]],
 ) -> dict[str, Any]:
     inputs, values = [], []
-    specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-    for field, spec in specs.items():
-        if spec[0] in LINKS:
+    for field, io_type, default in info["inputs"]:
+        if io_type in LINKS:
             link = None
             if isinstance(given.get(field), tuple):
                 source, slot = given[field]
                 link = len(links) + 1
-                links.append([link, ids[source], slot, ids[name], len(inputs), spec[0]])
-            inputs.append({"name": field, "type": spec[0], "link": link})
+                links.append([link, ids[source], slot, ids[name], len(inputs), io_type])
+            inputs.append({"name": field, "type": io_type, "link": link})
             continue
-        options = spec[1] if len(spec) > 1 else {}
-        values.append(given[field] if field in given else options.get("default"))
-        if options.get("control_after_generate") or (kind == "KSampler" and field == "seed"):
-            values.append("fixed")
-    outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
+        values.append(given.get(field, default))
+        if kind == "KSampler" and field == "seed":
+            values.append("fixed")  # the front end's own widget behind a seed
+    outputs = [{"name": n, "type": t, "links": []} for n, t in info["outputs"]]
     return {
         "id": ids[name], "type": kind, "pos": list(place), "size": [380, 200], "flags": {}, "order": ids[name] - 1,
         "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": kind},
         "widgets_values": values,
     }  # fmt: skip
-
-
-def main() -> None:
-    known = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    FOLDER.mkdir(exist_ok=True)
-    for name, graph in WORKFLOWS.items():
-        text = json.dumps(workflow(graph, known), indent=1, ensure_ascii=False)
-        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,11 @@
-"""Writes what ComfyUI shows about each node, from the nodes themselves: python tools/node_texts.py
+"""Writes what ComfyUI shows about each node, from the nodes themselves: python -m tools.node_texts
 
-- the table of inputs in every help page web/docs/<node>.md, and a whole page for a method that has none yet;
-- locales/<language>/nodeDefs.json from the translations in tools/node_texts/<language>.json.
+- the table of inputs in every help page web/docs/<node>.md, and the whole page of every Erase node;
+- locales/<language>/*.json from the translations in tools/node_texts/<language>.json;
+- example_workflows/*.json from tools/example_workflows.py, since workflows store widgets by position.
 
-No ComfyUI is needed: the nodes are loaded on the tests' fake host.
+No ComfyUI is needed: the nodes are loaded on the tests' fake host. A test compares what lies in the folders with what
+this would write, so whoever changes a node's inputs or a method's settings runs it once.
 """
 
 from __future__ import annotations
@@ -11,28 +13,31 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 import sys
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 DOCS, LOCALES, TEXTS = ROOT / "web" / "docs", ROOT / "locales", Path(__file__).parent / "node_texts"
-BEGIN, END = "<!-- inputs: written by tools/node_texts.py -->", "<!-- end of inputs -->"
+BEGIN, END = "<!-- inputs: written by python -m tools.node_texts -->", "<!-- end of inputs -->"
 LANGUAGES = ("en", "de", "zh", "ja")
 PACK = "concept_erasure_pack"
+FORMULA = re.compile(r" = |\|\||\^")
+COMMAND = "python -m tools.node_texts"
 METHOD_PAGE = """# Erase Concept: {title}
-
-![The node]({picture})
-
+{picture}
 {about}
 
-{reference}. Our form of it: {status}.
+Reference: {reference}. Our form of it: {status}.
 
 The node takes the model as it arrives in the graph, LoRAs before it included, and never changes it. It writes one file
 to `models/erasures`; its outputs carry the erasure already. The same inputs find that file again, also after a restart,
-and a line on the node says so. Interrupt stops within one step; the next run with the same inputs goes on where it
-stopped.
+and a line on the node says so.
+
+{interrupt}
 
 {begin}
 {end}
@@ -44,6 +49,11 @@ stopped.
 - A better score on the words you erased says nothing of words nobody named; look at the pictures of several prompts.
 - Inpainting UNets and quantised weights cannot be trained on; erase on the plain model and apply the file there.
 """
+INTERRUPT = {
+    True: "Interrupt stops within one step; the next run with the same inputs goes on where it stopped.",
+    False: "Interrupt stops it, and the next run starts anew.",
+}
+"""By whether the method trains."""
 
 
 def load_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -63,8 +73,13 @@ def load_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
     spec.loader.exec_module(pack)
     nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     methods = importlib.import_module(f"{PACK}.erasure_core.methods").METHODS
-    shown = {node.define_schema().node_id: node for node in nodes}
-    return {name: node for name, node in shown.items() if "internal" not in node.define_schema().category}, methods
+    return {node.define_schema().node_id: node for node in nodes}, methods
+
+
+def shown_schemas(nodes: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of the nodes that a user can add."""
+    schemas = {node_id: node.define_schema() for node_id, node in nodes.items()}
+    return {node_id: schema for node_id, schema in schemas.items() if "internal" not in schema.category}
 
 
 def table(schema: Any) -> str:
@@ -78,22 +93,31 @@ def table(schema: Any) -> str:
     return "\n".join(rows)
 
 
-def new_page(node_id: str, methods: dict[str, Any]) -> str:
-    method = methods[node_id.partition("Erase_")[2]]
-    about = (sys.modules[(method.loss or method.solve).__module__].__doc__ or "").split("\n\n")[0]
+def about(method: Any) -> str:
+    """What a method's own file says of it, up to the first formula: those are in docs/methods.md."""
+    said = sys.modules[(method.loss or method.solve).__module__].__doc__ or ""
+    said = re.sub(r" \(``\w+``\)", "", said)  # names of modules help nobody here
+    return "\n\n".join(takewhile(lambda paragraph: not FORMULA.search(paragraph), said.strip().split("\n\n")))
+
+
+def method_page(node_id: str, method: Any) -> str:
+    picture = f"pictures/{node_id}.jpg"
     return METHOD_PAGE.format(
-        title=method.title, about=about, reference=method.reference, status=method.status,
-        picture=f"pictures/{node_id}.jpg", begin=BEGIN, end=END,
+        title=method.title, about=about(method), reference=method.reference, status=method.status, begin=BEGIN, end=END,
+        picture=f"\n![The node]({picture})\n" if (DOCS / picture).is_file() else "",
+        interrupt=INTERRUPT[method.loss is not None],
     )  # fmt: skip
 
 
-def write_pages(nodes: dict[str, Any], methods: dict[str, Any]) -> None:
-    for node_id, node in nodes.items():
-        page = DOCS / f"{node_id}.md"
-        text = page.read_text(encoding="utf-8") if page.is_file() else new_page(node_id, methods)
+def page_texts(nodes: dict[str, Any], methods: dict[str, Any]) -> dict[Path, str]:
+    """All help pages. Those of Erase nodes are written whole; of the others the table only, the rest is by hand."""
+    pages = {}
+    for node_id, schema in shown_schemas(nodes).items():
+        path, method = DOCS / f"{node_id}.md", methods.get(node_id.partition("Erase_")[2])
+        text = method_page(node_id, method) if method else path.read_text(encoding="utf-8")
         before, _, rest = text.partition(BEGIN)
-        after = rest.partition(END)[2]
-        page.write_text(f"{before}{BEGIN}\n{table(node.define_schema())}\n{END}{after}", encoding="utf-8")
+        pages[path] = f"{before}{BEGIN}\n{table(schema)}\n{END}{rest.partition(END)[2]}"
+    return pages
 
 
 def translated(schema: Any, texts: dict[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
@@ -114,22 +138,28 @@ def translated(schema: Any, texts: dict[str, Any], methods: dict[str, Any]) -> d
     return {**made, **({"outputs": outputs} if outputs else {})}
 
 
-def write_locales(nodes: dict[str, Any], methods: dict[str, Any]) -> None:
+def locale_texts(nodes: dict[str, Any], methods: dict[str, Any]) -> dict[Path, str]:
+    """All files below locales/ that are about nodes."""
+    files = {}
     for language in LANGUAGES:
         texts = json.loads((TEXTS / f"{language}.json").read_text(encoding="utf-8"))
-        folder = LOCALES / language
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = {node_id: translated(node.define_schema(), texts, methods) for node_id, node in nodes.items()}
+        schemas = shown_schemas(nodes).items()
+        entries = {node_id: translated(schema, texts, methods) for node_id, schema in schemas}
         categories = {"nodeCategories": {"concept erasure": texts["category"]}}
         for name, content in (("nodeDefs", entries), ("main", categories)):
             text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True)
-            (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            files[LOCALES / language / f"{name}.json"] = text + "\n"
+    return files
 
 
 def main() -> None:
     nodes, methods = load_nodes()
-    write_pages(nodes, methods)
-    write_locales(nodes, methods)
+    from tools import example_workflows
+
+    workflows = example_workflows.texts(shown_schemas(nodes))
+    for path, text in {**page_texts(nodes, methods), **locale_texts(nodes, methods), **workflows}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

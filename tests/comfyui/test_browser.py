@@ -118,4 +118,7 @@ def test_chart_and_badge_in_every_look(browse: Any, graphs: Graphs, file: str, l
 def test_the_pack_speaks_other_languages(browse: Any, graphs: Graphs, file: str) -> None:
     workflow = small(ROOT / "example_workflows/apply_a_stack.json", graphs)
     seen = browse("workflow", workflow=workflow, run=False, settings={"Comfy.Locale": "de"})
-    assert any("Verfahren" in badge or "method" in badge for badge in seen["badges"])
+    assert seen["badges"]
+    for badge in seen["badges"]:
+        assert "Verfahren: " in badge and "Basis: " in badge and "gemessen: noch nichts gemessen" in badge
+        assert "method: " not in badge and "base: " not in badge and "measured: " not in badge

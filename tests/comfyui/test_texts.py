@@ -1,0 +1,112 @@
+"""What ComfyUI shows of each node: help pages, translations and example workflows are those of the nodes as they are.
+
+Settings come from the methods, so a change there makes these files stale; each message says the command that cures it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from pack_nodes import PACK, WIDGETS, Nodes
+
+DOCS = ROOT / "web" / "docs"
+
+
+def loaded(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tool() -> Any:
+    return loaded("node_texts")
+
+
+@pytest.fixture
+def methods(nodes: Nodes) -> dict[str, Any]:
+    found: dict[str, Any] = importlib.import_module(f"{PACK}.erasure_core.methods").METHODS
+    return found
+
+
+def test_every_node_has_a_help_page_as_the_node_is_now(nodes: Nodes, methods: dict[str, Any], tool: Any) -> None:
+    pages = tool.page_texts(nodes.all, methods)
+    assert set(pages) == set(DOCS.glob("*.md"))
+    assert {f"ConceptErasureErase_{name}" for name in methods} <= {page.stem for page in pages}
+    for page, text in pages.items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name} is stale: run {tool.COMMAND}"
+        assert "## Pitfalls" in text and "## Inputs" in text
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_help_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (DOCS / link.partition("#")[0]).is_file()]
+    assert not missing
+
+
+def test_the_help_of_a_method_is_what_its_file_says(methods: dict[str, Any], tool: Any) -> None:
+    for method in methods.values():
+        text = tool.about(method)
+        assert text and not tool.FORMULA.search(text) and text in tool.method_page("ConceptErasureErase_x", method)
+
+
+def test_a_stale_page_is_noticed(nodes: Nodes, methods: dict[str, Any], tool: Any) -> None:
+    """An input that a page does not know yet, as a method's file may add one."""
+    node = nodes.all["ConceptErasureErase_esd"]
+    schema = node.define_schema()
+    schema.inputs[0].tooltip = "A new meaning."
+    changed = type("Changed", (), {"define_schema": staticmethod(lambda: schema)})
+    pages = tool.page_texts({**nodes.all, "ConceptErasureErase_esd": changed}, methods)
+    page = DOCS / "ConceptErasureErase_esd.md"
+    assert "A new meaning." in pages[page] and "A new meaning." not in page.read_text(encoding="utf-8")
+
+
+def test_every_node_is_translated_as_it_is_now(nodes: Nodes, methods: dict[str, Any], tool: Any) -> None:
+    files = tool.locale_texts(nodes.all, methods)
+    assert {path.parent.name for path in files} == {"en", "de", "zh", "ja"}
+    for path, text in files.items():
+        place = path.relative_to(ROOT)
+        assert path.is_file() and path.read_text(encoding="utf-8") == text, f"{place} is stale: run {tool.COMMAND}"
+
+
+@pytest.mark.parametrize("language", ["de", "zh", "ja"])
+def test_translations_are_of_inputs_that_exist(nodes: Nodes, tool: Any, language: str) -> None:
+    """A setting that is renamed leaves its translation behind."""
+    texts = json.loads((tool.TEXTS / f"{language}.json").read_text(encoding="utf-8"))
+    schemas = tool.shown_schemas(nodes.all)
+    ids = {each.id for schema in schemas.values() for each in schema.inputs}
+    ids |= {f"{node_id}.{each.id}" for node_id, schema in schemas.items() for each in schema.inputs}
+    left = set(texts["nodes"]) - set(schemas) | set(texts["inputs"]) - ids
+    assert not left, f"remove or rename these in tools/node_texts/{language}.json"
+
+
+def test_the_front_end_says_the_same_in_every_language() -> None:
+    """What a language lacks would be shown in English without a word."""
+    text = (ROOT / "web" / "strings.js").read_text(encoding="utf-8")
+    blocks = re.findall(r"^  (\w\w): \{\n(.*?)^  \},$", text, re.MULTILINE | re.DOTALL)
+    keys = {language: re.findall(r"^    (\w+): \"", block, re.MULTILINE) for language, block in blocks}
+    assert list(keys) == ["en", "de", "zh", "ja"] and keys["en"]
+    assert all(found == keys["en"] for found in keys.values())
+
+
+def test_example_workflows_are_of_the_nodes_as_they_are_now(nodes: Nodes, tool: Any) -> None:
+    """A workflow stores widgets by position: with one setting more, every value behind it is another's."""
+    files = loaded("example_workflows").texts(tool.shown_schemas(nodes.all))
+    assert len(files) >= 4 and set(files) == set((ROOT / "example_workflows").glob("*.json"))
+    for path, text in files.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run {tool.COMMAND}"
+        assert path.with_suffix(".jpg").is_file()
+        for node in json.loads(text)["nodes"]:
+            if node["type"] in nodes.all:
+                schema = nodes.all[node["type"]].define_schema()
+                assert len(node["widgets_values"]) == sum(each.io_type in WIDGETS for each in schema.inputs)
