@@ -9,78 +9,13 @@ from typing import Any
 import fakes
 import pytest
 import torch
-from torch import Tensor
+from generation import PROMPT, NoPicture, expected, generate
 
 from erasure_core.delta import DeltaSet, DenseDelta
-from erasure_core.erasing import applied
-from erasure_core.erasure_file import read_erasure
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.webui_patching import PatchFailed
 from erasure_core.hosts.webui_slots import Applied
 from erasure_core.profile import make_profile, write_profile
-
-PROMPT = "a red ball"
-
-
-def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...] = (), **given: Any) -> Tensor:
-    """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
-
-    Returns the "picture"; raises what the host would let through.
-    """
-    p = given.pop("p", None) or fakes.Processing([prompt])
-    gate, shared, model = host.gate, host.shared, host.model
-    shared.state.interrupted = False
-    with_scripts = given.pop("scripts", True)
-    if with_scripts:
-        with fakes.swallowing():
-            gate.begin(p, panel)
-    if shared.state.interrupted:
-        raise NoPicture(p.comments[-1])
-    is_forge = hasattr(model, "forge_objects")
-    if is_forge:
-        model.forge_objects = model.forge_objects_original.shallow_copy()
-    tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(prompt)]
-    with fakes.swallowing():
-        gate.EraseTag().activate(p, tags)
-    if is_forge:
-        model.forge_objects = model.forge_objects_after_applying_lora.shallow_copy()
-    if with_scripts:
-        with fakes.swallowing():
-            gate.put_on_text(p)
-    cond = _conditioning(p, host)
-    if with_scripts:
-        with fakes.swallowing():
-            gate.put_on_unet(p)
-    if is_forge:
-        model.prepare()
-    given.pop("before_step", lambda: None)()
-    x = torch.ones(1, 4, 8, 8)
-    params = fakes.Params(p, x, cond)
-    with fakes.swallowing():
-        gate.check_step(params)
-    host.last = p
-    if getattr(host, "kind", "") == "classic":  # reForge takes the prompts from the callback, but not the latent
-        params.x, cond = x, params.text_cond * 1.0
-    unet = host.shared.sd_model.forge_objects.unet.model if is_forge else host.shared.sd_model.model
-    with torch.no_grad():
-        return unet.diffusion_model(params.x * 1.0, torch.tensor([500]), cond)
-
-
-class NoPicture(Exception):
-    pass
-
-
-def _conditioning(p: fakes.Processing, host: SimpleNamespace) -> Tensor:
-    """The host's cache: the same prompt is not encoded again."""
-    if p.cached_c[0] is None:
-        model = host.shared.sd_model
-        engine = getattr(model, "text_processing_engine", None) or model.cond_stage_model
-        if hasattr(model, "forge_objects"):
-            fakes.memory.load_model_gpu(model.forge_objects.clip.patcher)
-        ids = engine.tokenizer([PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        with torch.no_grad():
-            p.cached_c[:] = [PROMPT, engine.encode_with_transformers(ids)]
-    return p.cached_c[1]
 
 
 @pytest.fixture(params=["a1111", "forge", "classic"])
@@ -90,14 +25,6 @@ def web(request: pytest.FixtureRequest, library: Path) -> SimpleNamespace:
     found: SimpleNamespace = request.getfixturevalue(request.param)
     found.kind = request.param
     return found
-
-
-def expected(source: DiffusersModel, library: Path, name: str, strength: float = 1.0) -> Tensor:
-    """What the stand-alone adapter paints with the same file."""
-    deltas = read_erasure(library / f"{name}.safetensors").bind(source)
-    with torch.no_grad(), applied(source, [(deltas, strength)]):
-        cond = source.encode([PROMPT])
-        return source.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), cond)
 
 
 def test_tag_panel_and_profile_paint_what_the_library_paints(

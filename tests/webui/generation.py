@@ -1,0 +1,111 @@
+"""One generation as the hosts run it, with the extension's hooks in their places and one network call as sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fakes
+import torch
+from torch import Tensor
+
+from erasure_core.erasing import applied
+from erasure_core.erasure_file import read_erasure
+from erasure_core.hosts.diffusers import DiffusersModel
+
+PROMPT = "a red ball"
+
+
+def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...] = (), **given: Any) -> Tensor:
+    """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
+
+    Returns the "picture"; raises what the host would let through.
+    """
+    p = given.pop("p", None) or fakes.Processing([prompt])
+    gate, shared, model = host.gate, host.shared, host.model
+    shared.state.interrupted = False
+    with_scripts = given.pop("scripts", True)
+    if with_scripts:
+        with fakes.swallowing():
+            gate.begin(p, panel)
+    if shared.state.interrupted:
+        raise NoPicture(p.comments[-1])
+    is_forge = hasattr(model, "forge_objects")
+    if is_forge:
+        model.forge_objects = model.forge_objects_original.shallow_copy()
+    tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(prompt)]
+    with fakes.swallowing():
+        gate.EraseTag().activate(p, tags)
+    if is_forge:
+        model.forge_objects = model.forge_objects_after_applying_lora.shallow_copy()
+    if with_scripts:
+        with fakes.swallowing():
+            gate.put_on_text(p)
+    cond = conditioning(p, host)
+    if with_scripts:
+        with fakes.swallowing():
+            gate.put_on_unet(p)
+    if is_forge:
+        model.prepare()
+    given.pop("before_step", lambda: None)()
+    return sampled(p, host, cond)
+
+
+def sampled(p: fakes.Processing, host: SimpleNamespace, cond: Tensor) -> Tensor:
+    """One step of sampling with the model that the host has loaded now."""
+    sd_model, x = host.shared.sd_model, torch.ones(1, 4, 8, 8)
+    params = fakes.Params(p, x, cond)
+    with fakes.swallowing():
+        host.gate.check_step(params)
+    host.last = p
+    if getattr(host, "kind", "") == "classic":  # reForge takes the prompts from the callback, but not the latent
+        params.x, cond = x, params.text_cond * 1.0
+    unet = sd_model.forge_objects.unet.model if hasattr(sd_model, "forge_objects") else sd_model.model
+    with torch.no_grad():
+        return unet.diffusion_model(params.x * 1.0, torch.tensor([500]), cond)
+
+
+def hires(host: SimpleNamespace, switch: Any, back: Any, prompt: str = PROMPT, hr_prompt: str = "") -> Tensor:
+    """A1111's generation with a hires pass that has a checkpoint of its own: it is loaded after the first pass, and the
+    prompt tags are activated again before its prompts are encoded. Returns the picture of the second pass."""
+    p = fakes.Processing([prompt])
+    p.enable_hr, p.all_hr_prompts = True, [hr_prompt or prompt]  # type: ignore[attr-defined]
+    generate(host, prompt, p=p)
+    switch()
+    try:
+        tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(hr_prompt or prompt)]
+        with fakes.swallowing():
+            host.gate.EraseTag().activate(p, tags)
+        cond = conditioning(p, host)
+        with fakes.swallowing():
+            host.gate.put_on_unet(p)
+        return sampled(p, host, cond)
+    finally:
+        back()
+
+
+class NoPicture(Exception):
+    pass
+
+
+def conditioning(p: fakes.Processing, host: SimpleNamespace) -> Tensor:
+    """The host's cache: the same prompt is not encoded again with the same checkpoint."""
+    model = host.shared.sd_model
+    key = (PROMPT, model.sd_checkpoint_info.filename)
+    if p.cached_c[0] != key:
+        engine = getattr(model, "text_processing_engine", None) or model.cond_stage_model
+        if hasattr(model, "forge_objects"):
+            fakes.memory.load_model_gpu(model.forge_objects.clip.patcher)
+        ids = engine.tokenizer([PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            p.cached_c[:] = [key, engine.encode_with_transformers(ids)]
+    return p.cached_c[1]
+
+
+def expected(source: DiffusersModel, library: Path, name: str, strength: float = 1.0) -> Tensor:
+    """What the stand-alone adapter paints with the same file."""
+    deltas = read_erasure(library / f"{name}.safetensors").bind(source)
+    with torch.no_grad(), applied(source, [(deltas, strength)]):
+        cond = source.encode([PROMPT])
+        return source.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), cond)

@@ -1,0 +1,154 @@
+"""What the hosts do with an extension's files: everything is imported at load, and "Reload UI" doubles nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_gradio
+import fakes
+import pytest
+import torch
+from fake_host import ROOT, Extension, loaded_freshly, ours, web_framework
+from generation import PROMPT, generate
+from PIL import Image
+
+from erasure_core.hosts.diffusers import DiffusersModel
+
+ERASE = f"{PROMPT}<erase:ball>"
+
+
+@pytest.fixture
+def extension(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: DiffusersModel, erasure_files: dict[str, bytes]
+) -> Iterator[Extension]:
+    """Loaded by the host, which has taken the folder off its search path again."""
+    made = fakes.install(tmp_path / "models") | web_framework() | {"gradio": fake_gradio.Page()}
+    made["modules.shared"].cmd_opts.api = True  # type: ignore[attr-defined]
+    made["modules.shared"].sd_model = fakes.SdModel(source)  # type: ignore[attr-defined]
+    folder = tmp_path / "models" / "erasures"
+    folder.mkdir(parents=True)
+    for name, content in erasure_files.items():
+        (folder / f"{name}.safetensors").write_bytes(content)
+    found = Extension(made)
+    for name, module in made.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    fakes.Processing.cached_c[:] = [None, None]
+    with loaded_freshly():
+        found.execute()
+        yield found
+
+
+def page_of(extension: Extension) -> fake_gradio.Page:
+    page = extension.made["gradio"]
+    assert isinstance(page, fake_gradio.Page)
+    return page
+
+
+def host_of(extension: Extension) -> SimpleNamespace:
+    """As ``generate`` wants it."""
+    shared: Any = extension.made["modules.shared"]
+    return SimpleNamespace(gate=sys.modules["concept_erasure_webui.gate"], shared=shared, model=shared.sd_model)
+
+
+TYPED: dict[str, Any] = {
+    "words": "ball", "size": 64, "chosen": "ball", "new_name": "globe", "profile_name": "studio",
+    "profile_files": ["words"], "explore_with": "words", "explore_seconds": 5, "explore_side": 64, "explore_states": 2,
+    "explore_look": 0, "explore_levels": ["lexical"], "selected": "orb", "report_erasures": ["words"],
+    "report_seconds": 5, "report_pictures": False, "report_side": 64, "report_states": 2, "purify_with": "words",
+    "caption": "a red ball", "purify_steps": 5, "picture": Image.new("RGB", (64, 64), "red"),
+}  # fmt: skip
+"""What a user writes into the fields before pressing every button."""
+
+
+def value_of(component: fake_gradio.Component) -> Any:
+    name = component.given.get("elem_id", "").removeprefix("concept_erasure_")
+    preset = component.given.get("value", component.positional[0] if component.positional else "")
+    return TYPED.get(name, preset)
+
+
+def test_the_search_path_is_really_reset(extension: Extension) -> None:
+    assert str(ROOT) not in sys.path and "concept_erasure_webui.gate" in sys.modules
+    for name in ("preload", "install", "nodes"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+
+
+def test_every_entry_works_with_what_was_imported_at_load(extension: Extension) -> None:
+    loaded = ours()
+    extension.start_ui()
+    page = page_of(extension)
+    assert len(page.events) > 20
+    for component, work, inputs, _, _ in list(page.events):
+        extension.made["modules.shared"].state.begin()  # the buttons "Interrupt" are pressed as well
+        answer = str(work(*map(value_of, inputs)))
+        assert "unexpected error" not in answer.lower(), (component.given, answer)
+    bodies: dict[str, Any] = {
+        "erase": {"words": ["ball"], "side": 64},
+        "explore": {"words": ["ball"], "calls": 300, "levels": "lexical", "states": 2, "look": 0, "side": 64},
+        "report": {"erasures": ["words"], "calls": 300, "states": 2, "side": 64, "pictures": False},
+        "interrupt": {},
+    }
+    for (method, path), work in extension.app.routes.items():
+        extension.made["modules.shared"].state.begin()
+        last = path.rsplit("/", 1)[1]
+        if method == "POST":
+            assert work(*([bodies[last]] if bodies[last] else []))["status"]
+        elif last == "{name}":
+            listed = extension.app.routes["GET", path.removesuffix("/{name}")]()
+            assert work(listed[0])
+        else:
+            assert work()
+    host = host_of(extension)
+    assert not torch.equal(generate(host, f"{PROMPT}<erase:words>"), generate(host))
+    extension.callbacks.fire("model_loaded", host.model)
+    extension.callbacks.fire("script_unloaded")
+    assert ours() == loaded
+
+
+def counted(extension: Extension) -> dict[str, Any]:
+    """All that a second start could double."""
+    return {
+        "callbacks": {name: len(kept) for name, kept in extension.callbacks.kept.items()},
+        "routes": sorted(extension.app.routes),
+        "tags": sorted(extension.made["modules.extra_networks"].extra_network_registry),  # type: ignore[attr-defined]
+        "axis": [option.label for option in extension.axis.axis_options],
+        "settings": sorted(extension.made["modules.shared"].opts.options),  # type: ignore[attr-defined]
+        "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules(extension)),
+    }
+
+
+def modules(extension: Extension) -> Iterator[torch.nn.Module]:
+    return extension.made["modules.shared"].sd_model.modules()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_reload_ui_doubles_nothing_and_leaves_the_model(extension: Extension) -> None:
+    extension.start_ui()
+    host, first, events = host_of(extension), counted(extension), len(page_of(extension).events)
+    assert set(first["callbacks"].values()) == {1, 3} and first["callbacks"]["before_ui"] == 3
+    assert first["tags"] == ["erase"] and len(first["axis"]) == 1 and len(first["settings"]) == 2
+    before = {name: tensor.clone() for name, tensor in host.model.state_dict().items()}
+    base, erased = generate(host), generate(host, ERASE)
+    for start in (2, 3):
+        extension.reload_ui()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in host.model.state_dict().items())
+        assert counted(extension) == first and len(page_of(extension).events) == start * events
+        assert host_of(extension).gate is host.gate  # the package stays in memory
+        assert torch.equal(generate(host, ERASE), erased) and torch.equal(generate(host), base)
+        generate(host, ERASE)  # the next reload finds an erasure on the model
+
+
+def test_an_extension_that_was_switched_off_is_gone(extension: Extension) -> None:
+    extension.start_ui()
+    host = host_of(extension)
+    before = {name: tensor.clone() for name, tensor in host.model.state_dict().items()}
+    generate(host, ERASE)
+    extension.callbacks.fire("script_unloaded")
+    registry = extension.made["modules.extra_networks"].extra_network_registry  # type: ignore[attr-defined]
+    assert registry == {} and isinstance(host.gate, types.ModuleType)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in host.model.state_dict().items())
