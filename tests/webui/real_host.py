@@ -14,6 +14,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 600
+OURS = "/concept-erasure/v1/methods"
 CPU = {
     "a1111": ["--no-half", "--precision", "full", "--use-cpu", "all", "--do-not-download-clip"],
     "forge": ["--always-cpu", "--all-in-fp32"],
@@ -32,6 +35,20 @@ def kind_of(folder: Path) -> str:
     return "forge" if (folder / "modules_forge").is_dir() else "a1111"
 
 
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """Inside, this checkout is among the host's extensions."""
+    there = [path for path in (folder / "extensions").iterdir() if path.resolve() == ROOT]
+    link = folder / "extensions" / "concept-erasure-test"
+    if not there:
+        link.symlink_to(ROOT, target_is_directory=True)
+    try:
+        yield
+    finally:
+        if not there:
+            link.unlink()
+
+
 class WebUi:
     """One running host.
 
@@ -40,9 +57,10 @@ class WebUi:
         python: interpreter with the host's packages.
         extra: more command-line options.
         auth: ``user:password`` of its API.
+        ready: what answers when it is started; by default a route of ours.
     """
 
-    def __init__(self, folder: Path, python: str, extra: list[str], auth: str = "") -> None:
+    def __init__(self, folder: Path, python: str, extra: list[str], auth: str = "", ready: str = OURS) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -56,16 +74,16 @@ class WebUi:
         environment.pop("PYTHONPATH", None)  # the extension must be found the host's way
         self.log = (folder / "concept-erasure-test.log").open("wb")
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
-        self._wait()
+        self._wait(ready)
 
-    def _wait(self) -> None:
+    def _wait(self, ready: str) -> None:
         started = time.monotonic()
         while time.monotonic() - started < START_SECONDS:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the host ended; see {self.log.name}")
             try:
                 # /internal/ping answers before the routes of extensions exist.
-                if self.get("/concept-erasure/v1/methods")[0] == 200:
+                if self.get(ready)[0] == 200:
                     return
             except OSError:
                 pass

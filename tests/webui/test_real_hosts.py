@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_host import ROOT, WebUi, interpreter
+from real_host import WebUi, installed, interpreter
 
 FOLDER = Path(os.environ.get("WEBUI_PATH", ""))
 pytestmark = pytest.mark.skipif(
@@ -38,26 +38,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed() -> Iterator[None]:
-    """This checkout among the host's extensions."""
-    there = [path for path in (FOLDER / "extensions").iterdir() if path.resolve() == ROOT]
-    link = FOLDER / "extensions" / "concept-erasure-test"
-    if not there:
-        link.symlink_to(ROOT, target_is_directory=True)
-    yield
-    if not there:
-        link.unlink()
-
-
-@pytest.fixture(scope="module")
-def web(installed: None, library: Path) -> Iterator[WebUi]:
+def web(library: Path) -> Iterator[WebUi]:
     lora = library / "lora"
     lora.mkdir()
-    found = WebUi(FOLDER, interpreter(), ["--concept-erasure-dir", str(library), "--lora-dir", str(lora)])
-    try:
-        yield found
-    finally:
-        found.close()
+    with installed(FOLDER):
+        found = WebUi(FOLDER, interpreter(), ["--concept-erasure-dir", str(library), "--lora-dir", str(lora)])
+        try:
+            yield found
+        finally:
+            found.close()
 
 
 @pytest.fixture(scope="module")
