@@ -38,22 +38,20 @@ PRESETS: dict[str, Preset] = {
         _preset(
             "object",
             "Object",
-            "A thing enters the picture through its word, so the cross-attention is enough and spares the rest.",
-            layers="cross-attention",
+            "A thing enters the picture through its word: what every method was tuned on, so its defaults are right.",
         ),
         _preset(
             "style",
             "Style or artist",
             "A style is painted in the late, less noisy steps; the steps that lay the picture out are spared.",
-            layers="cross-attention",
             spare_layout=0.2,
         ),
         _preset(
             "person",
             "Person or character",
-            "A name is one narrow spot among many alike: only keys and values change, and more is kept around it.",
-            layers="cross-attention-kv",
-            keep_weight=4.0,
+            "A name is one narrow spot among many alike: more words around what is kept are kept too, and weigh more.",
+            neighbours=4,
+            keep_weight=6.0,
         ),
         _preset(
             "pervasive",

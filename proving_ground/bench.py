@@ -164,7 +164,7 @@ def _untouched_kept(model: PictureModel, judge: Judge, erased: lexicon.Concept, 
     if not path.exists():
         pictures = evaluate(model, judge, erased, (), count, groups=("kept",)).pictures["kept"]
         path.parent.mkdir(exist_ok=True)
-        write_bytes(path, save({"pictures": pictures}))
+        write_bytes(path, save({"pictures": pictures.contiguous()}))
     return load_file(path)["pictures"]
 
 

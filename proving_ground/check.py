@@ -31,8 +31,8 @@ good one from a better.
 """
 FLIPS = ("erase", "keep", "guidance")
 """Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
-FLIP_STEPS = 120
-"""Optimiser steps with a wrong sign: it shows long before the end."""
+SHORT = {"steps": 120, "trajectories": 16, "trajectory_steps": 10}
+"""Settings with a wrong sign: it shows long before the end."""
 
 
 def measured(model: PictureModel, judge: Judge, deltas: DeltaSet | None = None) -> Evaluation:
@@ -52,7 +52,7 @@ def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSe
     chosen, concept = find_method(method), concept_of(CONCEPTS[CONCEPT])
     if flip is None:
         return erase(model, concept, method)[0].deltas
-    return train(model, concept, flipped(chosen, flip), chosen.settings(steps=FLIP_STEPS), Silent())[0]  # type: ignore[call-arg]
+    return train(model, concept, flipped(chosen, flip), chosen.settings(**SHORT), Silent())[0]  # type: ignore[arg-type]
 
 
 def flipped(method: Method, flip: str) -> Method:

@@ -90,7 +90,7 @@ def run_demo(out: Path) -> None:
     figures = {}
     for name, applied_now in (("untouched", []), ("erased", erasures)):
         print(f"Measuring the {name} model …")
-        figures[name] = evaluate(model, judge, lexicon, applied_now, count=32)
+        figures[name] = evaluate(model, judge, lexicon, applied_now, count=24)
     content = {name: _as_json(evaluation) for name, evaluation in figures.items()}
     (out / "figures.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (out / "summary.html").write_text(page(manifest, figures, path.stat().st_size, trained), encoding="utf-8")

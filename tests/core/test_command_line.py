@@ -77,7 +77,7 @@ def test_erase_generate_inspect(model: Path, tmp_path: Path, capsys: pytest.Capt
 
     assert run("inspect", out, "--model", model, "--json") == 0
     manifest = json.loads(capsys.readouterr().out)["manifest"]
-    assert manifest["keep"] == ["cat", "a red box"] and manifest["alternative"] == "box"
+    assert manifest["keep"][:2] == ["cat", "a red box"] and manifest["alternative"] == "box"
 
     pictures = tmp_path / "pictures"
     arguments = ["--erasure", f"{out}:0.8", "--prompts-file", prompts, "--count", 2, "--steps", 2, "--seed", 5]

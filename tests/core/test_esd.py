@@ -75,7 +75,9 @@ def test_loss_and_gradients_follow_the_formula(
 
 
 def test_training_lowers_the_loss_and_the_guidance(pico: DiffusersModel) -> None:
-    settings = EsdSettings(layers="full", negative=1.0, steps=250, learning_rate=3e-4, **SMALL)
+    settings = EsdSettings(
+        layers="full", negative=1.0, steps=150, learning_rate=3e-4, driver="original", cool_down=0.0, **SMALL
+    )
     trainer = Trainer(pico, Concept(("ball",)), METHODS["esd"], settings, Silent())
     with pico.trainable(), trainer.deltas.attached(trainer.layers):
         trainer.run()

@@ -175,7 +175,8 @@ def test_a_preset_comes_first_and_then_what_the_user_changed(part: Any, page: fa
     assert asked(None) == asked("None") == method.settings()
     assert asked("style") == method.settings(**preset_settings("style", method)) != method.settings()
     assert asked("style", spare_layout=0.5).spare_layout == 0.5
-    assert asked("style", spare_layout=0.5).layers == preset_settings("style", method)["layers"]
+    person = asked("person", keep_weight=1.0)
+    assert (person.keep_weight, person.neighbours) == (1.0, preset_settings("person", method)["neighbours"])
     assert asked("style", steps=7).spare_layout == preset_settings("style", method)["spare_layout"]
     with pytest.raises(InvalidSettings, match="no preset"):
         asked("nothing")
@@ -185,7 +186,7 @@ def test_the_form_tells_what_method_and_preset_do(part: Any) -> None:
     tab = part("erase_tab")
     assert "does not read pictures" in tab.about_method("esd", "None")
     told = tab.about_method("co_erasing", "person")
-    assert "does not read pictures" not in told and "keep weight 4.0" in told and "Person" in told
+    assert "does not read pictures" not in told and "keep weight 6.0" in told and "Person" in told
     assert "Sets nothing" in part("form").about_preset("pervasive", find_method("closed_form"))
 
 
