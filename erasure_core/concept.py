@@ -182,8 +182,8 @@ class Concept:
         said = " ".join([*self.words, self.alternative or "", *(other for _, other in self.instead)]).casefold().split()
         return [word for word in everyday_words() if not set(word.casefold().split()) & set(said)]
 
-    def sayings(self, contexts: int = 0) -> tuple[Saying, ...]:
-        """The words in all templates, and up to ``contexts`` of them inside kept prompts.
+    def sayings(self, contexts: int = 0, fits: Callable[[str], bool] = lambda prompt: True) -> tuple[Saying, ...]:
+        """The words in all templates, and up to ``contexts`` of them inside those kept prompts that leave room for it.
 
         A word that is erased in templates alone comes back among other words: "ball" is gone, "a red ball" is not. And
         only where much of the prompt stays does the training tell the concept from the rest of its prompt. Two of three
@@ -203,7 +203,9 @@ class Concept:
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
             room = frame(keep[which], where, first=bool(turn % 2))
             around = among(fillers, i)
-            said.append(Saying(place, *map(around, (room.say(word), room.say(instead), room.without))))
+            inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)))
+            if fits(inside.prompt) and fits(inside.instead):
+                said.append(inside)
         by_prompt: dict[str, Saying] = {}
         for saying in said:
             if saying.prompt not in self.keep:

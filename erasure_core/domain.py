@@ -13,18 +13,24 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .concept import BEFORE, IN_PLACE, Concept, Frame, frame
+from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame
 from .errors import Cancelled
 from .everyday import PROMPTS
 from .model import PromptModel
 from .progress import Progress, Report, Silent
 from .sampling import seeded_noise
 from .self_check import similarity
-from .trajectory import encode_each
+from .trajectory import encode_each, predict_in_batches
 
+AT_ONCE = 16
+"""Most latents in one call; fewer where the memory does not suffice."""
+PUNCTUATION = ".,;:!?()[]{}<>|\"'"
 CLOSE = 4
 """So many words nearest to the concept's are never taken for something else without a look at what they paint."""
+LONGEST_FRAME = 120
+"""Characters of a kept prompt in which words are compared: longer ones tell no more, and leave no room for a word."""
 FRAMES_READ = 8
 """Kept prompts in which the text encoder compares words."""
 
@@ -80,10 +86,14 @@ def nearest_words(model: PromptModel, phrases: Sequence[str], count: int) -> lis
 
     Only whole words of three or more letters: what is typed must be read as that one token.
     """
-    table = model.token_tables()[0].float()
+    return _nearest(model, F.normalize(model.token_tables()[0].float(), dim=-1), phrases, count)
+
+
+def _nearest(model: PromptModel, table: Tensor, phrases: Sequence[str], count: int) -> list[str]:
+    """``nearest_words`` with the embeddings scaled to unit length."""
     own = sorted({token for ids in model.tokenize(phrases) for token in ids})
-    near = similarity(table, table[own]).amax(dim=1).topk(min(16 * count, len(table))).indices.tolist()
-    words = []
+    near = (table @ table[own].T).amax(dim=1).topk(min(16 * count, len(table))).indices.tolist()
+    words: list[str] = []
     for token in near:
         word = model.detokenize([token])
         if token not in own and len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
@@ -116,8 +126,9 @@ def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> dict[
 def _around(model: PromptModel, anchors: Sequence[str], each: int) -> dict[str, str]:
     """The words nearest to each of some words, with the first of those that they are near to."""
     found: dict[str, str] = {}
-    for anchor in anchors:
-        for word in nearest_words(model, [anchor], each):
+    table = F.normalize(model.token_tables()[0].float(), dim=-1)
+    for anchor in anchors if each else ():
+        for word in _nearest(model, table, [anchor], each):
             found.setdefault(word, anchor)
     return found
 
@@ -187,13 +198,18 @@ def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progr
 def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
     """The telling words of prompts, without those of the concept."""
     own = {part.casefold() for word in concept.words for part in word.split()}
-    every = dict.fromkeys(word.casefold() for prompt in prompts for word in prompt.split())
-    return [word for word in every if word not in STOP_WORDS and word not in own]
+    every = dict.fromkeys(_bare(word) for prompt in prompts for word in prompt.split())
+    return [word for word in every if word and word not in STOP_WORDS and word not in own]
+
+
+def _bare(word: str) -> str:
+    """A word as it is compared: without punctuation around it, and in lower case."""
+    return word.strip(PUNCTUATION).casefold()
 
 
 def _frames(concept: Concept, count: int) -> list[Frame]:
     """Room for a word alone, and in ``count`` of the prompts to keep: in the place of their last word or before it."""
-    keep = [prompt for prompt in concept.keep if prompt]
+    keep = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
     inside = [frame(prompt, (IN_PLACE, BEFORE)[i % 2]) for i, prompt in enumerate(keep[:count])]
     return [Frame(), *inside]
 
@@ -207,7 +223,7 @@ def _directions(
 
     def predicted(word: str) -> Tensor:
         prompts = [room.say(word) for room in frames for _ in range(settings.states)]
-        return model.predict(z, t, encode_each(model, prompts)).flatten().cpu()
+        return predict_in_batches(model, z, t, encode_each(model, prompts), AT_ONCE, progress).flatten().cpu()
 
     without, rows = predicted(""), []
     for i, word in enumerate(words):
@@ -249,14 +265,14 @@ def with_neighbours(concept: Concept, near: Mapping[str, str]) -> Concept:
     turn = 0
     said: list[str] = []
     for word, anchor in near.items():
-        own = [prompt for prompt in concept.keep if anchor and anchor in prompt.casefold().split()]
+        own = [prompt for prompt in concept.keep if anchor and anchor in map(_bare, prompt.split())]
         if own:
             prompt = own[len(said) % len(own)]
-            said.append(" ".join(word if part.casefold() == anchor else part for part in prompt.split()))
+            said.append(" ".join(word if _bare(part) == anchor else part for part in prompt.split()))
         else:
             said.append(frames[turn % len(frames)].say(word))
             turn += 1
-    return _keeping(concept, (*concept.keep, *said))
+    return _keeping(concept, (*concept.keep, *(prompt for prompt in said if len(prompt) <= MAX_LENGTH)))
 
 
 def with_everyday_keep(concept: Concept) -> Concept:

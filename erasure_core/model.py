@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .errors import PromptTooLong
 from .schedule import NoiseSchedule
 
 
@@ -168,3 +169,15 @@ class PromptModel(LoadedModel, Protocol):
         prompt's end token. ``table[rows]`` of ``token_tables`` and ``token_rows`` gives what ``encode`` gives, bit for
         bit; inside ``trainable``, gradients flow into the embeddings."""
         ...
+
+
+def has_room(model: LoadedModel, prompt: str) -> bool:
+    """Whether a model reads a prompt whole. Models that cannot be asked are taken to."""
+    if not hasattr(model, "token_rows"):
+        return True
+    asked: Any = model
+    try:
+        asked.token_rows(asked.tokenize([prompt]))
+    except PromptTooLong:
+        return False
+    return True

@@ -21,7 +21,7 @@ from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
 from .layers import is_text, reads_context, select
 from .methods.registry import Method, TrainingSettings, find_method
-from .model import Conditioning, LoadedModel
+from .model import Conditioning, LoadedModel, has_room
 from .progress import Progress, Report
 from .run_state import RunState
 from .trajectory import (
@@ -181,7 +181,9 @@ class Trainer:
         self.model, self.concept, self.method, self.settings = model, concept, method, settings
         self.progress, self.checkpoint, self.save_every = progress, checkpoint, save_every
         self.pictures = pictures
-        self.sayings = {saying.prompt: saying for saying in concept.sayings(settings.contexts)}
+        self.sayings = {
+            saying.prompt: saying for saying in concept.sayings(settings.contexts, partial(has_room, model))
+        }
         self.layers = select(model.layers(), settings.layers)
         self.identity = identity(model, concept, method.name, settings, self.layers, pictures) if checkpoint else ""
         self.deltas = new_deltas(self.layers, settings.rank, settings.seed).to(model.device)

@@ -14,6 +14,7 @@ behind it, which differ with their position. Most of these are nearly alike, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings
 from ..layers import reads_context, select
-from ..model import Conditioning, LoadedModel
+from ..model import Conditioning, LoadedModel, has_room
 from ..progress import Progress, Report
 from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
@@ -145,7 +146,7 @@ def _truncated(square: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Ten
 
 def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) -> tuple[Tensor, Tensor, Tensor]:
     """C, A and R of the module's docstring, R with its weight."""
-    sayings = concept.sayings(settings.contexts)
+    sayings = concept.sayings(settings.contexts, partial(has_room, model))
     subject, instead = subject_rows(
         encode_each(model, [saying.prompt for saying in sayings]),
         encode_each(model, [saying.instead for saying in sayings]),

@@ -59,3 +59,10 @@ def test_every_saying_says_its_word_and_prompts_are_distinct(words: list[str], k
     assert not {s.prompt for s in sayings} & set(concept.keep)
     assert all(concept.words[s.word] in s.prompt and len(s.prompt) > len(s.without) for s in sayings)
     assert {s.word for s in sayings} == set(range(len(concept.words)))
+
+
+def test_prompts_that_the_model_would_not_read_whole_are_not_made() -> None:
+    """A long kept prompt leaves no room for the concept and other words around it; nobody wrote those prompts."""
+    concept = Concept(("ball",), None, ("a red house",))
+    assert len(concept.sayings(9)) > len(concept.sayings(9, lambda prompt: len(prompt) < 30)) > len(concept.sayings())
+    assert concept.sayings(9, lambda prompt: False) == concept.sayings()

@@ -206,3 +206,12 @@ def test_a_flow_model_is_trained_by_the_same_loss(pico: DiffusersModel) -> None:
     _, history = train(flow, Concept(("ball",)), METHODS["esd"], settings, Silent())
     erase = [terms["erase"] for terms in history.losses]
     assert sum(erase[-8:]) < 0.7 * sum(erase[:8])
+
+
+def test_a_kept_prompt_as_long_as_the_model_reads_is_no_hindrance(pico: DiffusersModel) -> None:
+    from erasure_core import erase
+
+    whole = " ".join(["cat"] * 75)
+    settings = EsdSettings(steps=1, **SMALL)
+    erasure, _ = erase(pico, Concept(("ball",), None, (whole, "a red box,")), "esd", settings)
+    assert erasure.manifest.keep[:2] == (whole, "a red box,")
