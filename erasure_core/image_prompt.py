@@ -197,9 +197,12 @@ class ImagePrompted:
         return self.plain.encode(prompts)
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        # Left as they are afterwards: with checkpointing the backward pass runs the layers again.
+        # With gradients they stay until the backward pass is over: with checkpointing it runs the layers again.
         self.branch.tokens = conditioning.image
-        return self.plain.predict(latents, t, conditioning)
+        predicted = self.plain.predict(latents, t, conditioning)
+        if not torch.is_grad_enabled():
+            self.branch.tokens = None
+        return predicted
 
     def layers(self) -> dict[str, nn.Module]:
         return self.plain.layers()

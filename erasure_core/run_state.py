@@ -38,6 +38,9 @@ class RunState:
         """The contents for the coming step."""
         return self.tensors
 
+    def after_backward(self) -> None:
+        """What was only held for the backward pass may go: a host may paint a preview before the next step."""
+
     def pools_are_due(self) -> bool:
         """Whether the pools are drawn anew before the coming step."""
         return self.trainer.step % self.trainer.settings.refresh == 0

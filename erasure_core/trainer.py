@@ -350,6 +350,7 @@ class Trainer:
             terms = self.method.loss(s, Step(concept, kept, self, generator))
             total = torch.stack(list(terms.values())).sum() / s.accumulate
             (total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+            self.state.after_backward()
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0.0) + term.detach() / s.accumulate
         return losses

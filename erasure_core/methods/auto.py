@@ -66,6 +66,10 @@ class AutoState(Boundary):
     def attached(self) -> AbstractContextManager[None]:
         return nullcontext() if self.pictures is None else self.pictures.attached()
 
+    def after_backward(self) -> None:
+        if self.pictures is not None:
+            self.pictures.after_backward()
+
     def begin(self) -> dict[str, Tensor]:
         s = self.trainer.settings
         if self.pictures is None or not isinstance(s, AutoSettings):

@@ -36,6 +36,9 @@ class PictureState(RunState):
         finally:
             self.trainer.model = plain
 
+    def after_backward(self) -> None:
+        self.branch.tokens = None
+
     def learned_tokens(self, chance: torch.Generator, pictures: int, tokens: int, steps: int) -> Tensor:
         """The tokens that were given, or learned ones of given pictures or of ``pictures`` of the model's own."""
         trainer, given = self.trainer, self.trainer.pictures

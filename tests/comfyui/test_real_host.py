@@ -14,6 +14,8 @@ from comfy_client import GraphFailed, GraphRefused, Graphs, Host, make_base, pic
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from erasure_core.methods import METHODS
+
 SHORT = {"steps": 4, "trajectories": 5, "trajectory_steps": 3, "batch": 1, "rank": 4, "preview_every": 2}
 
 
@@ -44,9 +46,21 @@ def painted(host: Host, prompt: dict[str, Any], **more: Any) -> str:
 
 
 def test_every_method_has_a_node(graphs: Graphs) -> None:
-    from erasure_core.methods import METHODS
-
     assert {f"ConceptErasureErase_{name}" for name in METHODS} <= set(graphs.known)
+
+
+QUICK = {**SHORT, "candidates": 4, "check_every": 2, "check_starts": 2, "check_steps": 2, "warm_up": 1} | {
+    "own_pictures": 1, "inversion_steps": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_erases_and_leaves_the_model_alone(host: Host, graphs: Graphs, plain: str, name: str) -> None:
+    inputs = graphs.known[f"ConceptErasureErase_{name}"]["input"]
+    known = {key for part in inputs.values() for key in part}
+    erase = graphs.erase(name, **{key: value for key, value in QUICK.items() if key in known})
+    assert painted(host, {**graphs.paint("erase"), **erase}) != plain
+    assert painted(host, graphs.paint()) == plain
 
 
 def test_a_file_is_the_same_behind_load_and_behind_the_stock_loader(

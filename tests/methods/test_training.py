@@ -125,6 +125,25 @@ def test_auto_tells_what_it_erased_and_what_it_put_there(pico: DiffusersModel) -
     assert told.manifest.alternative == "thing"
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_preview_between_two_steps_sees_no_pictures(pico: DiffusersModel, checkpointing: bool) -> None:
+    """A host paints previews with the model itself, on which the image branch still hangs."""
+    z, t = torch.ones(1, *pico.latent_shape), torch.tensor([400])
+
+    class Painting(Silent):
+        painted = 0
+
+        def update(self, report: Report) -> None:
+            if report.stage == "training":
+                with torch.no_grad():
+                    assert pico.predict(z, t, pico.encode(["a ball"])).shape == z.shape
+                self.painted += 1
+
+    progress, settings = Painting(), replace(settings_of("co_erasing"), checkpointing=checkpointing)
+    erase(pico, CONCEPT, "co_erasing", settings, progress)
+    assert progress.painted == settings.steps
+
+
 def test_spared_layout_steps_are_not_drawn(pico: DiffusersModel) -> None:
     with stopped(pico, CONCEPT, "all_but_one", spare_layout=0.5) as (trainer, _):
         drawn = trainer.pools["concept"].draw(200, torch.Generator().manual_seed(0), trainer.noisiest)
