@@ -11,7 +11,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import Hardening
-from erasure_core.methods import METHODS, find_method
+from erasure_core.methods import METHODS, RECOMMENDED, find_method
 from erasure_core.presets import PRESETS
 
 from . import explore_tab, form, given_pictures, jobs, places, show
@@ -31,7 +31,7 @@ def build() -> explore_tab.Form:
                                file_count="multiple", file_types=["image"],
                                elem_id=f"{PREFIX}_concept_pictures")  # fmt: skip
             with gr.Row():
-                method = gr.Dropdown(list(METHODS), value="closed_form", label="Method",
+                method = gr.Dropdown(list(METHODS), value=RECOMMENDED, label="Method",
                                      elem_id=f"{PREFIX}_method")  # fmt: skip
                 preset = gr.Dropdown([NONE, *PRESETS], value=NONE, label="Preset for this kind of concept",
                                      elem_id=f"{PREFIX}_preset")  # fmt: skip
@@ -47,12 +47,12 @@ def build() -> explore_tab.Form:
                 seconds = gr.Number(60, label="Seconds of each of these searches", elem_id=f"{PREFIX}_harden_seconds")
                 preview = gr.Number(0, label="Training steps between two previews (0: none)",
                                     elem_id=f"{PREFIX}_preview_every")  # fmt: skip
-            about = gr.HTML(about_method("closed_form", NONE), elem_id=f"{PREFIX}_about")
+            about = gr.HTML(about_method(RECOMMENDED, NONE), elem_id=f"{PREFIX}_about")
             values: list[Any] = []
             groups = []
             for name, known in METHODS.items():
                 with (
-                    gr.Column(visible=name == "closed_form") as group,
+                    gr.Column(visible=name == RECOMMENDED) as group,
                     gr.Accordion(f"Settings of {known.title}", open=False, elem_id=f"{PREFIX}_settings_{name}"),
                 ):
                     values += form.widgets(known)

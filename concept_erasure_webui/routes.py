@@ -21,7 +21,7 @@ from erasure_core.boundary.report import ReportSettings
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import SUFFIX, Hardening
-from erasure_core.methods import METHODS, find_method
+from erasure_core.methods import METHODS, RECOMMENDED, find_method
 from erasure_core.presets import preset_settings
 
 from . import exploring, given_pictures, jobs, places, reporting, saved
@@ -148,7 +148,7 @@ def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 def _erasing(body: dict[str, Any]) -> jobs.Request:
     known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "harden_seconds", "preset"}
     _check_fields(body, known | {"pictures"})
-    method = find_method(str(body.get("method", "closed_form")))
+    method = find_method(str(body.get("method", RECOMMENDED)))
     concept = Concept(_texts(body, "words"), body.get("alternative"), _texts(body, "keep"))
     preset = body.get("preset")
     implied = {} if preset is None else preset_settings(str(preset), method)
