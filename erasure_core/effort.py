@@ -15,7 +15,7 @@ from .model import LoadedModel
 from .progress import Progress, Report
 
 EFFORTS = {
-    "fast": "half the optimiser steps, trajectories of ten steps, drawn once",
+    "fast": "half the optimiser steps, twice as many trajectories of ten steps, drawn once",
     "balanced": "the method's defaults",
     "thorough": "twice the optimiser steps, trajectories and batch",
     "low-vram": "the method's defaults, in pieces that fit the free memory of the device",
@@ -29,7 +29,7 @@ PICTURES = 3
 """Most predictions of one step for each picture of the batch: the concept's, a kept prompt's, and one of the method."""
 USABLE = 0.85
 """Share of the free memory that is planned with; the rest is for what libraries take and for fragments."""
-FAST_STEPS, FAST_TRAJECTORIES = 10, 8
+FAST_STEPS = 10
 T = TypeVar("T")
 
 
@@ -59,8 +59,9 @@ def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int 
         return _fitting(settings, model, free_memory(model.device) if free is None else free)
     if effort == "fast":
         steps = max(1, settings.steps // 2)
-        fewer = min(settings.trajectories, FAST_TRAJECTORIES), min(settings.trajectory_steps, FAST_STEPS)
-        settings = replace(settings, steps=steps, refresh=steps, trajectories=fewer[0], trajectory_steps=fewer[1])
+        # Drawn once, a pool has to hold all that is kept: what it lacks is not protected.
+        short, many = min(settings.trajectory_steps, FAST_STEPS), 2 * settings.trajectories
+        settings = replace(settings, steps=steps, refresh=steps, trajectories=many, trajectory_steps=short)
     if effort == "thorough":
         doubled: dict[str, Any] = {n: 2 * getattr(settings, n) for n in ("steps", "trajectories", "batch")}
         settings = replace(settings, **doubled)
