@@ -218,11 +218,11 @@ def draw_pool(
         t = torch.full((len(prompts),), now, device=model.device)
         states[:, i] = z.cpu()
         with deltas.off() if teacher == ORIGINAL else nullcontext():
-            predicted = _all_roles(model, taught, z, t, settings.max_batch, progress)
+            predicted = predict_roles(model, taught, z, t, settings.max_batch, progress)
         for role, prediction in predicted.items():
             predictions[role][:, i] = prediction.cpu()
         if driven_by_student:
-            predicted = _all_roles(model, learning, z, t, settings.max_batch, progress)
+            predicted = predict_roles(model, learning, z, t, settings.max_batch, progress)
         leading = predicted[PROMPT]
         if goal is not None and len(to_goal):
             here = Draw(z, t, [texts[p] for p in prompts], predicted, torch.arange(len(prompts)))
@@ -245,14 +245,7 @@ def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
     return model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
 
 
-def predict_roles(model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """Predictions at the same states for every role, in one call."""
-    count = len(rows)
-    predicted = model.predict(z.repeat(count, 1, 1, 1), t.repeat(count), Conditioning.cat(list(rows.values())))
-    return dict(zip(rows, predicted.chunk(count), strict=True))
-
-
-def _all_roles(
+def predict_roles(
     model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int, progress: Progress
 ) -> dict[str, Tensor]:
     """Predictions for every role, all in one call where they fit."""

@@ -116,7 +116,9 @@ class Boundary(RunState):
             roles = {PROMPT: self.encoded(chosen), WITHOUT: self.encoded(chosen, [""] * len(chosen))}
             if trainer.concept.has_alternative:
                 roles[ALTERNATIVE] = self.encoded(chosen, instead)
-            teacher = {EMPTY: states.teacher[EMPTY], **predict_roles(trainer.model, roles, states.latents, states.t)}
+            most, progress = self.settings.max_batch, trainer.progress
+            taught = predict_roles(trainer.model, roles, states.latents, states.t, most, progress)
+            teacher = {EMPTY: states.teacher[EMPTY], **taught}
         draw = replace(states, teacher=teacher)
         return Bounding(draw, self.encoded(chosen), roles.get(ALTERNATIVE, roles[WITHOUT]))
 
