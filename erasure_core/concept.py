@@ -34,16 +34,19 @@ class Saying:
         prompt: the prompt.
         instead: the same with the alternative in the word's place, or with nothing.
         without: what is asked for beside the concept: the prompt without it, empty for the word alone.
+        where: ``ALONE``, or where in a kept prompt the word is said.
     """
 
     word: int
     prompt: str
     instead: str
     without: str
+    where: int
 
 
-IN_PLACE, BEFORE, BESIDE = range(3)
-"""Where a word is said in a kept prompt: in the place of its last word, before that, or as a thing of its own."""
+IN_PLACE, BEFORE, BESIDE, ALONE = range(4)
+"""Where a word is said in a kept prompt: in the place of its last word, before that, or as a thing of its own; and the
+word without any kept prompt."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Concept:
         alternative: what the model paints instead; ``None`` leaves the choice to the method.
         keep: prompts whose pictures must not change. The empty prompt is always among them (see ``kept_prompts``).
         instead: pairs (word, its own alternative), where several concepts are erased at once.
+        neighbours: what a method keeps besides, because it is near to what the user named.
 
     Raises:
         InvalidConcept: no word, an empty or overlong phrase, a kept prompt that is one of the words, or an alternative
@@ -120,6 +124,7 @@ class Concept:
     alternative: str | None = None
     keep: tuple[str, ...] = ()
     instead: tuple[tuple[str, str], ...] = ()
+    neighbours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         words = _unique(tuple(_checked(word, "concept") for word in self.words))
@@ -130,10 +135,11 @@ class Concept:
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
         _check_alternatives(words, alternative, instead)
         erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
+        neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
         clash = [prompt for prompt in keep if prompt.casefold() in erased]
         if clash:
             raise InvalidConcept(f"{clash[0]!r} is both erased and kept; remove it from one of the two.")
-        length = len(json.dumps([words, keep, instead]))
+        length = len(json.dumps([words, keep, instead, neighbours]))
         if length > MAX_TOTAL:
             raise InvalidConcept(
                 f"Concept and kept prompts are {length} characters long in all; at most {MAX_TOTAL} fit. Give fewer."
@@ -142,6 +148,7 @@ class Concept:
         object.__setattr__(self, "alternative", alternative)
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "instead", instead)
+        object.__setattr__(self, "neighbours", neighbours)
 
     @classmethod
     def joined(cls, concepts: Sequence[Concept]) -> Concept:
@@ -166,7 +173,7 @@ class Concept:
     @property
     def kept_prompts(self) -> tuple[str, ...]:
         """The prompts to keep, the empty one first: every sampler uses it for guidance."""
-        return _unique(("", *self.keep))
+        return _unique(("", *self.keep, *self.neighbours))
 
     def prompts(self) -> tuple[tuple[str, str], ...]:
         """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
@@ -192,23 +199,25 @@ class Concept:
         own = dict(self.instead)
         fillers = self._fillers()
         said = [
-            Saying(place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "")
+            Saying(
+                place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "", ALONE
+            )
             for place, word in enumerate(self.words)
             for template in TEMPLATES
         ]
-        keep = [prompt for prompt in self.keep if prompt]
+        keep = [prompt for prompt in self.kept_prompts if prompt]
         for i in range(contexts if keep else 0):
             turn, which = divmod(i, len(keep))
             place, where = divmod((which + turn) % (3 * len(self.words)), 3)
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
             room = frame(keep[which], where, first=bool(turn % 2))
             around = among(fillers, i)
-            inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)))
+            inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)), where)
             if fits(inside.prompt) and fits(inside.instead):
                 said.append(inside)
         by_prompt: dict[str, Saying] = {}
         for saying in said:
-            if saying.prompt not in self.keep:
+            if saying.prompt not in self.kept_prompts:
                 by_prompt.setdefault(saying.prompt, saying)
         return tuple(by_prompt.values())
 

@@ -272,12 +272,13 @@ def with_neighbours(concept: Concept, near: Mapping[str, str]) -> Concept:
         else:
             said.append(frames[turn % len(frames)].say(word))
             turn += 1
-    return _keeping(concept, (*concept.keep, *(prompt for prompt in said if len(prompt) <= MAX_LENGTH)))
+    short = [prompt for prompt in said if len(prompt) <= MAX_LENGTH]
+    return replace(concept, neighbours=_without_concept((*concept.neighbours, *short), concept))
 
 
 def with_everyday_keep(concept: Concept) -> Concept:
     """A concept that also keeps everyday prompts, for a user who named none."""
-    return _keeping(concept, (*concept.keep, *PROMPTS))
+    return replace(concept, keep=_without_concept((*concept.keep, *PROMPTS), concept))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
@@ -288,7 +289,7 @@ def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
     return replace(concept, words=(*concept.words, *words))
 
 
-def _keeping(concept: Concept, prompts: Sequence[str]) -> Concept:
-    """The concept with those prompts to keep that do not say it."""
+def _without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
+    """Those prompts that do not say the concept."""
     erased = [word.casefold() for word in concept.words]
-    return replace(concept, keep=tuple(p for p in prompts if not any(word in p.casefold() for word in erased)))
+    return tuple(prompt for prompt in prompts if not any(word in prompt.casefold() for word in erased))

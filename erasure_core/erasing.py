@@ -131,7 +131,7 @@ def describe(
     return Manifest(
         words=concept.words,
         alternative=concept.alternative,
-        keep=concept.keep,
+        keep=concept.kept_prompts[1:],
         instead=concept.instead,
         method=method,
         method_status=status,

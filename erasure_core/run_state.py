@@ -12,6 +12,7 @@ from .model import Conditioning
 from .trajectory import encode_each
 
 if TYPE_CHECKING:
+    from .methods.text_space import Phrasing
     from .trainer import Trainer
 
 
@@ -25,6 +26,8 @@ class RunState:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.tensors: dict[str, Tensor] = {}
+        self.phrasing: Phrasing | None = None
+        """Makes the prompts of ``text_space``, from the first time they are asked for."""
 
     def attached(self) -> AbstractContextManager[None]:
         """What hangs on the model while it is trained, besides the deltas."""

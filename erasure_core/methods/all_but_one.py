@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..layers import LAYER_GROUPS
 from ..run_state import RunState
 from .registry import TrainingSettings, method, option
+from .text_space import text_terms
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -32,6 +33,8 @@ class AllButOneSettings(TrainingSettings):
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
+    text_weight: float = option(4.0, "weight of what the text encoder makes of many other prompts", 0.0, 1000.0)
+    text_prompts: int = option(32, "such prompts in one step", low=1, high=1024)
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
@@ -97,8 +100,9 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     guided, empty, same = step.trainer.predict(
         [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
     )
-    return {
+    terms = {
         "surgical": F.mse_loss(guided - empty.detach(), beside(concept) + guidance_goal(settings, concept)),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
+    return terms | text_terms(step, settings.text_weight, settings.text_prompts, erase=False)

@@ -29,6 +29,7 @@ from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
+from .text_space import text_terms
 
 if TYPE_CHECKING:
     from ..trainer import Step
@@ -50,6 +51,9 @@ class AutoSettings(CheckSettings):
     negative: float = option(0.5, "hard: how far to push away from the concept", low=0.0, high=10.0)
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
+    steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    text_weight: float = option(4.0, "weight of what the text encoder makes of many other prompts", 0.0, 1000.0)
+    text_prompts: int = option(32, "such prompts in one step", low=2, high=1024)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
@@ -126,8 +130,9 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     said = zip(weights, goals, [guided, *more], strict=True)
     surgical = [weight * F.mse_loss(one - empty.detach(), wish) for weight, wish, one in said]
     surgical += [settings.boundary_weight * F.mse_loss(one, wanted_instead(settings, draw)) for draw, one in boundary]
-    return {
+    terms = {
         "surgical": torch.stack(surgical).sum(),
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
+    return terms | text_terms(step, settings.text_weight, settings.text_prompts, erase=True)

@@ -10,7 +10,7 @@ from ..lexicon import BACKGROUND_NAMES
 from ..render import render
 from ..scene import Scene
 from .data import pick, scenes, to_model_range
-from .loop import train
+from .loop import mixed_precision, train
 
 STEPS = 9_000
 BATCH = 16
@@ -56,7 +56,7 @@ def train_autoencoder(deadline: float | None = None, steps: int = STEPS) -> tupl
         rows = pick(step, BATCH, SCENES)
         x = to_model_range(pictures[rows])
         weight = _weights([drawn[i] for i in rows], pictures[rows], backgrounds, step >= FOREGROUND_FROM)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             posterior = model.encode(x).latent_dist
             y = model.decode(posterior.sample()).sample.float()
         error = (y - x).abs()

@@ -24,7 +24,7 @@ from ..lexicon import COLOUR_NAMES, OBJECT_NAMES, STYLE_NAMES
 from ..scene import Scene, phrases
 from ..tokens import token_ids
 from .data import captions_for, pick, scenes
-from .loop import train
+from .loop import mixed_precision, train
 from .state import load_average
 
 PICTURE_STEPS = 2000
@@ -125,12 +125,12 @@ def train_clip(deadline: float | None = None, steps: int = STEPS) -> tuple[CLIPM
         rng = random.Random(step)
         chosen = pick(step, BATCH, SCENES)
         ids = captions_for([drawn[i] for i in chosen], rng, trim=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             return model(input_ids=ids, pixel_values=normalised(pictures[chosen]), return_loss=True).loss
 
     def loss_with_words_apart(step: int) -> Tensor:
         later = PICTURE_STEPS + step
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             apart = apart_loss(model.text_model, [drawn[i] for i in pick(later, BATCH, SCENES)[:TWINS]], later)
         return loss_at(later) + APART_WEIGHT * apart
 

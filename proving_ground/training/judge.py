@@ -18,7 +18,7 @@ from .autoencoder import new_autoencoder
 from .data import pick, to_model_range
 from .garbage import ruin
 from .latents import decode, encode, kept_on_disk
-from .loop import train
+from .loop import mixed_precision, train
 from .state import load_average
 
 STEPS = 4500
@@ -163,7 +163,7 @@ def train_judge(
 
     def loss_at(step: int) -> Tensor:
         pictures, labels, garbage = kept.batch(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             logits = net(pictures.contiguous(memory_format=torch.channels_last))
             return judge_loss(logits, labels, garbage)
 

@@ -17,6 +17,7 @@ from ..render import render
 from ..scene import Scene, sample_scene
 from . import loop
 from .data import to_model_range
+from .loop import mixed_precision
 
 Kept = dict[str, Any]
 
@@ -40,14 +41,14 @@ def _picture_batches(drawn: list[Scene]) -> Iterator[Tensor]:
 @torch.inference_mode()
 def encode(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Posterior means [B, 4, 8, 8], not scaled, of uint8 pictures [B, 3, 64, 64]."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision():
         return autoencoder.encode(to_model_range(pictures)).latent_dist.mean.float()
 
 
 @torch.inference_mode()
 def decode(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     """uint8 pictures [B, 3, 64, 64] of latents [B, 4, 8, 8] that are not scaled."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision():
         pictures = autoencoder.decode(latents).sample.float()
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 

@@ -24,6 +24,11 @@ def cosine_rate(step: int, steps: int, peak: float, warm_up: int = 200) -> float
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))))
 
 
+def mixed_precision() -> torch.autocast:
+    """bfloat16 where the processor computes in it; elsewhere that is emulated and takes fifteen times as long."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(torch.cpu.get_capabilities().get("avx512_bf16")))
+
+
 def _update_average(average: list[Tensor], weights: list[Tensor], step: int, decay: float) -> None:
     """Exponential running average; short at first so that the start is forgotten."""
     torch._foreach_lerp_(average, weights, 1 - min(decay, (step + 1) / (step + 10)))

@@ -108,11 +108,12 @@ def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
     kept = with_neighbours(Concept(("dog",)), {"box": ""})
-    assert kept.keep == ("a box",)
+    assert kept.neighbours == ("a box",) and kept.kept_prompts == ("", "a box")
     inside = with_neighbours(Concept(("dog",), None, ("a red house",)), {"box": "", "scarlet": "red", "cat": ""})
-    assert inside.keep == ("a red house", "a box", "a scarlet house", "a red cat")
+    assert inside.keep == ("a red house",), "what the user names stays apart from what is found near it"
+    assert inside.neighbours == ("a box", "a scarlet house", "a red cat")
     everyday = with_everyday_keep(kept).keep
-    assert "a cat" in everyday and "a dog" not in everyday and everyday[0] == "a box"
+    assert "a cat" in everyday and "a dog" not in everyday
 
 
 def test_returning_embeddings_are_read_as_the_concept_was() -> None:

@@ -1,0 +1,193 @@
+"""What the text encoder makes of prompts, kept in place far beyond the prompts whose noise is trained on.
+
+A training that looks at predicted noise sees some dozens of prompts. What it does to all others is chance: a word near
+none of them may lose its meaning. The text encoder alone is asked in a hundredth of the time, so it can be asked about
+hundreds of words, each time others, among whatever else a prompt says. This is SAGE's global retention taken further:
+not only the relations of kept prompts stay, but the states of every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame
+from ..domain import LONGEST_FRAME, STOP_WORDS, neighbours_of_kept
+from ..everyday import PROMPTS, everyday_words
+from ..model import Conditioning, PromptModel
+
+if TYPE_CHECKING:
+    from ..trainer import Step, Trainer
+
+Item = TypeVar("Item")
+VOCABULARY_WORDS = 1000
+"""Random words of the model's vocabulary that prompts are made of, beside the everyday ones."""
+NEAR_EACH = 6
+"""So many words near to each word of the prompts to keep are said half of the time: they are what suffers first."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, and the prompt whose reading by the frozen text encoder it is to have."""
+
+    prompt: str
+    like: str
+
+
+class Phrasing:
+    """Makes pairs of prompts: kept ones as they are, and such with the concept and with what takes its place."""
+
+    def __init__(self, concept: Concept, words: Sequence[str], near: Sequence[str] = ()) -> None:
+        self.concept = concept
+        said = {word.casefold() for word in concept.words}
+        self.words = [word for word in words if word.casefold() not in said]
+        self.near_words = [word for word in near if word.casefold() not in said] or self.words
+        own = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
+        self.kept = own or list(PROMPTS)
+        self.near = [prompt for prompt in concept.neighbours if len(prompt) <= LONGEST_FRAME]
+
+    def kept_pair(self, chance: torch.Generator) -> Pair:
+        """A prompt to keep, half of them with another word in one place, half of them beside another."""
+        prompt = self._varied(_one(self.near if self.near and _sometimes(chance) else self.kept, chance), chance)
+        if _sometimes(chance):
+            prompt = f"{prompt} and {self._varied(_one(self.kept, chance), chance)}"
+        return Pair(prompt, prompt)
+
+    def concept_pair(self, chance: torch.Generator) -> Pair:
+        """The concept alone or inside such a prompt, and the same with the alternative."""
+        word = _one(self.concept.words, chance)
+        instead = dict(self.concept.instead).get(word, self.concept.alternative or "")
+        if _index(4, chance) == 0:
+            template = _one(TEMPLATES, chance)
+            return Pair(template.format(word), template.format(instead))
+        where = (IN_PLACE, BEFORE, BESIDE)[_index(3, chance)]
+        room = frame(self._varied(_one(self.kept, chance), chance), where, first=_sometimes(chance))
+        pair = room.say(word), room.say(instead)
+        if _sometimes(chance):
+            first, second = _one(self.words, chance), _one(self.words, chance)
+            pair = (f"{pair[0]}, {first} {second}", f"{pair[1]}, {first} {second}")
+        return Pair(*pair)
+
+    def _varied(self, prompt: str, chance: torch.Generator) -> str:
+        """Half of the time with another word in the place of one that tells something."""
+        parts = prompt.split()
+        telling = [i for i, part in enumerate(parts) if part.casefold() not in STOP_WORDS]
+        if telling and _sometimes(chance):
+            words = self.near_words if _sometimes(chance) else self.words
+            parts[_one(telling, chance)] = _one(words, chance)
+        return " ".join(parts)
+
+
+def _one(items: Sequence[Item], chance: torch.Generator) -> Item:
+    return items[_index(len(items), chance)]
+
+
+def _sometimes(chance: torch.Generator) -> bool:
+    return _index(2, chance) == 0
+
+
+def _index(count: int, chance: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=chance))
+
+
+def phrasing_for(trainer: Trainer, model: PromptModel) -> Phrasing:
+    """The phrasing of a run: its words are everyday ones, random ones of the vocabulary, and such near what is kept."""
+    chance = trainer.chance(700_000_001)
+    size = len(model.token_tables()[0])
+    found = []
+    for token in torch.randint(size, (8 * VOCABULARY_WORDS,), generator=chance).tolist():
+        word = model.detokenize([token])
+        if len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
+            found.append(word)
+        if len(found) == VOCABULARY_WORDS:
+            break
+    with trainer.deltas.off():  # a run that goes on must find the same words
+        near = neighbours_of_kept(model, trainer.concept, NEAR_EACH)
+    words = list(dict.fromkeys([*everyday_words(), *found]))
+    return Phrasing(trainer.concept, words, list(near))
+
+
+def text_terms(step: Step, weight: float, count: int, erase: bool) -> dict[str, Tensor]:
+    """The weighted ``text_error`` as a loss term, none where no text encoder learns or its tokens cannot be read."""
+    trainer = step.trainer
+    if not (weight and trainer.trains_text and hasattr(trainer.model, "token_tables")):
+        return {}
+    return {"text": weight * text_error(step, count, erase)}
+
+
+def text_error(step: Step, count: int, erase: bool) -> Tensor:
+    """Relative squared error of the text states of ``count`` prompts.
+
+    sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that p and p' share.
+
+    Args:
+        step: the step; its chance draws the prompts.
+        count: how many prompts.
+        erase: half of them say the concept, and p' the alternative, where there is one. Else all are kept, p' = p.
+    """
+    trainer, chance = step.trainer, step.generator
+    model: Any = trainer.model
+    if step.state.phrasing is None:
+        step.state.phrasing = phrasing_for(trainer, model)
+    phrasing = step.state.phrasing
+    erased = count // 2 if erase and trainer.concept.has_alternative else 0
+    pairs = [phrasing.concept_pair(chance) for _ in range(erased)]
+    pairs += [phrasing.kept_pair(chance) for _ in range(count - erased)]
+    ids, likes = (model.tokenize([getattr(pair, name) for pair in pairs]) for name in ("prompt", "like"))
+    longest = model.token_rows([[]])[0][0].shape[1] - 2
+    fitting = [i for i in range(len(pairs)) if max(len(ids[i]), len(likes[i])) <= longest]
+    if not fitting:
+        return torch.zeros((), device=model.device)
+    with torch.no_grad(), trainer.deltas.off():
+        wanted = model.encode([pairs[i].like for i in fitting])
+    said = model.encode([pairs[i].prompt for i in fitting])
+    return aligned_error(said, wanted, [(ids[i], likes[i]) for i in fitting])
+
+
+def aligned_error(said: Conditioning, wanted: Conditioning, tokens: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """Relative squared error over those rows of two conditionings that stand for the same.
+
+    Args:
+        said: what is compared, B prompts.
+        wanted: what it is compared to, B prompts.
+        tokens: for each prompt the token ids of both, without begin and end: they tell which rows belong together.
+    """
+    length, device = said.context.shape[1], said.context.device
+    ours, theirs = zip(*[_rows(*pair, length) for pair in tokens], strict=True)
+    batch = torch.arange(len(tokens), device=device)[:, None]
+    left = said.context[batch, torch.tensor(ours, device=device)].float()
+    right = wanted.context[batch, torch.tensor(theirs, device=device)].float()
+    error = _relative(left, right)
+    if said.pooled is not None and wanted.pooled is not None:
+        error = error + _relative(said.pooled.float(), wanted.pooled.float())
+    return error
+
+
+def _relative(left: Tensor, right: Tensor) -> Tensor:
+    """||left - right||^2 / ||right - its mean||^2; the mean is over all rows."""
+    spread = right - right.flatten(0, -2).mean(dim=0)
+    return (left - right).square().sum() / spread.square().sum().clamp_min(1e-12)
+
+
+def _rows(ours: list[int], theirs: list[int], length: int) -> tuple[list[int], list[int]]:
+    """Places of rows that belong together in two prompts that differ in one stretch of tokens, [length] each.
+
+    Begin and common start are at the same places; common end, end token and padding are counted from the end token, and
+    so is the last token of the stretch, which says it whole. Rows left over repeat the begin token, which is the same
+    in all prompts.
+    """
+    if ours == theirs:
+        return list(range(length)), list(range(length))
+    start = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    most = min(len(ours), len(theirs)) - start
+    tail = next((i for i in range(most) if ours[-1 - i] != theirs[-1 - i]), most)
+    last = len(ours) - tail, len(theirs) - tail  # of the stretch; begin is at 0, so token i is in row i + 1
+    pairs = [(i, i) for i in range(start + 1)]
+    first = max(0, start + 1 - min(last))
+    pairs += [(last[0] + i, last[1] + i) for i in range(first, length - max(last))]
+    pairs += [(0, 0)] * (length - len(pairs))
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -1,0 +1,84 @@
+"""Text states of many prompts: which rows are compared, and that the term holds and moves what it is to."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erasure_core import Concept, erase
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import find_method
+from erasure_core.methods.text_space import Phrasing, _rows, aligned_error, phrasing_for, text_error
+from erasure_core.progress import Silent
+from erasure_core.trainer import Step, Trainer
+
+KEPT = ("a red house", "a green dog")
+
+
+def test_rows_that_stand_for_the_same_are_compared() -> None:
+    assert _rows([5, 6, 7], [5, 9, 7], 6) == (list(range(6)),) * 2
+    assert _rows([5, 6, 7], [5, 8, 9, 7], 8) == ([0, 1, 2, 3, 4, 5, 6, 0], [0, 1, 3, 4, 5, 6, 7, 0])
+    assert _rows([5], [], 6)[0][:4] == [0, 2, 3, 4], "without an alternative the end stands for the end"
+
+
+@given(st.lists(st.integers(1, 4), max_size=5), st.lists(st.integers(1, 4), max_size=5))
+def test_common_start_end_and_padding_are_in_it(ours: list[int], theirs: list[int]) -> None:
+    pairs = set(zip(*_rows(ours, theirs, 8), strict=True))
+    assert (0, 0) in pairs and (len(ours) + 1, len(theirs) + 1) in pairs
+    assert all(left < 8 and right < 8 for left, right in pairs)
+    tokens = [(ours[i - 1], theirs[j - 1]) for i, j in pairs if 0 < i <= len(ours) and 0 < j <= len(theirs)]
+    assert sum(left != right for left, right in tokens) <= 1, "only the last token of what differs"
+
+
+def test_concept_pairs_say_the_alternative_and_kept_pairs_themselves() -> None:
+    phrasing = Phrasing(Concept(("ball", "orb"), None, KEPT, (("orb", "box"),)), ["piano", "ball", "lamp"])
+    chance = torch.Generator().manual_seed(0)
+    said = [phrasing.concept_pair(chance) for _ in range(60)]
+    assert all(("orb" in pair.prompt) == ("box" in pair.like) for pair in said)
+    assert not any("ball" in pair.like or "orb" in pair.like for pair in said)
+    assert any(" and a " in pair.prompt for pair in said) and any("piano" in pair.prompt for pair in said)
+    kept = [phrasing.kept_pair(chance) for _ in range(60)]
+    assert all(pair.prompt == pair.like for pair in kept) and len({pair.prompt for pair in kept}) > 15
+
+
+def test_the_term_is_nothing_for_kept_prompts_and_falls_in_training(pico: DiffusersModel) -> None:
+    concept = Concept(("ball",), "box", KEPT)
+    settings = find_method("auto").settings(search=False, rank=4, steps=1)
+    with pico.trainable():
+        trainer = Trainer(pico, concept, find_method("auto"), settings, Silent())  # type: ignore[arg-type]
+        assert len(set(phrasing_for(trainer, pico).words)) > 70, "everyday words and some of the vocabulary"
+        with trainer.deltas.attached(trainer.layers):
+
+            def term(seed: int) -> torch.Tensor:
+                step = Step(None, None, trainer, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+                return text_error(step, 16, erase=True)
+
+            before = term(0)
+            optimizer = torch.optim.Adam(trainer.deltas.parameters(), lr=3e-3)
+            for step in range(40):
+                optimizer.zero_grad()
+                term(step + 1).backward()
+                optimizer.step()
+            assert float(term(0)) < 0.5 * float(before)
+            ids = pico.tokenize([*KEPT, "the ball"])
+            with torch.no_grad():
+                now = pico.encode([*KEPT, "the ball"])
+                with trainer.deltas.off():
+                    then = pico.encode([*KEPT, "the ball"])
+    kept, moved = (
+        float(aligned_error(now[rows], then[rows], [(ids[i], ids[i]) for i in rows])) for rows in ([0, 1], [2])
+    )
+    assert moved > 10 * kept
+
+
+def test_it_is_part_of_auto_only_where_the_text_encoder_learns(pico: DiffusersModel) -> None:
+    def terms(layers: str) -> set[str]:
+
+        small = find_method("auto").settings(
+            layers=layers, search=False, rank=2, steps=1, trajectories=2, trajectory_steps=2, batch=1, check_every=0
+        )
+        _, history = erase(pico, Concept(("ball",), "box", KEPT), "auto", small)
+        return set(history.losses[0])
+
+    assert "text" in terms("text-encoder") and "text" not in terms("cross-attention-kv")
