@@ -34,19 +34,16 @@ class Saying:
         prompt: the prompt.
         instead: the same with the alternative in the word's place, or with nothing.
         without: what is asked for beside the concept: the prompt without it, empty for the word alone.
-        where: ``ALONE``, or where in a kept prompt the word is said.
     """
 
     word: int
     prompt: str
     instead: str
     without: str
-    where: int
 
 
-IN_PLACE, BEFORE, BESIDE, ALONE = range(4)
-"""Where a word is said in a kept prompt: in the place of its last word, before that, or as a thing of its own; and the
-word without any kept prompt."""
+IN_PLACE, BEFORE, BESIDE = range(3)
+"""Where a word is said in a kept prompt: in the place of its last word, before that, or as a thing of its own."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +196,7 @@ class Concept:
         own = dict(self.instead)
         fillers = self._fillers()
         said = [
-            Saying(
-                place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "", ALONE
-            )
+            Saying(place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "")
             for place, word in enumerate(self.words)
             for template in TEMPLATES
         ]
@@ -212,7 +207,7 @@ class Concept:
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
             room = frame(keep[which], where, first=bool(turn % 2))
             around = among(fillers, i)
-            inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)), where)
+            inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)))
             if fits(inside.prompt) and fits(inside.instead):
                 said.append(inside)
         by_prompt: dict[str, Saying] = {}

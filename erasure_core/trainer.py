@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import identity, load_checkpoint, save_checkpoint
-from .concept import ALONE, BEFORE, BESIDE, IN_PLACE, Concept
+from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
@@ -279,20 +279,6 @@ class Trainer:
         kept = list(dict.fromkeys([*self.concept.kept_prompts, *without]))
         return {"concept": concept, "kept": {EMPTY: [""] * len(kept), PROMPT: kept}}
 
-    def pool_groups(self) -> dict[str, list[list[int]]]:
-        """For each pool the places of its prompts in groups that get equal shares: what says the concept by where it
-        does, what is kept by who wants it kept."""
-        said, own = list(self.sayings.values()), {"", *self.concept.keep}
-        concept = [
-            [i for i, one in enumerate(said) if one.where == where] for where in (IN_PLACE, BEFORE, BESIDE, ALONE)
-        ]
-        prompts = list(self.pool_roles()["kept"][PROMPT])
-        near = set(self.concept.neighbours) - own
-        kept: list[list[int]] = [[], [], []]
-        for i, prompt in enumerate(prompts):
-            kept[0 if prompt in own else 1 if prompt in near else 2].append(i)
-        return {name: [group for group in groups if group] for name, groups in (("concept", concept), ("kept", kept))}
-
     def _refresh_pools(self) -> None:
         """Draw the pools anew when their time has come. Chance depends on seed and step alone: a resumed run agrees."""
         s = self.settings
@@ -300,23 +286,13 @@ class Trainer:
             return
         self.pools = {}  # before the new ones come, so that both need not fit
         size = PoolSettings(s.trajectories, s.trajectory_steps, s.guidance, s.max_batch)
-        fresh, groups = {}, self.pool_groups()
+        fresh = {}
         for place, (name, roles) in enumerate(self.pool_roles().items()):
             generator = self.chance(2 * self.step + place)
             driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model,
-                roles,
-                size,
-                generator,
-                self.progress,
-                self.deltas,
-                driver,
-                teacher,
-                encode,
-                goal,
-                groups[name],
+                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal
             )
         self.pools = fresh
 

@@ -80,7 +80,7 @@ class PoolSettings:
     """How trajectories are drawn.
 
     Args:
-        trajectories: how many. Of more prompts than that a part has its turn in each pool, see ``taking_turns``.
+        trajectories: how many. Of more prompts than that a random part has its turn in each pool.
         steps: sampling steps of a trajectory; all its states but the clean one are kept.
         guidance: classifier-free guidance scale of the sampling.
         max_batch: most latents in one network call.
@@ -180,7 +180,6 @@ def draw_pool(
     teacher: str = ORIGINAL,
     encode: Encode | None = None,
     goal: Goal | None = None,
-    groups: Sequence[Sequence[int]] | None = None,
 ) -> TrajectoryPool:
     """Sample trajectories with DDIM and keep every state with the teacher's predictions.
 
@@ -195,14 +194,14 @@ def draw_pool(
         teacher: who predicts: ``original``, or ``training``, the model as it is at this step.
         encode: encodes the prompts of a role, where that is not just ``model.encode``.
         goal: what the model in training is to predict, for drivers that lead there.
-        groups: the places of the prompts in groups that get equal shares of the pool; without, all are one group.
 
     Raises:
         Cancelled: the user stopped.
     """
     encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
-    prompts = taking_turns(groups or [range(len(texts))], settings.trajectories, generator)
+    order = torch.randperm(len(texts), generator=generator).tolist()
+    prompts = [order[i % len(texts)] for i in range(settings.trajectories)]
     full = {role: [written[i] for i in prompts] for role, written in roles.items()}
     with deltas.off() if teacher == ORIGINAL else nullcontext():
         taught = {role: encode(role, written) for role, written in full.items()}
@@ -232,15 +231,6 @@ def draw_pool(
         following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
     return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, predictions, model.device)
-
-
-def taking_turns(groups: Sequence[Sequence[int]], count: int, generator: torch.Generator) -> list[int]:
-    """``count`` of the places in groups: one of each group in turn, in random order, and none twice before all had
-    their turn. So a small group, such as the user's own words, is not lost among many others."""
-    mixed = [[group[i] for i in torch.randperm(len(group), generator=generator).tolist()] for group in groups]
-    rounds = range(max(len(group) for group in mixed))
-    order = [group[turn] for turn in rounds for group in mixed if turn < len(group)]
-    return [order[i % len(order)] for i in range(count)]
 
 
 def _share_to_goal(count: int, driver: str, generator: torch.Generator) -> Tensor:

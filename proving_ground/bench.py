@@ -24,7 +24,7 @@ from erasure_core.methods import find_method
 from erasure_core.safe_files import write_bytes
 
 from . import lexicon
-from .evaluation import OTHERS, evaluate, picture_distance, unconditional_drift
+from .evaluation import evaluate, picture_distance, unconditional_drift
 from .figures import Figure, Measure, share_of
 from .judge import Judge, load_judge, sees
 from .lexicon import CONCEPTS, OBJECTS
@@ -40,10 +40,7 @@ ROUND = 2
 METHODS = ("esd", "closed_form")
 BENCH_CONCEPTS = ("ball", "house", "star", "umbrella", "fish", "red", "striped")
 COUNT = 48
-"""Pictures in each group. The untouched model paints the same prompts from the same noise, and retention is compared to
-that, so that chance of the prompts cancels out."""
-FLOOR_COUNT = 96
-"""Pictures of the untouched model in each group that the floor is counted in."""
+"""Pictures in each group."""
 DRIFT, DISTANCE, INTACT, UNASKED = "drift", "distance", "intact", "unasked"
 """Figures beside the groups': see ``unconditional_drift``, ``picture_distance`` (kept prompts) and ``Evaluation``."""
 ALTERNATIVE = "alternative"
@@ -149,10 +146,7 @@ def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) 
         result |= cost
     found = evaluate(model, judge, erased, erasures, count)
     figures = {name: _figure(f) for name, f in found.shares.items()}
-    floor = found
-    if cell.method == UNTOUCHED:
-        floor = evaluate(model, judge, erased, (), max(count, FLOOR_COUNT), groups=OTHERS)
-    figures |= {INTACT: _figure(found.intact), UNASKED: _figure(floor.unasked)}
+    figures |= {INTACT: _figure(found.intact), UNASKED: _figure(found.unasked)}
     if cell.variant.alternative:
         wanted = alternative_of(erased).name
         seen = share_of(ALTERNATIVE, (sees(verdict, wanted) for verdict in judge(found.pictures["named"])))

@@ -33,8 +33,8 @@ class AllButOneSettings(TrainingSettings):
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
-    text_weight: float = option(4.0, "weight of what the text encoder makes of many other prompts", 0.0, 1000.0)
-    text_prompts: int = option(32, "such prompts in one step", low=1, high=1024)
+    text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
+    text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
@@ -105,4 +105,4 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    return terms | text_terms(step, settings.text_weight, settings.text_prompts, erase=False)
+    return terms | text_terms(step, settings.text_weight, 0.0, settings.text_prompts)

@@ -52,8 +52,11 @@ class AutoSettings(CheckSettings):
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
-    text_weight: float = option(4.0, "weight of what the text encoder makes of many other prompts", 0.0, 1000.0)
-    text_prompts: int = option(32, "such prompts in one step", low=2, high=1024)
+    text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
+    text_erase_weight: float = option(
+        0.25, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
+    )
+    text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
@@ -135,4 +138,4 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    return terms | text_terms(step, settings.text_weight, settings.text_prompts, erase=True)
+    return terms | text_terms(step, settings.text_weight, settings.text_erase_weight, settings.text_prompts)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame
 from ..domain import LONGEST_FRAME, STOP_WORDS, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning, PromptModel
+from ..model import Conditioning
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -94,7 +94,7 @@ def _index(count: int, chance: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=chance))
 
 
-def phrasing_for(trainer: Trainer, model: PromptModel) -> Phrasing:
+def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
     """The phrasing of a run: its words are everyday ones, random ones of the vocabulary, and such near what is kept."""
     chance = trainer.chance(700_000_001)
     size = len(model.token_tables()[0])
@@ -111,32 +111,33 @@ def phrasing_for(trainer: Trainer, model: PromptModel) -> Phrasing:
     return Phrasing(trainer.concept, words, list(near))
 
 
-def text_terms(step: Step, weight: float, count: int, erase: bool) -> dict[str, Tensor]:
-    """The weighted ``text_error`` as a loss term, none where no text encoder learns or its tokens cannot be read."""
-    trainer = step.trainer
-    if not (weight and trainer.trains_text and hasattr(trainer.model, "token_tables")):
-        return {}
-    return {"text": weight * text_error(step, count, erase)}
-
-
-def text_error(step: Step, count: int, erase: bool) -> Tensor:
-    """Relative squared error of the text states of ``count`` prompts.
-
-    sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that p and p' share.
+def text_terms(step: Step, hold: float, erase: float, count: int) -> dict[str, Tensor]:
+    """Two loss terms, weighted; none where no text encoder learns or its tokens cannot be read.
 
     Args:
         step: the step; its chance draws the prompts.
-        count: how many prompts.
-        erase: half of them say the concept, and p' the alternative, where there is one. Else all are kept, p' = p.
+        hold: weight of what is to stay.
+        erase: weight of reading the concept as its alternative, where there is one.
+        count: how many prompts each of the two asks about.
     """
-    trainer, chance = step.trainer, step.generator
+    trainer, state, chance = step.trainer, step.state, step.generator
+    if not (trainer.trains_text and hasattr(trainer.model, "token_tables")):
+        return {}
+    if state.phrasing is None:
+        state.phrasing = phrasing_for(trainer, trainer.model)
+    terms = {}
+    if hold:
+        pairs = [state.phrasing.kept_pair(chance) for _ in range(count)]
+        terms["text"] = hold * text_error(trainer, pairs)
+    if erase and trainer.concept.has_alternative:
+        pairs = [state.phrasing.concept_pair(chance) for _ in range(count)]
+        terms["erased text"] = erase * text_error(trainer, pairs)
+    return terms
+
+
+def text_error(trainer: Trainer, pairs: Sequence[Pair]) -> Tensor:
+    """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share."""
     model: Any = trainer.model
-    if step.state.phrasing is None:
-        step.state.phrasing = phrasing_for(trainer, model)
-    phrasing = step.state.phrasing
-    erased = count // 2 if erase and trainer.concept.has_alternative else 0
-    pairs = [phrasing.concept_pair(chance) for _ in range(erased)]
-    pairs += [phrasing.kept_pair(chance) for _ in range(count - erased)]
     ids, likes = (model.tokenize([getattr(pair, name) for pair in pairs]) for name in ("prompt", "like"))
     longest = model.token_rows([[]])[0][0].shape[1] - 2
     fitting = [i for i in range(len(pairs)) if max(len(ids[i]), len(likes[i])) <= longest]
