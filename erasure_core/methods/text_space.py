@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame
-from ..domain import LONGEST_FRAME, STOP_WORDS, neighbours_of_kept
+from ..domain import LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
 from ..model import Conditioning
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 VOCABULARY_WORDS = 1000
 """Random words of the model's vocabulary that prompts are made of, beside the everyday ones."""
+CLOSE_TO_CONCEPT = 40
+"""So many words nearest to the concept's are never among the random ones: one may be another name of the concept."""
+AT_ONCE = 8
+"""Prompts that are encoded in one call."""
 NEAR_EACH = 6
 """So many words near to each word of the prompts to keep are said half of the time: they are what suffers first."""
 
@@ -107,7 +112,8 @@ def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
             break
     with trainer.deltas.off():  # a run that goes on must find the same words
         near = neighbours_of_kept(model, trainer.concept, NEAR_EACH)
-    words = list(dict.fromkeys([*everyday_words(), *found]))
+    close = set(nearest_words(model, trainer.concept.words, CLOSE_TO_CONCEPT))
+    words = [word for word in dict.fromkeys([*everyday_words(), *found]) if word not in close]
     return Phrasing(trainer.concept, words, list(near))
 
 
@@ -145,8 +151,18 @@ def text_error(trainer: Trainer, pairs: Sequence[Pair]) -> Tensor:
         return torch.zeros((), device=model.device)
     with torch.no_grad(), trainer.deltas.off():
         wanted = model.encode([pairs[i].like for i in fitting])
-    said = model.encode([pairs[i].prompt for i in fitting])
+    said = _encoded(trainer, [pairs[i].prompt for i in fitting])
     return aligned_error(said, wanted, [(ids[i], likes[i]) for i in fitting])
+
+
+def _encoded(trainer: Trainer, prompts: Sequence[str]) -> Conditioning:
+    """Prompts as the text encoder in training reads them, in pieces; their activations are computed again in the
+    backward pass where the run does so: SDXL's large encoder would need a gigabyte for them."""
+    encode: Any = trainer.model.encode
+    pieces = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    if trainer.settings.checkpointing:
+        return Conditioning.cat([checkpoint(encode, piece, use_reentrant=False) for piece in pieces])
+    return Conditioning.cat([encode(piece) for piece in pieces])
 
 
 def aligned_error(said: Conditioning, wanted: Conditioning, tokens: Sequence[tuple[list[int], list[int]]]) -> Tensor:
