@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .concept import Concept
 from .concept_pictures import ConceptPictures
-from .errors import InvalidFile
+from .errors import InvalidFile, OtherTraining
 from .fingerprint import fingerprint
 from .model import LoadedModel
 from .safe_files import read_tensors, write_tensors
@@ -82,13 +82,14 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
     """Continue where ``path`` stopped.
 
     Raises:
-        InvalidFile: damaged, or of a run with another concept, method, settings or model.
+        OtherTraining: it is of a run with another concept, method, settings or model.
+        InvalidFile: damaged.
     """
     tensors, metadata = read_tensors(path, MAX_SIZE)
     if metadata.get("format") != FORMAT:
         raise InvalidFile(f"{path} is not a resumable training state; delete it or choose another output name.")
     if metadata.get("identity") != trainer.identity:
-        raise InvalidFile(
+        raise OtherTraining(
             f"{path} belongs to a training with another concept, method, settings or model; "
             "repeat that command to continue it, or delete the file to start anew."
         )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .errors import InvalidSettings, OutOfMemory
+from .errors import InvalidSettings, OtherTraining, OutOfMemory
 from .methods.registry import TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
@@ -122,17 +122,25 @@ def within_memory(
     """Do a training; as long as the memory does not suffice, once more with settings that need less.
 
     Computing activations again leaves the result alone, so the training goes on where it stopped. A smaller batch is
-    another training and starts anew.
+    another training and starts anew. A training that was stepped down and then interrupted is gone on with as it was.
 
     Returns:
         What ``work`` returned, and the settings it was done with.
 
     Raises:
+        OtherTraining: the checkpoint is of none of these settings.
         OutOfMemory: nothing smaller is left.
     """
+    refusal: OtherTraining | None = None
     while True:
         try:
             return work(settings), settings
+        except OtherTraining as error:
+            refusal, smaller = refusal or error, _smaller(settings)
+            if smaller is None:
+                raise refusal from None
+            settings = smaller
+            continue
         except OutOfMemory:
             smaller = _smaller(settings)
             if smaller is None:

@@ -41,6 +41,10 @@ class InvalidFile(ErasureError):
     """A file is missing, damaged, hostile or not an erasure."""
 
 
+class OtherTraining(InvalidFile):
+    """A resumable state is of a training with another concept, method, settings or model."""
+
+
 class WrongBase(ErasureError):
     """An erasure was made for another base model."""
 

@@ -11,7 +11,7 @@ import torch
 from erasure_core import Concept, Report, erase
 from erasure_core.cli.main import main
 from erasure_core.effort import EFFORTS, needed, plan
-from erasure_core.errors import InvalidSettings, OutOfMemory
+from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
@@ -26,6 +26,17 @@ class Listening(Silent):
 
     def update(self, report: Report) -> None:
         self.stages.append(report.stage)
+
+
+class StopAt(Silent):
+    def __init__(self, step: int) -> None:
+        self.stop, self.done = step, 0
+
+    def update(self, report: Report) -> None:
+        self.done = report.step if report.stage == "training" else self.done
+
+    def cancelled(self) -> bool:
+        return self.done >= self.stop
 
 
 def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel) -> None:
@@ -77,6 +88,24 @@ def test_a_training_that_does_not_fit_is_stepped_down(
     assert refused == [8] and len(history.losses) == 4
     assert (erasure.manifest.settings["batch"], erasure.manifest.settings["accumulate"]) == (2, 2)
     assert "memory is short, going on with smaller pieces" in progress.stages
+
+
+def test_what_was_stepped_down_goes_on_as_it_was(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings, state = replace(SMALL, checkpointing=True), tmp_path / "state"
+    refusing(monkeypatch, above=4)
+    expected, _ = erase(pico, CONCEPT, "esd", settings)
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", settings, StopAt(2), state)
+    found, history = erase(pico, CONCEPT, "esd", settings, None, state)
+    assert found.manifest.settings["batch"] == 2 and len(history.losses) == SMALL.steps
+    for a, b in zip(expected.deltas.parameters(), found.deltas.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", settings, StopAt(2), tmp_path / "other")
+    with pytest.raises(OtherTraining, match="another concept"):
+        erase(pico, CONCEPT, "esd", replace(settings, rank=1), None, tmp_path / "other")
 
 
 def test_computing_activations_again_changes_no_bit_of_the_result(

@@ -47,7 +47,7 @@ def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel)
     settings = find_method("auto").settings(search=False, rank=4, steps=1)
     with pico.trainable():
         trainer = Trainer(pico, concept, find_method("auto"), settings, Silent())  # type: ignore[arg-type]
-        assert len(set(phrasing_for(trainer, pico).words)) > 70, "everyday words and some of the vocabulary"
+        assert len(set(phrasing_for(trainer, pico).words)) > 30, "everyday words and some of the vocabulary"
         with trainer.deltas.attached(trainer.layers):
 
             def terms(seed: int) -> dict[str, torch.Tensor]:
