@@ -55,8 +55,9 @@ ABLATIONS: dict[str, Variant] = {
     "co_erasing without retention": _variant("co_erasing", keep_weight=0.0),
     "auto without search": _variant("auto", search=False),
     "auto without replacing": _variant("auto", replace=False),
-    "auto from the closed form": _variant("auto", start="closed_form"),
+    "auto from the closed form": _variant("auto", start="closed_form", layers="text-encoder+cross-attention-kv"),
     "auto without boundary": _variant("auto", check_every=0),
+    "auto without text": _variant("auto", text_weight=0.0, text_erase_weight=0.0),
 }
 """Methods without one of their parts, for a few concepts."""
 
