@@ -19,6 +19,7 @@ from erasure_core.image_prompt import refined
 from erasure_core.methods import find_method
 from erasure_core.methods.all_but_one import diagnose
 from erasure_core.methods.co_erasing import blurred
+from erasure_core.methods.text_space import Pair, phrasing_for
 from erasure_core.self_check import TEMPLATES
 from erasure_core.trainer import Step
 
@@ -203,6 +204,7 @@ def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, Diffusers
     options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 2, "check_steps": 2}
     options |= {"inversion_steps": 2, "drift_weight": 0.6, "keep_weight": 0.7}
     options |= {"boundary_weight": 0.8, "picture_weight": 0.5}
+    options |= {"text_weight": 3.0, "text_erase_weight": 0.4, "text_prompts": 6}
     latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with stopped(model, concept, "auto", ConceptPictures(latents=latents), **options) as (trainer, step):
         slow, parts, drift = Slow(trainer), [], []
@@ -226,8 +228,27 @@ def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, Diffusers
         for i, (z, t) in enumerate(zip(found.draw.latents, found.draw.t, strict=True)):
             at_boundary = trainer.model.predict(z[None], t[None], found.points[[i]])[0]
             boundary.append((at_boundary - found.draw.teacher["alternative"][i]).pow(2).mean())
+        phrasing = phrasing_for(trainer, model)
+        kept = [phrasing.kept_pair(generator) for _ in range(6)]
+        erased = [phrasing.concept_pair(generator) for _ in range(6)]
         reference = mean(parts) / 2 + 0.8 * mean(boundary) + 0.6 * mean(drift) + 0.7 * kept_term(slow, step)
+        reference = reference + 3.0 * text_by_hand(trainer, kept) + 0.4 * text_by_hand(trainer, erased)
         assert_same(trainer, loss_of(step), reference)
+
+
+def text_by_hand(trainer: Any, pairs: list[Pair]) -> Tensor:
+    """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean||^2, prompt by prompt and token by token."""
+    errors, wanted = [], []
+    for pair in pairs:
+        ours, theirs = trainer.model.tokenize([pair.prompt, pair.like])
+        said = trainer.model.encode([pair.prompt]).context[0]
+        with torch.no_grad(), trainer.deltas.off():
+            like = trainer.model.encode([pair.like]).context[0]
+        assert len(ours) == len(theirs), "so that all rows stand for the same"
+        errors += [(said[row] - like[row]).pow(2).sum() for row in range(len(said))]
+        wanted.append(like)
+    every = torch.cat(wanted)
+    return torch.stack(errors).sum() / (every - every.mean(dim=0)).pow(2).sum()
 
 
 def test_leco_without_retention_is_the_erasing_term_alone(pico: DiffusersModel) -> None:
