@@ -186,6 +186,14 @@ def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     return replace(concept, alternative=max(others, key=lambda one: one.likeness).word)
 
 
+def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tuple[Concept, list[Found]]:
+    """A concept without those prompts to keep that say a word at least so ``alike``, and the finds without that word:
+    for prompts that no user asked to keep."""
+    alike_words = {one.word for one in found if one.kept and one.likeness >= alike}
+    keep = tuple(prompt for prompt in concept.keep if not alike_words & set(map(_bare, prompt.split())))
+    return replace(concept, keep=keep), [one for one in found if one.word not in alike_words]
+
+
 def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progress | None = None) -> list[Found]:
     """The words of the prompts to keep, judged as ``survey`` does, but nothing else is looked at.
 

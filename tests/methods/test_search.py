@@ -11,13 +11,24 @@ from method_helpers import CONCEPT, randomise, stopped
 
 from erasure_core import Concept, DeltaSet, erase
 from erasure_core.delta import new_deltas
-from erasure_core.domain import Found, Survey, expanded, nearest_words, survey, with_everyday_keep, with_neighbours
+from erasure_core.domain import (
+    Found,
+    Survey,
+    expanded,
+    nearest_words,
+    survey,
+    with_everyday_keep,
+    with_likest,
+    with_neighbours,
+    without_alike,
+)
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
-from erasure_core.methods import METHODS
+from erasure_core.methods import METHODS, find_method
 from erasure_core.methods.closed_form import subject_rows
 from erasure_core.methods.rece import returning
+from erasure_core.progress import Silent
 from erasure_core.purify import invert, purify
 from erasure_core.self_check import BoundaryPoints, SelfCheck, self_check
 
@@ -114,6 +125,21 @@ def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     assert inside.neighbours == ("a box", "a scarlet house", "a red cat")
     everyday = with_everyday_keep(kept).keep
     assert "a cat" in everyday and "a dog" not in everyday
+
+
+def test_what_nobody_asked_to_keep_is_not_kept_where_it_is_read_as_the_concept() -> None:
+    found = [Found("cat", 0.8, False, True), Found("dog", 0.4, False, True), Found("puma", 0.7, True)]
+    concept, rest = without_alike(Concept(("kitten",), None, ("a cat", "a dog", "a Cat, asleep")), found, 0.55)
+    assert concept.keep == ("a dog",) and [one.word for one in rest] == ["dog", "puma"]
+    assert with_likest(concept, rest).alternative == "dog"
+
+
+def test_auto_without_prompts_to_keep_takes_an_everyday_word_instead(pico: DiffusersModel) -> None:
+    method = find_method("auto")
+    assert method.prepare is not None
+    told = method.prepare(pico, Concept(("ball",)), method.settings(candidates=4, alike=0.9), Silent())
+    assert told.alternative in {word for prompt in told.keep for word in prompt.split()}
+    assert set(told.keep) <= set(with_everyday_keep(Concept(("ball",))).keep)
 
 
 def test_returning_embeddings_are_read_as_the_concept_was() -> None:
