@@ -200,7 +200,8 @@ class Concept:
             for place, word in enumerate(self.words)
             for template in TEMPLATES
         ]
-        keep = [prompt for prompt in self.kept_prompts if prompt]
+        kept = self.kept_prompts
+        keep = [prompt for prompt in kept if prompt]
         for i in range(contexts if keep else 0):
             turn, which = divmod(i, len(keep))
             place, where = divmod((which + turn) % (3 * len(self.words)), 3)
@@ -212,7 +213,7 @@ class Concept:
                 said.append(inside)
         by_prompt: dict[str, Saying] = {}
         for saying in said:
-            if saying.prompt not in self.kept_prompts:
+            if saying.prompt not in kept:
                 by_prompt.setdefault(saying.prompt, saying)
         return tuple(by_prompt.values())
 

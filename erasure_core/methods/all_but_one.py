@@ -95,7 +95,8 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     goal=wanted_instead,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
-    """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention."""
+    """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention,
+    of kept prompts' noise and of what the text encoder makes of many others (``text_space``)."""
     concept, kept = step.concept, step.kept
     guided, empty, same = step.trainer.predict(
         [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]

@@ -13,7 +13,7 @@ Made of parts of the other methods, each of which a setting switches off:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,7 @@ class AutoSettings(CheckSettings):
     """Settings of the combination."""
 
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    steps: int = option(200, "optimiser steps", low=1, high=100_000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
     candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
@@ -51,7 +52,6 @@ class AutoSettings(CheckSettings):
     negative: float = option(0.5, "hard: how far to push away from the concept", low=0.0, high=10.0)
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
-    steps: int = option(200, "optimiser steps", low=1, high=100_000)
     text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
     text_erase_weight: float = option(
         0.25, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
@@ -94,9 +94,9 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     if not settings.search or not hasattr(model, "token_tables"):
         return concept
     named = bool(concept.keep)
-    concept = concept if named else with_everyday_keep(concept)
-    around = Survey().around_kept if named else 0  # nobody asked to keep what is near to everyday words
-    look = Survey(settings.candidates, alike=settings.alike, around_kept=around, seed=settings.seed)
+    look = Survey(settings.candidates, alike=settings.alike, seed=settings.seed)
+    if not named:
+        concept, look = with_everyday_keep(concept), replace(look, around_kept=0)
     found = survey(model, concept, look, progress)  # type: ignore[arg-type]
     if not named:
         concept, found = without_alike(concept, found, settings.alike)
@@ -121,7 +121,7 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
 
     sum over k in {c, p, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - [g0(z, b) + G]||^2
-    + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2
+    + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``
     """
     concept, kept, state = step.concept, step.kept, step.state
     assert isinstance(state, AutoState)

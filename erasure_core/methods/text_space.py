@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame
 from ..domain import LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning
+from ..model import Conditioning, has_room
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -144,15 +144,14 @@ def text_terms(step: Step, hold: float, erase: float, count: int) -> dict[str, T
 def text_error(trainer: Trainer, pairs: Sequence[Pair]) -> Tensor:
     """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share."""
     model: Any = trainer.model
-    ids, likes = (model.tokenize([getattr(pair, name) for pair in pairs]) for name in ("prompt", "like"))
-    longest = model.token_rows([[]])[0][0].shape[1] - 2
-    fitting = [i for i in range(len(pairs)) if max(len(ids[i]), len(likes[i])) <= longest]
-    if not fitting:
+    pairs = [pair for pair in pairs if has_room(model, pair.prompt) and has_room(model, pair.like)]
+    if not pairs:
         return torch.zeros((), device=model.device)
+    prompts, likes = [pair.prompt for pair in pairs], [pair.like for pair in pairs]
     with torch.no_grad(), trainer.deltas.off():
-        wanted = model.encode([pairs[i].like for i in fitting])
-    said = _encoded(trainer, [pairs[i].prompt for i in fitting])
-    return aligned_error(said, wanted, [(ids[i], likes[i]) for i in fitting])
+        wanted = model.encode(likes)
+    tokens = zip(model.tokenize(prompts), model.tokenize(likes), strict=True)
+    return aligned_error(_encoded(trainer, prompts), wanted, list(tokens))
 
 
 def _encoded(trainer: Trainer, prompts: Sequence[str]) -> Conditioning:

@@ -71,7 +71,6 @@ def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel)
 
 def test_it_is_part_of_auto_only_where_the_text_encoder_learns(pico: DiffusersModel) -> None:
     def terms(layers: str) -> set[str]:
-
         small = find_method("auto").settings(
             layers=layers, search=False, rank=2, steps=1, trajectories=2, trajectory_steps=2, batch=1, check_every=0
         )
