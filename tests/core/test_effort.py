@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import StopAt
 
 from erasure_core import Concept, Report, erase
 from erasure_core.cli.main import main
@@ -26,17 +27,6 @@ class Listening(Silent):
 
     def update(self, report: Report) -> None:
         self.stages.append(report.stage)
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.stop, self.done = step, 0
-
-    def update(self, report: Report) -> None:
-        self.done = report.step if report.stage == "training" else self.done
-
-    def cancelled(self) -> bool:
-        return self.done >= self.stop
 
 
 def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import StopAt
 
 from erasure_core import Concept
 from erasure_core.delta import weight_of
@@ -19,17 +20,6 @@ from erasure_core.progress import Silent
 BALL = Concept(("ball",), keep=("a red box",))
 CLOSED_FORM, ESD = find_method("closed_form"), find_method("esd")
 SHORT = ESD.settings(steps=3, trajectories=2, trajectory_steps=3, batch=1)
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.step, self.seen = step, 0
-
-    def update(self, report) -> None:
-        self.seen = report.step if report.stage == "training" else self.seen
-
-    def cancelled(self) -> bool:
-        return self.seen >= self.step
 
 
 @pytest.mark.parametrize("name", ["../a.safetensors", "/a.safetensors", "a/../b.safetensors", "C:a.safetensors",

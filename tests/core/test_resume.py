@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico import write_pico
+from stopping import StopAt
 
 from erasure_core import Concept, Report, Silent, erase, write_erasure
 from erasure_core.checkpoint import checkpoint_path
@@ -21,20 +22,6 @@ from erasure_core.safe_files import read_tensors, write_tensors
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 SETTINGS = EsdSettings(rank=2, steps=10, refresh=4, trajectories=6, trajectory_steps=3, batch=2, driver="training")
-
-
-class StopAt(Silent):
-    """Cancels when the given number of training steps is done."""
-
-    def __init__(self, step: int) -> None:
-        self.stop, self.done = step, 0
-
-    def update(self, report: Report) -> None:
-        if report.stage == "training":
-            self.done = report.step
-
-    def cancelled(self) -> bool:
-        return self.done >= self.stop
 
 
 class HostInterrupt(BaseException):

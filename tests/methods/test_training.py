@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from method_helpers import CONCEPT, stopped
+from stopping import StopAt
 
 from erasure_core import Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
@@ -34,18 +35,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "leco": {},
     "auto": {"candidates": 4, "warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2, "alike": -1.0},
 }
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.stop, self.done = step, 0
-
-    def update(self, report: Report) -> None:
-        if report.stage == "training":
-            self.done = report.step
-
-    def cancelled(self) -> bool:
-        return self.done >= self.stop
 
 
 class RaiseAt(Silent):
