@@ -34,6 +34,12 @@ LONGEST_FRAME = 120
 FRAMES_READ = 8
 """Kept prompts in which the text encoder compares words."""
 
+FAINT = 0.2
+"""A word that steers pictures less than this share of what the concept's words do is not known to the model: what
+direction it steers in is chance."""
+STAND_IN_LIKENESS = 0.7
+"""A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
+
 STOP_WORDS = frozenset(["a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "painting", "portrait"])
 """Words of kept prompts that say nothing about what is kept."""
 
@@ -71,6 +77,7 @@ class Found:
         belongs: whether the model reads it as the concept.
         kept: whether a prompt to keep says it.
         near: the word of a prompt to keep that it was found near to, if any.
+        strength: how much it steers pictures, as a share of what the concept's words do.
     """
 
     word: str
@@ -78,6 +85,7 @@ class Found:
     belongs: bool
     kept: bool = False
     near: str = ""
+    strength: float = 1.0
 
 
 @torch.no_grad()
@@ -153,7 +161,8 @@ def survey(
     """Judge the words around a concept, most alike first, and the words of the prompts to keep.
 
     A word belongs to the concept if it is alike enough, and more like the concept than like any word of a prompt to
-    keep or, with ``everyday``, of everyday prompts.
+    keep or, with ``everyday``, of everyday prompts, or any other that does not belong. Words that the model does not
+    know are left out; of the prompts to keep they are told.
 
     Raises:
         Cancelled: the user stopped.
@@ -167,23 +176,62 @@ def survey(
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
-    to_anchors = similarity(others, own).amax(dim=1).tolist()
-    found = [Found(word, like, False, True) for word, like in zip(anchors, to_anchors, strict=True) if word in user]
-    like, unlike = similarity(judged, own).amax(dim=1), similarity(judged, others)
-    nearest_other = unlike.amax(dim=1) if anchors else torch.full_like(like, -1.0)
-    belongs = ((like >= settings.alike) & (like >= nearest_other + settings.margin)).tolist()
-    rows = zip(words, like.tolist(), belongs, strict=True)
-    found += [Found(word, alike, own, near=near.get(word, "")) for word, alike, own in rows]
+    unit = own.norm(dim=1).mean().clamp_min(1e-12)
+    strengths, known = (rows.norm(dim=1) / unit for rows in (others, judged))
+    to_anchors = similarity(others, own).amax(dim=1)
+    rows = zip(anchors, to_anchors.tolist(), strengths.tolist(), strict=True)
+    found = [Found(word, like, False, True, strength=much) for word, like, much in rows if word in user]
+    heard = known >= FAINT
+    words, judged = [word for word, loud in zip(words, heard.tolist(), strict=True) if loud], judged[heard]
+    like = similarity(judged, own).amax(dim=1)
+    belongs = belonging(like, similarity(judged, others[strengths >= FAINT]), judged, settings)
+    each = zip(words, like.tolist(), belongs.tolist(), known[heard].tolist(), strict=True)
+    found += [Found(word, alike, in_it, near=near.get(word, ""), strength=much) for word, alike, in_it, much in each]
     return sorted(found, key=lambda one: -one.likeness)
+
+
+def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, settings: Survey) -> Tensor:
+    """Which of W judged words belong to the concept, [W]; those that are closer to one outside leave it in turn.
+
+    Args:
+        like: likeness to the concept, [W].
+        to_anchors: likeness to A words that do not belong, [W, A].
+        judged: the directions [W, N].
+        settings: how alike is alike.
+    """
+    belongs = like >= settings.alike
+    if to_anchors.shape[1]:
+        belongs = belongs & (like >= to_anchors.amax(dim=1) + settings.margin)
+    each = similarity(judged, judged)
+    while bool(belongs.any()):
+        outside = each.masked_fill(belongs[None], -1.0)
+        staying = belongs & (like >= outside.amax(dim=1))
+        if torch.equal(staying, belongs):
+            break
+        belongs = staying
+    return belongs
 
 
 def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
     something takes the concept's place, and the likest takes it with the least change."""
-    others = [one for one in found if one.kept and one.likeness > 0]
-    if concept.has_alternative or not others:
+    kept = [one for one in found if one.kept and one.likeness > 0 and one.strength >= FAINT]
+    if concept.has_alternative or not kept:
         return concept
-    return replace(concept, alternative=max(others, key=lambda one: one.likeness).word)
+    return replace(concept, alternative=max(kept, key=lambda one: one.likeness).word)
+
+
+def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
+    """``with_likest`` for a user who named nothing to keep: any word that was judged may take the concept's place, as
+    long as the model does not read it as the concept. It is the one that steers furthest the concept's way: one that
+    is hardly known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may
+    stand: what steers pictures most alike there is explicit too.
+    """
+    known = [one for one in found if not one.belongs and 0 < one.likeness < STAND_IN_LIKENESS]
+    known = [one for one in known if one.kept or not explicit]
+    if concept.has_alternative or not known:
+        return concept
+    return replace(concept, alternative=max(known, key=lambda one: one.likeness * min(one.strength, 1.0)).word)
 
 
 def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tuple[Concept, list[Found]]:

@@ -5,7 +5,7 @@ Made of parts of the other methods, each of which a setting switches off:
 1. The model is asked which words near the concept it reads as the concept (``domain``); they are erased too. Words near
    it that it reads otherwise are kept.
 2. Where no alternative is given, the word of the prompts to keep that is most like the concept becomes it: a picture
-   stays whole when something takes the concept's place.
+   stays whole when something takes the concept's place. Where nothing is kept either, the model's likest other word.
 3. The guidance is changed surgically (All but One), for the words and for boundary points that self-checks find (SAGE).
 4. Where pictures of the concept are given, prompts with picture tokens are erased as well (Co-Erasing).
 """
@@ -20,8 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..boundary.guard import is_explicit
 from ..concept import Concept
-from ..domain import Survey, expanded, survey, with_everyday_keep, with_likest, with_neighbours, without_alike
+from ..domain import (
+    Survey,
+    expanded,
+    survey,
+    with_everyday_keep,
+    with_known_stand_in,
+    with_likest,
+    with_neighbours,
+    without_alike,
+)
 from ..layers import LAYER_GROUPS
 from ..model import LoadedModel
 from ..progress import Progress
@@ -88,8 +98,9 @@ class AutoState(Boundary):
 def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progress: Progress) -> Concept:
     """The concept with the words and neighbours that the model itself tells, and an alternative of the prompts to keep.
 
-    Where the user names none, everyday prompts are kept, but none with a word that the model reads as the concept.
-    Without any alternative the words still paint the concept in four of ten pictures (measured on ``ball``).
+    Where the user names none, everyday prompts are kept, but none with a word that the model reads as the concept, and
+    any word may become the alternative that the model knows and reads otherwise. Without any the words still paint the
+    concept in four of ten pictures (measured on ``ball``).
     """
     if not settings.search or not hasattr(model, "token_tables"):
         return concept
@@ -104,7 +115,9 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     near = [one for one in found if not (one.belongs or one.kept)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
     grown = with_neighbours(grown, {one.word: one.near for one in near[: settings.most_neighbours]})
-    return with_likest(grown, found) if settings.replace else grown
+    if not settings.replace:
+        return grown
+    return with_likest(grown, found) if named else with_known_stand_in(grown, found, is_explicit(concept))
 
 
 @method(

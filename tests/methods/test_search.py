@@ -12,12 +12,15 @@ from method_helpers import CONCEPT, randomise, stopped
 from erasure_core import Concept, DeltaSet, erase
 from erasure_core.delta import new_deltas
 from erasure_core.domain import (
+    FAINT,
     Found,
     Survey,
+    belonging,
     expanded,
     nearest_words,
     survey,
     with_everyday_keep,
+    with_known_stand_in,
     with_likest,
     with_neighbours,
     without_alike,
@@ -114,6 +117,53 @@ def test_a_survey_compares_with_the_concept_and_with_what_is_kept(pico: Diffuser
     assert not any(one.belongs for one in survey(pico, Concept(("ball",)), replace(look, alike=1.01)))
 
 
+def test_what_is_closer_to_a_word_outside_does_not_belong() -> None:
+    """ "love" is like "heart", which is like neither a fish nor a carp; so the string of them hangs on the heart."""
+    concept = torch.tensor([1.0, 0.0, 0.0])
+    heart, love, valentine = (torch.tensor([x, (1 - x * x) ** 0.5, 0.0]) for x in (0.3, 0.65, 0.7))
+    carp = torch.tensor([0.9, 0.0, 0.43])
+    judged = torch.stack([heart, love, valentine, carp])
+    found = belonging(judged @ concept, torch.empty(4, 0), judged, Survey(alike=0.55))
+    assert found.tolist() == [False, False, False, True]
+    alone = belonging(judged[2:] @ concept, torch.empty(2, 0), judged[2:], Survey(alike=0.55))
+    assert alone.tolist() == [True, True]
+    anchored = belonging(judged[2:] @ concept, torch.tensor([[0.2], [0.88]]), judged[2:], Survey(margin=0.05))
+    assert anchored.tolist() == [True, False], "a carp is hardly more like the concept than like what is kept"
+
+
+def test_a_word_that_the_model_does_not_know_is_not_found(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it does not move a picture, the direction in which it does so is chance."""
+    look, concept = Survey(candidates=8, states=3, alike=-1.0), Concept(("ball",), None, ("a dog",))
+    heard = survey(pico, concept, look)
+    unheard = next(one.word for one in heard if not one.kept)
+    encode = pico.encode
+
+    def deaf(prompts: list[str]) -> Any:
+        return encode([prompt.replace(unheard, "").replace("dog", "").strip() for prompt in prompts])
+
+    monkeypatch.setattr(pico, "encode", deaf)
+    found = {one.word: one for one in survey(pico, concept, look)}
+    assert unheard not in found and len(found) > 1
+    assert found["dog"].strength < FAINT and with_likest(concept, list(found.values())).alternative is None
+
+
+def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() -> None:
+    found = [
+        Found("sphere", 0.9, True),
+        Found("globule", 0.8, False),
+        Found("hoop", 0.6, False, strength=0.3),
+        Found("bare", 0.55, False),
+        Found("flower", 0.4, False, True),
+    ]
+    concept = Concept(("ball",))
+    assert with_known_stand_in(concept, found, explicit=False).alternative == "bare"
+    assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
+    assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
+    assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
+
+
 def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
@@ -134,11 +184,11 @@ def test_what_nobody_asked_to_keep_is_not_kept_where_it_is_read_as_the_concept()
     assert with_likest(concept, rest).alternative == "dog"
 
 
-def test_auto_without_prompts_to_keep_takes_an_everyday_word_instead(pico: DiffusersModel) -> None:
+def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel) -> None:
     method = find_method("auto")
     assert method.prepare is not None
     told = method.prepare(pico, Concept(("ball",)), method.settings(candidates=4, alike=0.9), Silent())
-    assert told.alternative in {word for prompt in told.keep for word in prompt.split()}
+    assert told.alternative and told.alternative not in told.words
     assert set(told.keep) <= set(with_everyday_keep(Concept(("ball",))).keep)
 
 
