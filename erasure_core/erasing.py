@@ -8,10 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .boundary.guard import is_explicit
 from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .domain import likest_kept, neighbours_of_kept, with_everyday_keep, with_likest, with_neighbours
+from .domain import (
+    Survey,
+    likest_kept,
+    neighbours_of_kept,
+    survey,
+    with_everyday_keep,
+    with_known_stand_in,
+    with_likest,
+    with_neighbours,
+    without_alike,
+)
 from .effort import within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
@@ -19,7 +30,7 @@ from .fingerprint import fingerprint, sketch
 from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings, TrainingSettings, find_method
-from .model import LoadedModel
+from .model import LoadedModel, PromptModel
 from .naming import file_names
 from .progress import Progress, Silent
 from .trainer import SAVE_EVERY, History, train
@@ -98,11 +109,22 @@ def _complete(
         return concept if concept.keep else with_everyday_keep(concept)
     reads: Any = model if hasattr(model, "token_tables") else None
     if reads is not None and settings.replace and not concept.has_alternative:
-        concept = with_likest(concept, likest_kept(reads, concept, settings.seed, progress))
+        concept = _with_alternative(reads, concept, settings.seed, progress)
     concept = concept if concept.keep else with_everyday_keep(concept)
     if reads is not None and settings.neighbours:
         concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours))
     return concept
+
+
+def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress: Progress) -> Concept:
+    """The concept with what takes its place: the likest word of the prompts to keep or, where the user named none, of
+    those that the model knows."""
+    if concept.keep:
+        return with_likest(concept, likest_kept(model, concept, seed, progress))
+    look = Survey(around_kept=0, seed=seed)
+    concept = with_everyday_keep(concept)
+    concept, found = without_alike(concept, survey(model, concept, look, progress), look.alike)
+    return with_known_stand_in(concept, found, is_explicit(concept))
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:

@@ -9,6 +9,9 @@ from html import escape
 from PIL import Image, ImageDraw, ImageFont
 
 SUPERSAMPLED = 2
+BASELINE = 0.8
+"""Share of a bitmap letter's height that is above the line it stands on."""
+STRAIGHT = str.maketrans("“”", '""')
 INK, FAINT, PAPER = "#1f2430", "#c9ced8", "#ffffff"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#5b3fd1", "#7a7a7a", "#8c1d40")
 """Okabe and Ito's colours, told apart with every kind of colour vision, and a few more."""
@@ -98,13 +101,26 @@ def _paint(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
         draw.rectangle((*places[0], *places[1]), fill=colour)
     elif shape.kind == "line":
         draw.line(places, fill=colour, width=max(1, round(size)))
-    else:
+    elif isinstance(font := _font(size), ImageFont.FreeTypeFont):
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
-        draw.text((x, y), shape.text, fill=colour, font=_font(size), anchor=anchor)
+        draw.text((x, y), shape.text, fill=colour, font=font, anchor=anchor)
+    else:
+        mask = _written(font, shape.text, size)
+        before = {"start": 0.0, "middle": 0.5, "end": 1.0}[shape.anchor]
+        draw.bitmap((round(x - before * mask.width), round(y - BASELINE * mask.height)), mask, fill=colour)
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size
+    except TypeError:  # Pillow before 10.1, which AUTOMATIC1111 pins, has a bitmap of one size
         return ImageFont.load_default()
+
+
+def _written(font: ImageFont.ImageFont, text: str, size: float) -> Image.Image:
+    """A text so high in a bitmap font, which knows Latin-1 only, one size and no anchors."""
+    known = text.translate(STRAIGHT).encode("latin-1", "replace").decode("latin-1")
+    _, _, width, height = (round(edge) for edge in font.getbbox(known or " "))
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).text((0, 0), known, fill=255, font=font)
+    return mask.resize((max(1, round(width * size / height)), round(size)), Image.Resampling.BICUBIC)

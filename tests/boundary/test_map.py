@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 from made_up import HOSTILE, made_up
+from PIL import ImageFont
 
 from erasure_core.boundary import Exploration
+from erasure_core.boundary.drawing import Sheet
 from erasure_core.boundary.map import map_picture, map_svg, write_map
 from erasure_core.boundary.map_page import embedded, map_page
 
@@ -27,6 +29,22 @@ def test_static_maps_show_every_point() -> None:
     assert len(circles) == len(found.points) + len({point.origin for point in found.points})
     picture = map_picture(found)
     assert picture.size == (900, 620) and len(set(picture.resize((90, 62)).getdata())) > 20
+
+
+def test_an_old_pillow_draws_quotes_and_words_that_its_font_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 10.1 there is one bitmap font of Latin-1 letters, and no argument for a size."""
+    monkeypatch.setattr(ImageFont, "load_default", lambda: ImageFont.load_default_imagefont())
+    for text, anchor in (("“犬” é", "start"), ("“ball”", "middle"), ("ball", "end"), ("", "start")):
+        sheet = Sheet(300, 60)
+        sheet.text((150, 40), text, 16, anchor=anchor)
+        dark = sheet.picture().convert("L").point(lambda value: 255 * (value < 128)).getbbox()
+        if not text:
+            assert dark is None
+            continue
+        assert dark is not None
+        left, top, right, bottom = dark
+        assert 26 <= top < bottom <= 46  # it stands on its line
+        assert {"start": left >= 149, "middle": left < 150 < right, "end": right <= 151}[anchor]
 
 
 def test_hostile_texts_stay_text() -> None:

@@ -27,11 +27,32 @@ async function ready() {
   await page.waitForTimeout(500);
 }
 
+// Settings are the user's, kept by the host: the page is opened again with them in force (a new language would load the
+// graph again in the middle of the job), and what was there before comes back at the end.
+const before = {};
 async function settings(values) {
-  for (const [key, value] of Object.entries(values ?? {}))
-    await page.evaluate(([k, v]) => window.app.extensionManager.setting.set(k, v), [key, value]);
-  await page.waitForTimeout(1500);
+  if (!Object.keys(values ?? {}).length) return;
+  for (const [key, value] of Object.entries(values)) {
+    before[key] = await page.evaluate((k) => window.app.extensionManager.setting.get(k), key);
+    await set(key, value);
+  }
+  await ready();
 }
+
+const set = (key, value) => page.evaluate(([k, v]) => window.app.extensionManager.setting.set(k, v), [key, value]);
+
+async function restored() {
+  for (const [key, value] of Object.entries(before)) await set(key, value);
+}
+
+// Whether the front end shows elements that a pack adds to a node: some draw none on Vue nodes, whosever they are.
+const showsElements = () =>
+  page.evaluate(async () => {
+    const element = document.createElement("div");
+    window.app.graph.nodes[0].addDOMWidget("probe", "probe", element, { serialize: false });
+    for (let tries = 0; tries < 20 && !element.isConnected; tries++) await new Promise((done) => setTimeout(done, 200));
+    return element.isConnected;
+  });
 
 const fit = () =>
   page.evaluate(async () => {
@@ -102,7 +123,7 @@ const jobs = {
     await fit();
     await page.waitForTimeout(1500);
     if (task.picture) await page.screenshot({ path: task.picture, type: "jpeg", quality: task.quality ?? 82 });
-    return seen;
+    return { ...seen, elements: await showsElements() };
   },
 
   // The graph in the format of the API, as the front end makes it from a workflow.
@@ -147,5 +168,6 @@ try {
   await page.screenshot({ path: task.failure ?? "failure.png" }).catch(() => {});
   console.log(JSON.stringify({ error: String(error), problems, others }));
 } finally {
+  await restored().catch(() => {});
   await browser.close();
 }

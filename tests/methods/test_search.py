@@ -192,6 +192,18 @@ def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel)
     assert set(told.keep) <= set(with_everyday_keep(Concept(("ball",))).keep)
 
 
+def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Found("sphere", 0.9, True), Found("box", 0.4, False)]
+    monkeypatch.setattr("erasure_core.erasing.survey", lambda *_: found)
+    solve = METHODS["closed_form"].settings
+    erasure, _ = erase(pico, Concept(("ball",)), "closed_form", solve())
+    assert erasure.manifest.alternative == "box" and "a cat" in erasure.manifest.keep
+    bare, _ = erase(pico, Concept(("ball",)), "closed_form", solve(replace=False))
+    assert bare.manifest.alternative is None
+
+
 def test_returning_embeddings_are_read_as_the_concept_was() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {str(i): torch.randn(20, 8, dtype=torch.float64, generator=generator) for i in range(3)}
