@@ -27,7 +27,7 @@ demo: env
 	@$(PY) -m proving_ground demo --out out
 
 test: lint
-	@$(PY) -m pytest -q -n 2 --dist loadfile
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 gpu-check: env
 	@$(PY) -m benchmarks.gpu_check

@@ -26,8 +26,8 @@ from erasure_core.methods.esd import EsdSettings
 from .architectures import build
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
-QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2}
-STEPS = 12
+QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6}
+STEPS = 8
 EXACT, CLOSE, ROUNDED = 1e-3, 2e-2, 5e-2
 """Relative distances allowed between devices: one call in float32, a training in float32, one call in 16 bits."""
 

@@ -207,10 +207,8 @@ def test_resume_is_exact_with_a_text_encoder_of_real_width(tmp_path: Path) -> No
     torch.set_num_threads(2)
     try:
         undisturbed = finished(model, path)
-        for step in (1, 3):
-            with pytest.raises(Cancelled):
-                erase(model, CONCEPT, "esd", SETTINGS, StopAt(step), checkpoint_path(path))
-            assert finished(model, path, checkpoint_path(path)) == undisturbed
-            checkpoint_path(path).unlink()
+        with pytest.raises(Cancelled):
+            erase(model, CONCEPT, "esd", SETTINGS, StopAt(3), checkpoint_path(path))
+        assert finished(model, path, checkpoint_path(path)) == undisturbed
     finally:
         torch.set_num_threads(threads)

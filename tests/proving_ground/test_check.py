@@ -1,4 +1,4 @@
-"""The benchmark in small: default settings hold their bounds, and one wrong sign in a loss breaks them."""
+"""The benchmark in small: short runs hold their bounds, and one wrong sign in a loss breaks them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_untouched_model_paints_what_it_is_asked_for(untouched: Evaluation) 
 
 
 @pytest.mark.parametrize("method", ["esd", "closed_form"])
-def test_default_settings_hold_the_bounds(
+def test_a_short_run_holds_the_bounds(
     world_model: DiffusersModel, judge: Judge, untouched: Evaluation, method: str
 ) -> None:
     figures = bounded(measured(world_model, judge, erased(world_model, method)), untouched)

@@ -62,6 +62,7 @@ TYPED: dict[str, Any] = {
     "explore_look": 0, "explore_levels": ["lexical"], "selected": "orb", "report_erasures": ["words"],
     "report_seconds": 5, "report_pictures": False, "report_side": 64, "report_states": 2, "purify_with": "words",
     "caption": "a red ball", "purify_steps": 5, "picture": Image.new("RGB", (64, 64), "red"),
+    "auto_steps": 4, "auto_candidates": 4, "auto_trajectories": 4, "auto_trajectory_steps": 3, "auto_text_prompts": 2,
 }  # fmt: skip
 """What a user writes into the fields before pressing every button."""
 
@@ -89,7 +90,7 @@ def test_every_entry_works_with_what_was_imported_at_load(extension: Extension) 
         answer = str(work(*map(value_of, inputs)))
         assert "unexpected error" not in answer.lower(), (component.given, answer)
     bodies: dict[str, Any] = {
-        "erase": {"words": ["ball"], "side": 64},
+        "erase": {"words": ["ball"], "side": 64, "method": "esd", "settings": {"steps": 3, "trajectories": 4}},
         "explore": {"words": ["ball"], "calls": 300, "levels": "lexical", "states": 2, "look": 0, "side": 64},
         "report": {"erasures": ["words"], "calls": 300, "states": 2, "side": 64, "pictures": False},
         "interrupt": {},
