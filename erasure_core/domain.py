@@ -33,6 +33,9 @@ LONGEST_FRAME = 120
 """Characters of a kept prompt in which words are compared: longer ones tell no more, and leave no room for a word."""
 FRAMES_READ = 8
 """Kept prompts in which the text encoder compares words."""
+LARGEST_SIDE = 32
+"""Latent pixels along a side of the pictures on which words are judged: which way a word steers shows in small ones, at
+a fraction of the cost."""
 
 FAINT = 0.2
 """A word that steers pictures less than this share of what the concept's words do is not known to the model: what
@@ -112,11 +115,12 @@ def _nearest(model: PromptModel, table: Tensor, phrases: Sequence[str], count: i
 
 
 @torch.no_grad()
-def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> dict[str, str]:
+def neighbours_of_kept(model: PromptModel, concept: Concept, each: int, frames: int = FRAMES_READ) -> dict[str, str]:
     """The ``each`` words of the vocabulary nearest to each word of the prompts to keep, with that word, but none that
     the text encoder reads as nearer to the concept.
 
-    A user who keeps "a red ring" means hoops as well. Only the text encoder is asked, so this takes no time.
+    A user who keeps "a red ring" means hoops as well. Only the text encoder is asked: each word alone and in ``frames``
+    of the prompts to keep.
     """
     anchors = _said([prompt for prompt in concept.keep if prompt], concept)
     own = {part.casefold() for word in concept.words for part in word.split()}
@@ -125,7 +129,7 @@ def neighbours_of_kept(model: PromptModel, concept: Concept, each: int) -> dict[
     words = [word for word in near if word not in own and word not in anchors]
     if not words:
         return {}
-    read = _read(model, [*concept.words, *anchors, *words], _frames(concept, FRAMES_READ))
+    read = _read(model, [*concept.words, *anchors, *words], _frames(concept, frames))
     ours, theirs, judged = torch.split(read, [len(concept.words), len(anchors), len(words)])
     to_concept, to_kept = (similarity(judged, others).amax(dim=1) for others in (ours, theirs))
     return {word: near[word] for word, apart in zip(words, (to_concept < to_kept).tolist(), strict=True) if apart}
@@ -293,7 +297,10 @@ def _directions(
 def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tensor]:
     """States on the way to pictures without a prompt, each from its own point of the noisier half of the way."""
     count = settings.states
-    z = seeded_noise(model.latent_shape, range(settings.seed, settings.seed + count)).to(model.device)
+    channels, *sides = model.latent_shape
+    z = seeded_noise(
+        (channels, *(min(side, LARGEST_SIDE) for side in sides)), range(settings.seed, settings.seed + count)
+    ).to(model.device)
     timesteps = model.schedule.timesteps(12)
     states, times = [], []
     for i, now in enumerate(timesteps[:8]):

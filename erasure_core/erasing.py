@@ -13,6 +13,7 @@ from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .domain import (
+    FRAMES_READ,
     Survey,
     likest_kept,
     neighbours_of_kept,
@@ -35,6 +36,10 @@ from .naming import file_names
 from .progress import Progress, Silent
 from .trainer import SAVE_EVERY, History, train
 from .version import __version__
+
+CANDIDATES = 12
+"""Nearest words of the vocabulary of which one may take the concept's place, where the user named nothing: few, so that
+an instant method stays one."""
 
 
 def erase(
@@ -108,11 +113,13 @@ def _complete(
         concept = chosen.prepare(model, concept, settings, progress)
         return concept if concept.keep else with_everyday_keep(concept)
     reads: Any = model if hasattr(model, "token_tables") else None
+    named = bool(concept.keep)
     if reads is not None and settings.replace and not concept.has_alternative:
         concept = _with_alternative(reads, concept, settings.seed, progress)
-    concept = concept if concept.keep else with_everyday_keep(concept)
+    frames = FRAMES_READ if named else 0  # everyday prompts say little about the words in them
+    concept = concept if named else with_everyday_keep(concept)
     if reads is not None and settings.neighbours:
-        concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours))
+        concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours, frames))
     return concept
 
 
@@ -121,7 +128,7 @@ def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress:
     those that the model knows."""
     if concept.keep:
         return with_likest(concept, likest_kept(model, concept, seed, progress))
-    look = Survey(around_kept=0, seed=seed)
+    look = Survey(candidates=CANDIDATES, states=2, frames=0, around_kept=0, seed=seed)
     concept = with_everyday_keep(concept)
     concept, found = without_alike(concept, survey(model, concept, look, progress), look.alike)
     return with_known_stand_in(concept, found, is_explicit(concept))

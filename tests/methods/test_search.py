@@ -9,7 +9,7 @@ import pytest
 import torch
 from method_helpers import CONCEPT, randomise, stopped
 
-from erasure_core import Concept, DeltaSet, erase
+from erasure_core import Concept, DeltaSet, domain, erase
 from erasure_core.delta import new_deltas
 from erasure_core.domain import (
     FAINT,
@@ -147,6 +147,21 @@ def test_a_word_that_the_model_does_not_know_is_not_found(
     found = {one.word: one for one in survey(pico, concept, look)}
     assert unheard not in found and len(found) > 1
     assert found["dog"].strength < FAINT and with_likest(concept, list(found.values())).alternative is None
+
+
+def test_words_are_judged_on_small_pictures(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full-size model an instant method would otherwise wait for minutes."""
+    sizes, predict = set(), pico.predict
+
+    def seen(z: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.add(tuple(z.shape[1:]))
+        return predict(z, *rest)
+
+    monkeypatch.setattr(pico, "predict", seen)
+    monkeypatch.setattr(domain, "LARGEST_SIDE", pico.latent_shape[1] // 2)
+    survey(pico, Concept(("ball",)), Survey(candidates=2, states=1))
+    channels, *sides = pico.latent_shape
+    assert sizes == {(channels, *(side // 2 for side in sides))}
 
 
 def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() -> None:
