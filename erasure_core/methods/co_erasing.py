@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class CoErasingSettings(TrainingSettings):
     """Settings of Co-Erasing."""
 
-    layers: str = option("full", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     negative: float = option(0.5, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
@@ -84,16 +85,23 @@ class TwoStages(PictureState):
     def encode_role(self, pool: str, role: str, prompts: Sequence[str]) -> Conditioning:
         encoded = encode_each(self.trainer.model, prompts)
         if pool == "concept" and role == PROMPT and self.shows_pictures:
-            return with_pictures(encoded, self.tensors["tokens"], self.tensors["which"].tolist(), self.settings.refine)
+            shown = self._shown(prompts, self.tensors["which"].tolist())
+            return with_pictures(encoded, self.tensors["tokens"], shown, self.settings.refine)
         return encoded
 
     def conditioning(self, draw: Draw) -> Conditioning | list[str]:
         """The draw's prompts, in the second stage with their trajectories' pictures."""
         if not self.shows_pictures:
             return draw.prompts
-        which = self.tensors["which"].cpu()[draw.which].tolist()
+        shown = self._shown(draw.prompts, self.tensors["which"].cpu()[draw.which].tolist())
         text, tokens = self.trainer.encoded(draw.prompts), self.tensors["tokens"]
-        return with_pictures(text, tokens, which, self.settings.refine)
+        return with_pictures(text, tokens, shown, self.settings.refine)
+
+    def _shown(self, prompts: Sequence[str], which: Sequence[int]) -> list[int]:
+        """The picture of each prompt, none where it says more than the concept: what a picture shows of colour and
+        place speaks against the rest of such a prompt, and both would be unlearned together."""
+        says_more = [bool(self.trainer.sayings[prompt].without) for prompt in prompts]
+        return [-1 if more else picture for more, picture in zip(says_more, which, strict=True)]
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
