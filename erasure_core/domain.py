@@ -181,15 +181,16 @@ def survey(
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     unit = own.norm(dim=1).mean().clamp_min(1e-12)
-    strengths, known = (rows.norm(dim=1) / unit for rows in (others, judged))
-    to_anchors = similarity(others, own).amax(dim=1)
-    rows = zip(anchors, to_anchors.tolist(), strengths.tolist(), strict=True)
+    to_anchors, anchor_strength = similarity(others, own).amax(dim=1), others.norm(dim=1) / unit
+    rows = zip(anchors, to_anchors.tolist(), anchor_strength.tolist(), strict=True)
     found = [Found(word, like, False, True, strength=much) for word, like, much in rows if word in user]
-    heard = known >= FAINT
-    words, judged = [word for word, loud in zip(words, heard.tolist(), strict=True) if loud], judged[heard]
+    strength = judged.norm(dim=1) / unit
+    known = strength >= FAINT
+    words = [word for word, is_known in zip(words, known.tolist(), strict=True) if is_known]
+    judged, strength = judged[known], strength[known]
     like = similarity(judged, own).amax(dim=1)
-    belongs = belonging(like, similarity(judged, others[strengths >= FAINT]), judged, settings)
-    each = zip(words, like.tolist(), belongs.tolist(), known[heard].tolist(), strict=True)
+    belongs = belonging(like, similarity(judged, others[anchor_strength >= FAINT]), judged, settings)
+    each = zip(words, like.tolist(), belongs.tolist(), strength.tolist(), strict=True)
     found += [Found(word, alike, in_it, near=near.get(word, ""), strength=much) for word, alike, in_it, much in each]
     return sorted(found, key=lambda one: -one.likeness)
 
@@ -219,10 +220,8 @@ def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, settings: Survey
 def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
     something takes the concept's place, and the likest takes it with the least change."""
-    kept = [one for one in found if one.kept and one.likeness > 0 and one.strength >= FAINT]
-    if concept.has_alternative or not kept:
-        return concept
-    return replace(concept, alternative=max(kept, key=lambda one: one.likeness).word)
+    kept = [(one.likeness, one.word) for one in found if one.kept and one.likeness > 0 and one.strength >= FAINT]
+    return _with_best(concept, kept)
 
 
 def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
@@ -231,11 +230,29 @@ def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool
     is hardly known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may
     stand: what steers pictures most alike there is explicit too.
     """
-    known = [one for one in found if not one.belongs and 0 < one.likeness < STAND_IN_LIKENESS]
-    known = [one for one in known if one.kept or not explicit]
-    if concept.has_alternative or not known:
+    known = [one for one in found if one.strength >= FAINT and not one.belongs and 0 < one.likeness < STAND_IN_LIKENESS]
+    offered = [(one.likeness * min(one.strength, 1.0), one.word) for one in known if one.kept or not explicit]
+    return _with_best(concept, offered)
+
+
+def _with_best(concept: Concept, offered: Sequence[tuple[float, str]]) -> Concept:
+    """A concept without an alternative gets the word that is rated highest, the first of equals, if any is offered."""
+    if concept.has_alternative or not offered:
         return concept
-    return replace(concept, alternative=max(known, key=lambda one: one.likeness * min(one.strength, 1.0)).word)
+    return replace(concept, alternative=max(offered, key=lambda one: one[0])[1])
+
+
+def everyday_survey(
+    model: PromptModel, concept: Concept, settings: Survey, progress: Progress
+) -> tuple[Concept, list[Found]]:
+    """``survey`` for a user who named nothing to keep: the concept with everyday prompts to keep, and what was found.
+
+    Prompts that say what the model reads as the concept are not kept, and what is near to everyday words is not looked
+    at: nobody asked to keep either.
+    """
+    concept = with_everyday_keep(concept)
+    found = survey(model, concept, replace(settings, around_kept=0), progress)
+    return without_alike(concept, found, settings.alike)
 
 
 def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tuple[Concept, list[Found]]:

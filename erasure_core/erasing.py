@@ -15,14 +15,13 @@ from .delta import DeltaSet
 from .domain import (
     FRAMES_READ,
     Survey,
+    everyday_survey,
     likest_kept,
     neighbours_of_kept,
-    survey,
     with_everyday_keep,
     with_known_stand_in,
     with_likest,
     with_neighbours,
-    without_alike,
 )
 from .effort import within_memory
 from .erasure_file import Erasure
@@ -116,8 +115,8 @@ def _complete(
     named = bool(concept.keep)
     if reads is not None and settings.replace and not concept.has_alternative:
         concept = _with_alternative(reads, concept, settings.seed, progress)
+    concept = concept if concept.keep else with_everyday_keep(concept)
     frames = FRAMES_READ if named else 0  # everyday prompts say little about the words in them
-    concept = concept if named else with_everyday_keep(concept)
     if reads is not None and settings.neighbours:
         concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours, frames))
     return concept
@@ -128,9 +127,8 @@ def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress:
     those that the model knows."""
     if concept.keep:
         return with_likest(concept, likest_kept(model, concept, seed, progress))
-    look = Survey(candidates=CANDIDATES, states=2, frames=0, around_kept=0, seed=seed)
-    concept = with_everyday_keep(concept)
-    concept, found = without_alike(concept, survey(model, concept, look, progress), look.alike)
+    look = Survey(candidates=CANDIDATES, states=2, frames=0, seed=seed)
+    concept, found = everyday_survey(model, concept, look, progress)
     return with_known_stand_in(concept, found, is_explicit(concept))
 
 

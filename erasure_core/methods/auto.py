@@ -13,8 +13,8 @@ Made of parts of the other methods, each of which a setting switches off:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,16 +24,15 @@ from ..boundary.guard import is_explicit
 from ..concept import Concept
 from ..domain import (
     Survey,
+    everyday_survey,
     expanded,
     survey,
-    with_everyday_keep,
     with_known_stand_in,
     with_likest,
     with_neighbours,
-    without_alike,
 )
 from ..layers import LAYER_GROUPS
-from ..model import LoadedModel
+from ..model import LoadedModel, PromptModel
 from ..progress import Progress
 from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings
@@ -105,12 +104,11 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     if not settings.search or not hasattr(model, "token_tables"):
         return concept
     named = bool(concept.keep)
-    look = Survey(settings.candidates, alike=settings.alike, seed=settings.seed)
-    if not named:
-        concept, look = with_everyday_keep(concept), replace(look, around_kept=0)
-    found = survey(model, concept, look, progress)  # type: ignore[arg-type]
-    if not named:
-        concept, found = without_alike(concept, found, settings.alike)
+    look, reads = Survey(settings.candidates, alike=settings.alike, seed=settings.seed), cast(PromptModel, model)
+    if named:
+        found = survey(reads, concept, look, progress)
+    else:
+        concept, found = everyday_survey(reads, concept, look, progress)
     grown = expanded(concept, found, settings.most_words)
     near = [one for one in found if not (one.belongs or one.kept)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it

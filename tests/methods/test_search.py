@@ -118,7 +118,7 @@ def test_a_survey_compares_with_the_concept_and_with_what_is_kept(pico: Diffuser
 
 
 def test_what_is_closer_to_a_word_outside_does_not_belong() -> None:
-    """ "love" is like "heart", which is like neither a fish nor a carp; so the string of them hangs on the heart."""
+    """Love is like a heart, which is like neither a fish nor a carp; so the string of such words hangs on the heart."""
     concept = torch.tensor([1.0, 0.0, 0.0])
     heart, love, valentine = (torch.tensor([x, (1 - x * x) ** 0.5, 0.0]) for x in (0.3, 0.65, 0.7))
     carp = torch.tensor([0.9, 0.0, 0.43])
@@ -177,6 +177,8 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
+    faint = Found("city", 0.6, False, True, strength=0.1)
+    assert with_known_stand_in(concept, [faint], explicit=False).alternative is None
 
 
 def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
@@ -210,11 +212,12 @@ def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel)
 def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [Found("sphere", 0.9, True), Found("box", 0.4, False)]
-    monkeypatch.setattr("erasure_core.erasing.survey", lambda *_: found)
+    found = [Found("sphere", 0.9, True), Found("flower", 0.8, False, True), Found("box", 0.4, False)]
+    monkeypatch.setattr(domain, "survey", lambda *_: found)
     solve = METHODS["closed_form"].settings
     erasure, _ = erase(pico, Concept(("ball",)), "closed_form", solve())
     assert erasure.manifest.alternative == "box" and "a cat" in erasure.manifest.keep
+    assert "a flower" not in erasure.manifest.keep, "what the model reads as the concept is not kept"
     bare, _ = erase(pico, Concept(("ball",)), "closed_form", solve(replace=False))
     assert bare.manifest.alternative is None
 

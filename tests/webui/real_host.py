@@ -125,7 +125,7 @@ class WebUi:
 
     def erase(self, word: str, **given: Any) -> tuple[int, Any]:
         """Erase at once, with small pictures and one prompt to keep, unless told otherwise: what users get by default
-        takes a CPU hours, and only to read the neighbours of everyday prompts takes it minutes."""
+        takes a CPU hours."""
         quick = {"method": "closed_form", "side": 64, "keep": ["a red box"]}
         return self.post("/concept-erasure/v1/erase", {"words": [word]} | quick | given)
 
