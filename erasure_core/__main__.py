@@ -13,7 +13,7 @@ def main() -> int:
         if (error.name or "").startswith("erasure_core"):
             raise
         print(
-            f"concept-erasure: {error.name} is missing; install it with: pip install concept-erasure[standalone]",
+            f'concept-erasure: {error.name} is missing; in the folder of this software: pip install ".[standalone]"',
             file=sys.stderr,
         )
         return 3

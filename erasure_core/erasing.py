@@ -107,10 +107,12 @@ def erase(
 def _complete(
     model: LoadedModel, concept: Concept, chosen: Method, settings: SolverSettings, progress: Progress
 ) -> Concept:
-    """The concept as the method completes it, and with kept prompts where the user named none."""
+    """The concept as the method completes it or, where it leaves that to others, with an alternative and neighbours; and
+    with kept prompts where the user named none."""
     if chosen.prepare is not None:
-        concept = chosen.prepare(model, concept, settings, progress)
-        return concept if concept.keep else with_everyday_keep(concept)
+        completed = chosen.prepare(model, concept, settings, progress)
+        if completed is not concept:
+            return completed if completed.keep else with_everyday_keep(completed)
     reads: Any = model if hasattr(model, "token_tables") else None
     named = bool(concept.keep)
     if reads is not None and settings.replace and not concept.has_alternative:

@@ -71,8 +71,11 @@ def preset_settings(name: str, method: Method) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise InvalidSettings(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
-    known = {f.name for f in fields(method.settings)}
-    chosen = {key: value for key, value in PRESETS[name].settings.items() if key in known}
+    own = {f.name: f.default for f in fields(method.settings)}
+    chosen = {key: value for key, value in PRESETS[name].settings.items() if key in own}
+    if "layers" in chosen and "text-encoder" in str(own["layers"]).split("+"):
+        # Without it the terms that ask the text encoder would have nothing to change, and self-checks nothing to see.
+        chosen["layers"] = f"text-encoder+{chosen['layers']}"
     if method.solve is not None and "cross" not in str(chosen.get("layers", "")).replace("all-but-cross", ""):
         chosen.pop("layers", None)  # closed forms only edit what reads the prompt
     return chosen

@@ -46,7 +46,7 @@ class SelfCheck:
         domain: weight l_dom of staying in the domain.
         margin: least similarity m to the concept in the original.
         diversity: weight l_div of differing from past finds.
-        free: also the concept's own tokens may change: finds words that nobody named, for exploration.
+        free: share of the searches in which the concept's own tokens change too: finds words that nobody named.
         space: ``text``, ``keys``, or ``auto``: text where only text encoders changed.
         jitter: spread of the starting noise on the template's embeddings, in units of the table's.
     """
@@ -57,7 +57,7 @@ class SelfCheck:
     domain: float = 1.0
     margin: float = 0.5
     diversity: float = 0.3
-    free: bool = False
+    free: float = 0.0
     space: str = "auto"
     jitter: float = 0.3
 
@@ -169,7 +169,7 @@ class _Search:
         self.model, self.deltas, self.settings = model, deltas, settings
         self.reader = Reader(model, deltas, settings.space)
         chosen = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
-        self.ids, self.movable, self.said = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings.free)
+        self.ids, self.movable, self.said = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings)
         rows, self.ends = model.token_rows(self.ids)
         self.tables = model.token_tables()
         self.fixed = [table[row].float() for table, row in zip(self.tables, rows, strict=True)]
@@ -238,17 +238,18 @@ class _Search:
 
 
 def _templates(
-    model: PromptModel, templates: Sequence[str], phrases: Sequence[str], free: bool
+    model: PromptModel, templates: Sequence[str], phrases: Sequence[str], settings: SelfCheck
 ) -> tuple[list[list[int]], list[list[int]], tuple[tuple[int, int], ...]]:
     """Token ids of each phrase in its template, the places among them that may move, and where the phrase stands in the
     whole row: its first place there, one further because of the begin token, and its length."""
     ids, movable, said = [], [], []
-    for template, concept in zip(templates, model.tokenize(phrases), strict=True):
+    bound = len(phrases) - round(settings.free * len(phrases))
+    for row, (template, concept) in enumerate(zip(templates, model.tokenize(phrases), strict=True)):
         before, after = (model.tokenize([part])[0] for part in template.split("{}"))
         ids.append([*before, *concept, *after])
         said.append((len(before) + 1, len(concept)))
         around = [*range(len(before)), *range(len(before) + len(concept), len(ids[-1]))]
-        movable.append(list(range(len(ids[-1]))) if free else around)
+        movable.append(around if row < bound else list(range(len(ids[-1]))))
     return ids, movable, tuple(said)
 
 

@@ -53,8 +53,8 @@ class Boundary:
         return replace(self.request, concept=widened(self.request.concept, chosen))
 
 
-def search_inputs(what: str) -> list[Any]:
-    """Widgets that say how to search, for every node that does."""
+def search_inputs(what: str, interrupt: str) -> list[Any]:
+    """Widgets that say how to search, for every node that does: what is searched, and what Interrupt does there."""
     return [
         io.Int.Input(
             "seconds",
@@ -62,7 +62,7 @@ def search_inputs(what: str) -> list[Any]:
             min=1,
             max=86_400,
             control_after_generate=False,
-            tooltip=f"How long to search{what}, in seconds. Interrupt ends a search earlier.",
+            tooltip=f"How long to search{what}, in seconds. {interrupt}",
         ),
         io.String.Input(
             "tries",
@@ -95,7 +95,7 @@ def search_inputs(what: str) -> list[Any]:
 class ExploreBoundary(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        seconds, *others = search_inputs("")
+        seconds, *others = search_inputs("", "Interrupt ends a search earlier.")
         return io.Schema(
             node_id=f"{PREFIX}Explore",
             display_name="Explore Boundary",

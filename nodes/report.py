@@ -32,7 +32,7 @@ class ReportCardNode(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 ConceptType.Input("concept", tooltip="What was erased and what should have stayed."),
                 ErasureType.Input("erasure", tooltip="What is measured. A stack counts as one."),
-                *search_inputs(" in each erasure"),
+                *search_inputs(" in each erasure", "Interrupt stops the measurement, and no report is made."),
                 io.Boolean.Input(
                     "pictures", default=True, tooltip="Pictures with the same seed before and after; needs a VAE."
                 ),

@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(ROWS),
         metavar="ROW",
-        help=f"from {', '.join(VARIANTS)} (default: the first ten)",
+        help=f"from {', '.join(VARIANTS)} (default: the first {len(ROWS)})",
     )
     bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
     bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")

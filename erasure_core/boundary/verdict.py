@@ -17,7 +17,7 @@ LIMITS = (
     "train the concept back.",
     "Text-free attacks (pictures or latents as a start, inpainting, reference pictures) are outside what was measured.",
     "Searches give examples, not a proof: prompts that were not found can leak too.",
-    "The loaded model was the judge of its own pictures; no person and no other detector looked at them.",
+    "No person looked at the pictures; the loaded model was their judge, or the detector that was given.",
 )
 """The threat model's limits, shown with every figure."""
 

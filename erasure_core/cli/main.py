@@ -19,7 +19,7 @@ EXIT_CODES = """exit codes:
   4    training failed: the loss is no longer a finite number
   5    a result cannot be written
   6    the device has too little memory
-  130  stopped by the user (Ctrl-C); repeat the command with --resume to go on
+  130  stopped by the user (Ctrl-C); `erase` goes on with --resume
 """
 
 

@@ -292,7 +292,7 @@ def _read(path: Path, device: torch.device, pictures: bool, prediction: str | No
         import transformers  # noqa: F401
     except ImportError as error:
         raise ModelError(
-            f"{error.name} is missing; install it with: pip install concept-erasure[standalone]"
+            f'{error.name} is missing; in the folder of this software: pip install ".[standalone]"'
         ) from error
     dtype = _dtype(device)
     if path.is_file():

@@ -104,7 +104,8 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     if not settings.search or not hasattr(model, "token_tables"):
         return concept
     named = bool(concept.keep)
-    look, reads = Survey(settings.candidates, alike=settings.alike, seed=settings.seed), cast(PromptModel, model)
+    look = Survey(settings.candidates, alike=settings.alike, around_kept=settings.neighbours, seed=settings.seed)
+    reads = cast(PromptModel, model)
     if named:
         found = survey(reads, concept, look, progress)
     else:

@@ -34,6 +34,7 @@ class CheckSettings(TrainingSettings):
     check_steps: int = option(15, "optimiser steps of a self-check", low=1, high=1000)
     check_rate: float = option(0.2, "learning rate of a self-check, in spreads of the embeddings", low=1e-6, high=10.0)
     check_margin: float = option(0.7, "least similarity of a boundary point to the concept", low=-1.0, high=1.0)
+    check_free: float = option(0.0, "share of searches in which the concept's own words change too", low=0.0, high=1.0)
     check_diversity: float = option(0.3, "weight of differing from earlier boundary points", low=0.0, high=100.0)
     check_memory: int = option(32, "boundary points kept", low=1, high=4096)
 
@@ -76,7 +77,12 @@ class Boundary(RunState):
     def _search(self) -> SelfCheck:
         s = self.settings
         return SelfCheck(
-            s.check_starts, s.check_steps, s.check_rate, margin=s.check_margin, diversity=s.check_diversity
+            s.check_starts,
+            s.check_steps,
+            s.check_rate,
+            margin=s.check_margin,
+            diversity=s.check_diversity,
+            free=s.check_free,
         )
 
     def _with(self, found: BoundaryPoints, words: list[int]) -> dict[str, Tensor]:

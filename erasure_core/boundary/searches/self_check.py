@@ -41,7 +41,7 @@ def self_checks(field: Field) -> Iterator[list[Candidate]]:
             for word in words:
                 if field.over():
                     return
-                settings = SelfCheck(starts=STARTS, steps=STEPS, free=free)
+                settings = SelfCheck(starts=STARTS, steps=STEPS, free=float(free))
                 found = self_check(field.subject.model, deltas, word, settings, chance)
                 yield _candidates(field, found.words, free)
 
