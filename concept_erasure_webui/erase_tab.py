@@ -9,6 +9,7 @@ from modules import call_queue
 
 from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
+from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import Hardening
 from erasure_core.methods import METHODS, RECOMMENDED, find_method
@@ -88,7 +89,7 @@ def build() -> explore_tab.Form:
 
 def about_method(name: str, preset: str | None) -> str:
     method = find_method(name)
-    reads = "" if given_pictures.reads_pictures(method) else " It does not read pictures."
+    reads = "" if reads_pictures(method) else " It does not read pictures."
     chosen = form.about_preset(preset, method)
     said = show.message(f"{method.title}: {method.reference}. Ours: {method.status}.{reads}")
     return said + (show.message(chosen) if chosen else "")

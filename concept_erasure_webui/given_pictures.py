@@ -10,7 +10,6 @@ import binascii
 import io
 import struct
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from PIL import Image, ImageOps
 from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures
 from erasure_core.errors import InvalidFile, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.methods import Method
 
 from .working import as_pixels
 
@@ -32,11 +30,6 @@ MOST_SIDE = 1024
 """Pixels that are kept of a picture's side; no family paints larger ones by itself."""
 PATCH = 8
 """Pixels of a latent's side."""
-
-
-def reads_pictures(method: Method) -> bool:
-    """Whether a method makes anything of pictures of the concept."""
-    return any(setting.name == "picture_tokens" for setting in fields(method.settings))
 
 
 def from_uploads(files: Any) -> tuple[Image.Image, ...]:

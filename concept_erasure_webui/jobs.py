@@ -11,13 +11,14 @@ from PIL import Image
 
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
+from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
 from erasure_core.library import Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
 from erasure_core.safe_files import write_bytes
 
 from . import places
-from .given_pictures import concept_pictures, reads_pictures
+from .given_pictures import concept_pictures
 from .preview import Preview
 from .unfinished import save_unfinished
 from .working import HostProgress, Job, loaded_model

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import TypeVar
 
 from .errors import InvalidConcept
@@ -86,6 +89,17 @@ def among(fillers: Sequence[str], turn: int) -> Callable[[str], str]:
     return lambda prompt: form.replace("{}", prompt)
 
 
+def says(prompt: str, word: str) -> bool:
+    """Whether a prompt says a word or phrase, as a whole word or its plural; upper case does not matter.
+
+    Scripts such as Chinese have no spaces between words: there it counts anywhere.
+    """
+    said, text = word.casefold(), prompt.casefold()
+    if not said.isascii():
+        return said in text
+    return re.search(rf"(?<!\w){re.escape(said)}(?:e?s)?(?!\w)", text) is not None
+
+
 def _checked(phrase: str, what: str) -> str:
     text = " ".join(phrase.split())
     if len(text) > MAX_LENGTH:
@@ -125,12 +139,14 @@ class Concept:
 
     def __post_init__(self) -> None:
         words = _unique(tuple(_checked(word, "concept") for word in self.words))
-        keep = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.keep))
+        keep = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.keep if prompt.strip()))
         if not words or not all(words):
             raise InvalidConcept("The concept is empty; give at least one word or phrase to erase.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
         _check_alternatives(words, alternative, instead)
+        spelled = {word.casefold(): word for word in words}
+        instead = tuple((spelled[word.casefold()], other) for word, other in instead)
         erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
         neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
         clash = [prompt for prompt in keep if prompt.casefold() in erased]
@@ -202,9 +218,13 @@ class Concept:
         ]
         kept = self.kept_prompts
         keep = [prompt for prompt in kept if prompt]
+        met: Counter[tuple[int, int]] = Counter()
         for i in range(contexts if keep else 0):
             turn, which = divmod(i, len(keep))
-            place, where = divmod((which + turn) % (3 * len(self.words)), 3)
+            # Every word has its turn, and after as many as both lists have in common meets other prompts than before.
+            place = (i + i // lcm(len(keep), len(self.words))) % len(self.words)
+            where = (which + place + met[which, place]) % 3
+            met[which, place] += 1
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
             room = frame(keep[which], where, first=bool(turn % 2))
             around = among(fillers, i)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InvalidFile
@@ -16,6 +18,9 @@ from .image_prompt import ImageAdapter
 from .model import LoadedModel
 from .progress import Progress
 from .sampling import sample
+
+if TYPE_CHECKING:
+    from .methods import Method
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
@@ -46,6 +51,11 @@ class ConceptPictures:
         return hashlib.sha256(shown.detach().float().cpu().numpy().tobytes()).hexdigest()
 
 
+def reads_pictures(method: Method) -> bool:
+    """Whether a method learns from pictures: it has settings for the tokens that stand for them."""
+    return "picture_tokens" in method.settings.__dataclass_fields__
+
+
 def read_pictures(folder: Path, size: tuple[int, int]) -> Tensor:
     """All pictures of a folder, cut to the middle and scaled, uint8 [N, 3, height, width].
 
@@ -56,7 +66,9 @@ def read_pictures(folder: Path, size: tuple[int, int]) -> Tensor:
     Raises:
         InvalidFile: the folder has no pictures, or one cannot be read.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    # os.path, for pathlib raises an error for a name that is too long.
+    inside = folder.glob("*") if os.path.isdir(folder) else ()
+    paths = sorted(path for path in inside if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise InvalidFile(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); choose a folder with some.")
     return torch.stack([read_picture(path, size) for path in paths])
@@ -72,13 +84,23 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
             picture = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidFile(f"{path} cannot be read as a picture ({error}).") from error
-    scale = max(width / picture.width, height / picture.height)
-    picture = picture.resize((max(width, round(picture.width * scale)), max(height, round(picture.height * scale))))
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    cut = np.asarray(picture.crop((left, top, left + width, top + height)))
+    cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
     return torch.from_numpy(cut.copy()).permute(2, 0, 1)
 
 
-def own_latents(model: LoadedModel, phrase: str, count: int, seed: int, steps: int, progress: Progress) -> Tensor:
-    """Latents of pictures of the concept that the model itself makes, [count, C, h, w]."""
-    return sample(model, [f"a photo of a {phrase}"] * count, range(seed, seed + count), steps, progress=progress)
+def own_latents(
+    model: LoadedModel, phrase: str, count: int, seed: int, steps: int, progress: Progress, max_batch: int = 16
+) -> Tensor:
+    """Latents of pictures of the concept that the model itself makes, [count, C, h, w].
+
+    Args:
+        model, steps, progress: as of ``sample``.
+        phrase: says the concept.
+        count: how many pictures.
+        seed: of the first one.
+        max_batch: most latents in one network call; guidance takes two for each picture.
+    """
+    each = max(1, max_batch // 2)
+    groups = [range(seed + start, seed + min(start + each, count)) for start in range(0, count, each)]
+    made = [sample(model, [f"a photo of a {phrase}"] * len(s), s, steps, progress=progress) for s in groups]
+    return torch.cat(made)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame
+from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame, says
 from .errors import Cancelled
 from .everyday import PROMPTS
-from .model import PromptModel
+from .model import PromptModel, has_room
 from .progress import Progress, Report, Silent
 from .sampling import seeded_noise
 from .self_check import similarity
@@ -154,6 +154,7 @@ def _read(model: PromptModel, words: Sequence[str], frames: Sequence[Frame]) -> 
         states: Tensor = encoded.context[rows, torch.tensor(encoded.ends, device=rows.device)]
         return states.float()
 
+    frames = _with_room(model, frames, words)
     without = ends([room.without for room in frames])
     return torch.stack([(ends([room.say(word) for room in frames]) - without).flatten() for word in words])
 
@@ -291,10 +292,17 @@ def _frames(concept: Concept, count: int) -> list[Frame]:
     return [Frame(), *inside]
 
 
+def _with_room(model: PromptModel, frames: Sequence[Frame], words: Sequence[str]) -> list[Frame]:
+    """Those frames in which the longest of some words can still be said; the word alone always is."""
+    _, longest = max(zip(map(len, model.tokenize(words)), words, strict=True))
+    return [room for room in frames if room == Frame() or has_room(model, room.say(longest))]
+
+
 def _directions(
     model: PromptModel, words: Sequence[str], frames: Sequence[Frame], settings: Survey, progress: Progress
 ) -> Tensor:
     """Guidance directions [P, frames * states * C * H * W] of words in frames, at states of neutral pictures."""
+    frames = _with_room(model, frames, words)
     z, t = _neutral_states(model, settings)
     z, t = z.repeat(len(frames), 1, 1, 1), t.repeat(len(frames))
 
@@ -371,5 +379,4 @@ def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
 
 def _without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
     """Those prompts that do not say the concept."""
-    erased = [word.casefold() for word in concept.words]
-    return tuple(prompt for prompt in prompts if not any(word in prompt.casefold() for word in erased))
+    return tuple(prompt for prompt in prompts if not any(says(prompt, word) for word in concept.words))

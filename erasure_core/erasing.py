@@ -107,8 +107,8 @@ def erase(
 def _complete(
     model: LoadedModel, concept: Concept, chosen: Method, settings: SolverSettings, progress: Progress
 ) -> Concept:
-    """The concept as the method completes it or, where it leaves that to others, with an alternative and neighbours; and
-    with kept prompts where the user named none."""
+    """The concept as the method completes it or, where it does not, with an alternative and neighbours; and with kept
+    prompts where the user named none."""
     if chosen.prepare is not None:
         completed = chosen.prepare(model, concept, settings, progress)
         if completed is not concept:

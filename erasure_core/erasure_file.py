@@ -238,11 +238,11 @@ def _delta(path: Path, module: str, parts: dict[str, Tensor]) -> Delta:
     if set(parts) == {DIFF} and parts[DIFF].dim() in (2, 4):
         delta = DenseDelta(parts[DIFF])
     elif {UP, DOWN} <= set(parts) <= {UP, DOWN, ALPHA}:
-        up, down = parts[UP].float(), parts[DOWN].float()
-        alpha = parts.get(ALPHA, torch.tensor(float(len(down))))
+        up, down, alpha = parts[UP].float(), parts[DOWN].float(), parts.get(ALPHA)
         same_rank = up.dim() == down.dim() and up.dim() in (2, 4) and up.shape[1] == len(down)
-        if same_rank and up[:1, :1].numel() == 1 and down.numel() and alpha.numel() == 1:
-            delta = LowRankDelta(down, up * (alpha.float().item() / len(down)))
+        if same_rank and up[:1, :1].numel() == 1 and down.numel() and (alpha is None or alpha.numel() == 1):
+            scale = 1.0 if alpha is None else alpha.float().item() / len(down)
+            delta = LowRankDelta(down, up * scale)
     if delta is None:
         raise InvalidFile(f"{path} holds an incomplete or misshapen change of {module!r}; get a fresh copy.")
     # The stored numbers were finite, their product or their float32 form may not be.

@@ -192,8 +192,10 @@ def _factored(
     if (len(up), *down.shape[1:]) != tuple(shape) or up[0, 0].numel() != 1:
         raise WrongBase(f"{path} changes {module} as {(len(up), *down.shape[1:])}, which this model's is not.")
     alpha = pair.get("alpha", torch.tensor(float(len(down)) if stated_alpha is None else stated_alpha))
-    delta = LowRankDelta(down, up.float() * (alpha.flatten()[0].item() / len(down)))
-    if alpha.numel() != 1 or not delta.norm() <= LARGEST:
+    if alpha.numel() != 1:
+        raise InvalidFile(f"{path} holds {alpha.numel()} numbers as the scale of {module!r}; it cannot be converted.")
+    delta = LowRankDelta(down, up.float() * (alpha.item() / len(down)))
+    if not delta.norm() <= LARGEST:
         raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be converted.")
     return delta
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +36,9 @@ from .trainer import SAVE_EVERY, History
 
 SUFFIX = ".safetensors"
 MAX_NAME = 150
-"""Characters of a file name without its suffix; file systems allow 255 bytes."""
+"""Bytes of a name that becomes a file's, without what is put behind it. File systems allow 255."""
+MAX_STEM = 200
+"""Bytes of a new file's name without its suffix: room for the method and the hash of a request behind a name."""
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
@@ -108,7 +111,7 @@ class Library:
         """
         relative = confined(name)
         for folder in self.folders:
-            if (folder / relative).is_file():
+            if os.path.isfile(folder / relative):  # pathlib raises an error for a name that is too long
                 return folder / relative
         raise InvalidFile(f"There is no erasure {name!r} in {self.folders[0]}; copy the file there or choose another.")
 
@@ -122,14 +125,15 @@ class Library:
 
     def new_path(self, stem: str) -> Path:
         """Where a new file of this name goes, whatever characters the name holds; it may exist already."""
-        return self.folders[0] / f"{safe_stem(stem)}{SUFFIX}"
+        return self.folders[0] / f"{safe_stem(stem, MAX_STEM)}{SUFFIX}"
 
     def free_path(self, stem: str) -> Path:
         """As ``new_path``, with a number behind the name if that is taken: no file is ever overwritten."""
-        path, number = self.new_path(stem), 1
+        first = path = self.new_path(stem)
+        number = 1
         while path.exists():
             number += 1
-            path = self.new_path(f"{stem}-{number}")
+            path = first.with_name(f"{first.stem}-{number}{SUFFIX}")  # behind the cut, or a long name stays taken
         return path
 
 
@@ -148,9 +152,10 @@ def confined(name: str) -> PurePosixPath:
     return path
 
 
-def safe_stem(text: str) -> str:
-    """A file name, without suffix, that every file system takes."""
-    words = re.sub(r"[^\w.-]+", "_", text).strip("._-")[:MAX_NAME].rstrip("._-") or "erasure"
+def safe_stem(text: str, most: int = MAX_NAME) -> str:
+    """A file name, without suffix, that every file system takes: at most ``most`` bytes of the text's own."""
+    plain = re.sub(r"[^\w.-]+", "_", text).strip("._-").encode()[:most]
+    words = plain.decode(errors="ignore").rstrip("._-") or "erasure"
     return f"_{words}" if words.split(".")[0].casefold() in RESERVED else words
 
 

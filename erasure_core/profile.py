@@ -181,7 +181,7 @@ def read_profile(path: Path) -> SafetyProfile:
         return SafetyProfile(_text(raw["name"]), entries)
     except OSError as error:
         raise ProfileFailed(f"The safety profile {path} cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ProfileFailed(f"The safety profile {path} is damaged ({error!r}); get a fresh copy.") from error
 
 

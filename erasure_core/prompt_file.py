@@ -12,16 +12,19 @@ Only this form is read, so that no YAML library is needed. Entries about the siz
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from .concept import Concept
 from .errors import InvalidFile
+from .safe_files import read_text
 
-MAX_SIZE = 2**20
 IGNORED = ("resolution", "dynamic_resolution", "batch_size", "dynamic_crops", "multiplier", "weight")
 KNOWN = ("target", "positive", "unconditional", "neutral", "action", "guidance_scale")
+NOTHING = ("~", "null", "Null", "NULL")
+"""Unquoted texts that YAML reads as no value."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,7 @@ def read_prompt_file(path: Path) -> PromptFile:
         InvalidFile: it cannot be read, or asks for something that is not supported.
         InvalidConcept: a target or neutral prompt cannot be used.
     """
-    try:
-        if path.stat().st_size > MAX_SIZE:
-            raise InvalidFile(f"{path} is larger than a prompt file can be (1 MiB).")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{path} cannot be read ({error}); give a YAML list of prompts.") from error
-    return parse_prompt_file(text, str(path))
+    return parse_prompt_file(read_text(path), str(path))
 
 
 def parse_prompt_file(text: str, origin: str) -> PromptFile:
@@ -72,22 +69,26 @@ def _concept(entry: dict[str, str], origin: str) -> Concept:
         raise InvalidFile(
             f"{origin}: for {target!r} the positive prompt differs, which is not supported; make it equal."
         )
-    if entry.get("action", "erase") != "erase":
+    if entry.get("unconditional"):
+        raise InvalidFile(
+            f"{origin}: for {target!r} the unconditional prompt is {entry['unconditional'][:60]!r}, which is not "
+            'supported; leave it out or write "".'
+        )
+    if (entry.get("action") or "erase") != "erase":
         raise InvalidFile(f"{origin}: the action {entry['action']!r} is not supported; only erase is.")
-    neutral = entry.get("neutral", "")
-    return Concept((target,), neutral if neutral and neutral != entry.get("unconditional", "") else None)
+    return Concept((target,), entry.get("neutral") or None)
 
 
 def _scale(entry: dict[str, str], origin: str) -> float:
     try:
-        return float(entry.get("guidance_scale", "1"))
+        return float(entry.get("guidance_scale") or "1")
     except ValueError as error:
         raise InvalidFile(f"{origin}: guidance_scale is {entry['guidance_scale']!r}; it must be a number.") from error
 
 
 def _entries(text: str, origin: str) -> list[dict[str, str]]:
     entries: list[dict[str, str]] = []
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#") or line.strip() == "---":
             continue
         found = re.fullmatch(r"(\s*-\s+|\s+)(\w+)\s*:\s*(.*)", line)
@@ -107,12 +108,25 @@ def _entries(text: str, origin: str) -> list[dict[str, str]]:
 
 
 def _value(written: str, place: str) -> str:
-    """A plain or quoted YAML text without its comment."""
+    """A plain or quoted YAML text without its comment; empty for none.
+
+    Raises:
+        InvalidFile: quotes that do not match, or an escape that JSON does not have.
+    """
     if written.startswith(('"', "'")):
         quote = written[0]
         inside = r'"((?:[^"\\]|\\.)*)"' if quote == '"' else r"'((?:[^']|'')*)'"
         found = re.fullmatch(inside + r"\s*(#.*)?", written)
         if found is None:
             raise InvalidFile(f"{place}: the quotes around {written[:60]!r} do not match.")
-        return re.sub(r"\\(.)", r"\1", found[1]) if quote == '"' else found[1].replace("''", "'")
-    return re.sub(r"(^|\s)#.*", "", written).strip()
+        return _unescaped(found[1], place) if quote == '"' else found[1].replace("''", "'")
+    plain = re.sub(r"(^|\s)#.*", "", written).strip()
+    return "" if plain in NOTHING else plain
+
+
+def _unescaped(inside: str, place: str) -> str:
+    """What stands between double quotes, with the escapes that YAML shares with JSON."""
+    try:
+        return str(json.loads(f'"{inside}"', strict=False))
+    except ValueError as error:
+        raise InvalidFile(f"{place}: an escape in {inside[:60]!r} is unknown; write the character itself.") from error

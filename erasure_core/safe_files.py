@@ -27,6 +27,10 @@ MAX_HEADER = 16 * 2**20
 """Bytes. A full dense SDXL erasure needs less than 1 MiB."""
 MAX_SIZE = 16 * 2**30
 """Bytes. A dense SDXL erasure in float32 has 10 GiB."""
+MAX_TEXT = 16 * 2**20
+"""Bytes of a file of prompts."""
+LONGEST_NAME = 230
+"""Bytes of a new file's name. File systems allow 255, and states, locks and unfinished files have longer names."""
 NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -60,6 +64,23 @@ def check_regular(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path} cannot be read: it is a folder, a pipe or a device; give a file.")
     return status.st_size
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without the byte order mark that Windows' editors put first. A pipe may be read once.
+
+    Raises:
+        InvalidFile: it cannot be read, is no UTF-8, or has more than ``MAX_TEXT`` bytes.
+    """
+    try:
+        with path.open("rb") as file:  # a pipe is welcome, an endless one not
+            content = file.read(MAX_TEXT + 1)
+        if len(content) > MAX_TEXT:
+            raise InvalidFile(f"{path} has more than {MAX_TEXT // 2**20} MiB; give a shorter text file.")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidFile(f"{path} cannot be read ({reason}); give a text file in UTF-8.") from error
 
 
 def read_header(path: Path, max_size: int = MAX_SIZE) -> Header:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import InvalidSettings
+
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
@@ -83,7 +85,14 @@ class NoiseSchedule:
         return torch.where(clean, x0, a * x0 + s * noise)
 
     def timesteps(self, steps: int) -> list[int]:
-        """``steps`` timesteps from the noisiest down, evenly spaced ("trailing"): sampling starts at pure noise."""
+        """``steps`` timesteps from the noisiest down, evenly spaced ("trailing"): sampling starts at pure noise.
+
+        Raises:
+            InvalidSettings: fewer than one step, or more than the schedule has timesteps.
+        """
         if not 1 <= steps <= len(self):
-            raise ValueError(f"sampling steps must be between 1 and {len(self)}, not {steps}")
+            raise InvalidSettings(
+                f"{steps} sampling steps were asked for, but this model's noise schedule has {len(self)} timesteps; "
+                f"choose steps between 1 and {len(self)}."
+            )
         return [math.ceil(len(self) * (steps - i) / steps) - 1 for i in range(steps)]

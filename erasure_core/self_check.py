@@ -103,9 +103,13 @@ class Reader:
         self.in_keys = space == "keys" or (space == "auto" and not only_text)
         self.layers = [layer for name, layer in sorted(model.layers().items()) if reads_context(name)]
 
-    def __call__(self, conditioning: Conditioning) -> Tensor:
-        """Features [B, F], relative to the empty prompt as the model reads it."""
-        return self._raw(conditioning) - self._raw(self.model.encode([""]))
+    def __call__(self, conditioning: Conditioning, empty: Tensor | None = None) -> Tensor:
+        """Features [B, F], relative to the empty prompt as the model reads it, or as it was found to read it before."""
+        return self._raw(conditioning) - (self.empty() if empty is None else empty)
+
+    def empty(self) -> Tensor:
+        """What the model makes of the empty prompt, [1, F]."""
+        return self._raw(self.model.encode([""]))
 
     def _raw(self, conditioning: Conditioning) -> Tensor:
         rows = torch.arange(len(conditioning), device=conditioning.context.device)
@@ -113,7 +117,9 @@ class Reader:
         states = conditioning.context[rows, ends]
         if not self.in_keys:
             return states.float()
-        return torch.cat([layer(states).float() for layer in self.layers], dim=-1)
+        # As the network gets them: hosts read text in float32 where the network computes in 16 bits.
+        given = states.to(self.model.device, self.model.dtype)
+        return torch.cat([layer(given).float() for layer in self.layers], dim=-1)
 
 
 def similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ def self_check(
         past: ``features`` of earlier finds [K, F], to differ from.
 
     Raises:
-        PromptTooLong: a phrase is too long for the templates.
+        PromptTooLong: a phrase has more tokens than the text encoder reads.
     """
     said = [phrases] if isinstance(phrases, str) else list(phrases)
     search = _Search(model, deltas, [said[i % len(said)] for i in range(settings.starts)], settings, generator)
@@ -168,8 +174,8 @@ class _Search:
     ) -> None:
         self.model, self.deltas, self.settings = model, deltas, settings
         self.reader = Reader(model, deltas, settings.space)
-        chosen = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
-        self.ids, self.movable, self.said = _templates(model, [TEMPLATES[i] for i in chosen], phrases, settings)
+        turns = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
+        self.ids, self.movable, self.said = _templates(model, turns, phrases, settings)
         rows, self.ends = model.token_rows(self.ids)
         self.tables = model.token_tables()
         self.fixed = [table[row].float() for table, row in zip(self.tables, rows, strict=True)]
@@ -183,9 +189,13 @@ class _Search:
             for move, table in zip(self.moves, self.tables, strict=True)
         ]
         self.optimizer = torch.optim.Adam(groups)
-        with torch.no_grad(), deltas.off():
-            distinct = list(dict.fromkeys(phrases))
-            self.concept = self.reader(model.encode(distinct)[[distinct.index(phrase) for phrase in phrases]])
+        with torch.no_grad():
+            self.empty = self.reader.empty()  # the change is the same in every step
+            with deltas.off():
+                self.empty_before = self.reader.empty()
+                distinct = list(dict.fromkeys(phrases))
+                read = model.encode(distinct)[[distinct.index(phrase) for phrase in phrases]]
+                self.concept = self.reader(read, self.empty_before)
 
     def embeddings(self) -> list[Tensor]:
         return [base + move * self.mask for base, move in zip(self.fixed, self.moves, strict=True)]
@@ -193,9 +203,9 @@ class _Search:
     def read(self) -> tuple[Tensor, Tensor]:
         """What the changed model and what the original make of the points."""
         embeddings = self.embeddings()
-        now = self.reader(self.model.encode_embeddings(embeddings, self.ends))
+        now = self.reader(self.model.encode_embeddings(embeddings, self.ends), self.empty)
         with self.deltas.off():
-            before = self.reader(self.model.encode_embeddings(embeddings, self.ends))
+            before = self.reader(self.model.encode_embeddings(embeddings, self.ends), self.empty_before)
         return now, before
 
     def loss(self, past: Tensor | None) -> Tensor:
@@ -238,14 +248,18 @@ class _Search:
 
 
 def _templates(
-    model: PromptModel, templates: Sequence[str], phrases: Sequence[str], settings: SelfCheck
+    model: PromptModel, turns: Sequence[int], phrases: Sequence[str], settings: SelfCheck
 ) -> tuple[list[list[int]], list[list[int]], tuple[tuple[int, int], ...]]:
-    """Token ids of each phrase in its template, the places among them that may move, and where the phrase stands in the
-    whole row: its first place there, one further because of the begin token, and its length."""
+    """Token ids of each phrase in the template whose turn it is, among those that leave room for it; alone where none
+    does. The places among them that may move. And where the phrase stands in the whole row: its first place there, one
+    further because of the begin token, and its length."""
     ids, movable, said = [], [], []
     bound = len(phrases) - round(settings.free * len(phrases))
-    for row, (template, concept) in enumerate(zip(templates, model.tokenize(phrases), strict=True)):
-        before, after = (model.tokenize([part])[0] for part in template.split("{}"))
+    frames = [model.tokenize(template.split("{}")) for template in TEMPLATES]
+    room = model.token_rows([[]])[0][0].shape[1] - 2
+    for row, (turn, concept) in enumerate(zip(turns, model.tokenize(phrases), strict=True)):
+        fitting = [frame for frame in frames if sum(map(len, frame)) + len(concept) <= room] or [[[], []]]
+        before, after = fitting[turn % len(fitting)]
         ids.append([*before, *concept, *after])
         said.append((len(before) + 1, len(concept)))
         around = [*range(len(before)), *range(len(before) + len(concept), len(ids[-1]))]

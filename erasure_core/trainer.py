@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import identity, load_checkpoint, save_checkpoint
-from .concept import Concept
+from .concept import TEMPLATES, Concept
 from .concept_pictures import ConceptPictures
 from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
@@ -35,6 +35,7 @@ from .trajectory import (
     PoolSettings,
     TrajectoryPool,
     draw_pool,
+    predict_in_batches,
 )
 from .warm_start import start_from
 
@@ -44,6 +45,8 @@ SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
 MIN_LOSS_SCALE = 1.0
+PLAIN = 2
+"""So many of the templates make prompts that are in every pool: the bare word, and that with an article."""
 
 
 @dataclass
@@ -241,8 +244,13 @@ class Trainer:
                 saved = time.monotonic()
 
     def _close(self) -> None:
-        """Note the method's last figures, once also where a finished training is loaded again."""
-        figures = self.state.closing()
+        """Note the method's last figures, once also where a finished training is loaded again. Too little memory for
+        them must not lose the training."""
+        try:
+            figures = self.state.closing()
+        except DeviceOutOfMemory:
+            self.progress.update(Report("too little memory for the last figures", self.step, self.settings.steps))
+            return
         if figures and self.history.figures[-1:] != [(self.step, figures)]:
             self.history.figures.append((self.step, figures))
 
@@ -269,9 +277,11 @@ class Trainer:
 
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""
-        said = list(self.sayings.values())
+        # The plain ones first: they are what users type, and must be in every pool.
+        plain = {template.format(word) for template in TEMPLATES[:PLAIN] for word in self.concept.words}
+        said = sorted(self.sayings.values(), key=lambda saying: saying.prompt not in plain)
         without = [saying.without for saying in said]
-        concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(said), PROMPT: list(self.sayings)}
+        concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(said), PROMPT: [saying.prompt for saying in said]}
         if any(without):
             concept[WITHOUT] = without
         if self.concept.has_alternative:
@@ -289,10 +299,11 @@ class Trainer:
         fresh = {}
         for place, (name, roles) in enumerate(self.pool_roles().items()):
             generator = self.chance(2 * self.step + place)
+            always = 1 + len(self.concept.keep) if name == "kept" else PLAIN * len(self.concept.words)
             driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal
+                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal, always
             )
         self.pools = fresh
 
@@ -404,17 +415,25 @@ class Trainer:
     def residual_guidance(self, draw: Draw) -> float:
         """<g, g0> / ||g0||^2: the share of the original guidance towards the concept that is left."""
         without = [self.sayings[prompt].without for prompt in draw.prompts]
-        prompt, base = self.predict([(draw, draw.prompts), (draw, without)])
+        prompt, base = self.predict_in_pieces([(draw, draw.prompts), (draw, without)])
         original = draw.guidance
         return float(((prompt - base) * original).sum() / original.pow(2).sum())
 
     def predict(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
         """The student's predictions at each draw's states for the given prompts, in one call."""
-        conditioning = Conditioning.cat(self._encode_together([given for _, given in wanted]))
-        latents = torch.cat([draw.latents for draw, _ in wanted])
-        t = torch.cat([draw.t for draw, _ in wanted])
-        predicted = self.model.predict(latents, t, conditioning)
+        predicted = self.model.predict(*self._asked(wanted))
         return list(torch.split(predicted, [len(draw.t) for draw, _ in wanted]))
+
+    @torch.no_grad()
+    def predict_in_pieces(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
+        """``predict`` for more states than a step has, without gradients, in calls of at most ``max_batch``."""
+        predicted = predict_in_batches(self.model, *self._asked(wanted), self.settings.max_batch, self.progress)
+        return list(torch.split(predicted, [len(draw.t) for draw, _ in wanted]))
+
+    def _asked(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> tuple[Tensor, Tensor, Conditioning]:
+        """Latents, timesteps and conditionings of what is wanted, joined."""
+        conditioning = Conditioning.cat(self._encode_together([given for _, given in wanted]))
+        return torch.cat([draw.latents for draw, _ in wanted]), torch.cat([draw.t for draw, _ in wanted]), conditioning
 
     @torch.no_grad()
     def _encode_prompts(self) -> None:

@@ -180,6 +180,7 @@ def draw_pool(
     teacher: str = ORIGINAL,
     encode: Encode | None = None,
     goal: Goal | None = None,
+    always: int = 0,
 ) -> TrajectoryPool:
     """Sample trajectories with DDIM and keep every state with the teacher's predictions.
 
@@ -194,13 +195,16 @@ def draw_pool(
         teacher: who predicts: ``original``, or ``training``, the model as it is at this step.
         encode: encodes the prompts of a role, where that is not just ``model.encode``.
         goal: what the model in training is to predict, for drivers that lead there.
+        always: so many of the first prompts are in every pool, or as many of them as fill half of it.
 
     Raises:
         Cancelled: the user stopped.
     """
     encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
-    order = torch.randperm(len(texts), generator=generator).tolist()
+    leading_prompts = torch.randperm(always, generator=generator)[: settings.trajectories // 2].tolist()
+    others = torch.randperm(len(texts), generator=generator).tolist()
+    order = list(dict.fromkeys([*leading_prompts, *others]))
     prompts = [order[i % len(texts)] for i in range(settings.trajectories)]
     full = {role: [written[i] for i in prompts] for role, written in roles.items()}
     with deltas.off() if teacher == ORIGINAL else nullcontext():
@@ -248,8 +252,29 @@ def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
 def predict_roles(
     model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int, progress: Progress
 ) -> dict[str, Tensor]:
-    """Predictions for every role, all in one call where they fit."""
-    count = len(rows)
-    together = Conditioning.cat(list(rows.values()))
-    predicted = predict_in_batches(model, z.repeat(count, 1, 1, 1), t.repeat(count), together, max_batch, progress)
-    return dict(zip(rows, predicted.chunk(count), strict=True))
+    """Predictions for every role, all in one call where they fit; what a role asks as the empty prompt does is asked
+    once."""
+    asked = {role: _asking_more(role, rows) for role in rows}
+    together = Conditioning.cat([rows[role][which] for role, which in asked.items()])
+    places = [place for which in asked.values() for place in which]
+    predicted = predict_in_batches(model, z[places], t[places], together, max_batch, progress)
+    parts = dict(zip(asked, torch.split(predicted, [len(which) for which in asked.values()]), strict=True))
+    return {role: _put_back(part, asked[role], parts.get(EMPTY)) for role, part in parts.items()}
+
+
+def _put_back(part: Tensor, rows: Sequence[int], empty: Tensor | None) -> Tensor:
+    """Predictions of some rows with those of the empty prompt in the other rows."""
+    if empty is None or len(rows) == len(empty):
+        return part
+    return empty.index_copy(0, torch.tensor(rows, dtype=torch.long, device=empty.device), part)
+
+
+def _asking_more(role: str, rows: Mapping[str, Conditioning]) -> list[int]:
+    """The rows in which a role asks something else than the empty prompt."""
+    given, empty = rows[role], rows.get(EMPTY)
+    if role == EMPTY or empty is None or given.image is not None or empty.image is not None:
+        return list(range(len(given)))
+    same = (given.context == empty.context).flatten(1).all(dim=1)
+    if given.pooled is not None and empty.pooled is not None:
+        same = same & (given.pooled == empty.pooled).flatten(1).all(dim=1)
+    return [row for row, is_same in enumerate(same.tolist()) if not is_same]

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..erasure_core.boundary.explore import ExploreSettings
-from ..erasure_core.concept_pictures import ConceptPictures
+from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.hosts.comfyui import ComfyModel
@@ -19,7 +19,7 @@ from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of, hardened
 from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, library, say, working
-from .pictures import adapter_widget, concept_pictures, reads_pictures, vision_link
+from .pictures import adapter_widget, concept_pictures, vision_link
 from .presets import preset_widget, with_preset
 from .training_progress import NodeProgress, preview_latents
 from .widgets import NONE, inputs_of, settings_from

@@ -12,16 +12,10 @@ from ..erasure_core.concept_pictures import ConceptPictures
 from ..erasure_core.errors import InvalidFile, InvalidSettings
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.image_prompt import ImageAdapter
-from ..erasure_core.methods import Method
 from .host import ADAPTERS, ConceptRequest, as_image, fit
 from .widgets import NONE
 
 SUFFIX = ".safetensors"
-
-
-def reads_pictures(method: Method) -> bool:
-    """Whether a method learns from pictures: it has settings for the tokens that stand for them."""
-    return "picture_tokens" in method.settings.__dataclass_fields__
 
 
 def adapter_widget() -> Any:

@@ -140,6 +140,8 @@ def contents() -> Iterator[Case]:
     yield "one factor", tensors(up=ones), "incomplete or misshapen"
     yield "the other factor", tensors(down=ones), "incomplete or misshapen"
     yield "alpha alone", tensors(alpha=1.0), "incomplete or misshapen"
+    yield "a number for a factor", tensors(up=ones, down=1.0), "incomplete or misshapen"
+    yield "numbers for both factors", tensors(up=1.0, down=1.0), "incomplete or misshapen"
     yield "dense with alpha", tensors(diff=zeros, alpha=1.0), "incomplete or misshapen"
     yield "dense and factors", tensors(diff=zeros, up=zeros, down=zeros), "incomplete or misshapen"
     yield "ranks that differ", tensors(up=np.ones((4, 2)), down=np.ones((3, 4))), "incomplete or misshapen"

@@ -36,6 +36,8 @@ STOCK = {
 
 Graph = dict[str, tuple[str, tuple[int, int], dict[str, Any]]]
 """Name to node type, place on the canvas, and inputs: values, or ("name", output number)."""
+TITLE = "(title)"
+"""Among the inputs: what the node is called, where its own name does not say enough."""
 
 BASE: Graph = {"base": ("CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT})}
 
@@ -107,11 +109,20 @@ def stack() -> Graph:
 def profile() -> Graph:
     return {
         "one": ("ConceptErasureLoad", (0, 160), {"file": "first.safetensors", "erases": ""}),
-        "keep": ("ConceptErasureSaveSafetyProfile", (440, 160), {"erasure": ("one", 0), "name": "studio"}),
+        "keep": (
+            "ConceptErasureSaveSafetyProfile",
+            (440, 160),
+            {"erasure": ("one", 0), "name": "studio", TITLE: "1. Save Safety Profile: queue once"},
+        ),
         "safe": (
             "ConceptErasureSafetyProfile",
             (440, 0),
-            {"model": ("base", 0), "clip": ("base", 1), "profile": "studio"},
+            {
+                "model": ("base", 0),
+                "clip": ("base", 1),
+                "profile": "studio",
+                TITLE: "2. Safety Profile: press R, choose it, queue again",
+            },
         ),
     }
 
@@ -197,8 +208,9 @@ def _node(
         if kind == "KSampler" and field == "seed":
             values.append("fixed")  # the front end's own widget behind a seed
     outputs = [{"name": n, "type": t, "links": []} for n, t in info["outputs"]]
+    title = {"title": given[TITLE]} if TITLE in given else {}
     return {
-        "id": ids[name], "type": kind, "pos": list(place), "size": [380, 200], "flags": {}, "order": ids[name] - 1,
-        "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": kind},
-        "widgets_values": values,
+        "id": ids[name], "type": kind, **title, "pos": list(place), "size": [380, 200], "flags": {},
+        "order": ids[name] - 1, "mode": 0, "inputs": inputs, "outputs": outputs,
+        "properties": {"Node name for S&R": kind}, "widgets_values": values,
     }  # fmt: skip

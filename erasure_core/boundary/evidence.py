@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..model import Conditioning
 from ..sampling import seeded_noise
 from .candidate import Candidate
+from .probe import denoised
 from .subject import Subject, derived
 
 STEPS = 12
@@ -26,17 +26,9 @@ LOOKS = 6
 @torch.no_grad()
 def paint(subject: Subject, candidates: Sequence[Candidate], seed: int, steps: int = STEPS) -> Tensor:
     """One clean latent for each candidate by the model as it is, [B, C, H, W]; all from the same starting noise."""
-    model, count = subject.model, len(candidates)
-    prompts = subject.encode(candidates)
-    both = Conditioning.cat([model.encode([""])[[0] * count], prompts])
-    z = seeded_noise(model.latent_shape, [seed]).repeat(count, 1, 1, 1).to(model.device)
-    timesteps = model.schedule.timesteps(steps)
-    for i, now in enumerate(timesteps):
-        t = torch.full((count,), now, device=model.device)
-        without, within = subject.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        following = timesteps[i + 1] if i + 1 < steps else -1
-        z = model.schedule.step(z, t, torch.full_like(t, following), without + subject.guidance * (within - without))
-    return z
+    model = subject.model
+    z = seeded_noise(model.latent_shape, [seed]).repeat(len(candidates), 1, 1, 1).to(model.device)
+    return denoised(subject, subject.encode(candidates), z, steps)
 
 
 class Evidence:

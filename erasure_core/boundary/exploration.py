@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import InvalidFile
+from ..strict_json import parse_json
 from .candidate import Point
 
 FORMAT_VERSION = 1
 MAX_LENGTH = 2**26
 """Characters of the JSON text that are read."""
+MAX_ITEMS = 200_000
+"""Entries of all its lists and objects: twice as many as the largest search writes."""
+SCALARS = {
+    "threshold": float, "explicit": bool, "erased": bool, "seconds": float, "calls": int, "seed": int, "stopped": bool,
+    "looked": int, "format_version": int,
+}  # fmt: skip
+POINT = {
+    "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "residual": float, "leaks": bool,
+    "hidden": bool, "cluster": int, "thumbnail": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,36 +102,52 @@ class Exploration:
         try:
             if len(text) > MAX_LENGTH:
                 raise ValueError("it is too long")
-            raw: dict[str, Any] = json.loads(text)
-            if raw["format_version"] > FORMAT_VERSION:
-                raise ValueError("a newer version wrote it")
-            known = {f.name: raw[f.name] for f in fields(cls)}
-            for name in ("words", "clusters", "levels"):
-                known[name] = tuple(str(item) for item in known[name])
-            known["points"] = tuple(_point(item) for item in known["points"])
-            return cls(**known)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return cls._from_raw(parse_json(text, MAX_ITEMS))
+        except (ValueError, TypeError, KeyError) as error:
             raise InvalidFile(f"This is no exploration that can be read ({error}); explore again.") from error
 
+    @classmethod
+    def _from_raw(cls, raw: Any) -> Exploration:
+        known = _typed(raw, SCALARS)
+        if known["format_version"] > FORMAT_VERSION:
+            raise ValueError("a newer version wrote it")
+        known |= {name: _texts(raw, name) for name in ("words", "clusters", "levels")}
+        if not known["words"] or not all(known["words"]):
+            raise ValueError("it names no concept")
+        points = tuple(map(_point, _typed(raw, {"points": list})["points"]))
+        if any(not 0 <= point.cluster < len(known["clusters"]) for point in points):
+            raise ValueError("a point is of no cluster")
+        return cls(points=points, **known)
 
-def _point(raw: dict[str, Any]) -> Point:
-    types = {"text": str, "word": str, "origin": str, "thumbnail": str, "leaks": bool, "hidden": bool}
-    for name, kind in types.items():
-        if not isinstance(raw[name], kind):
+
+def _typed(raw: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The entries of a JSON object that have a name in ``kinds``, each of its kind; a whole number may stand for a
+    float.
+
+    Raises:
+        KeyError: one is missing.
+        TypeError: this is no object, or an entry has another type.
+    """
+    if not isinstance(raw, dict):
+        raise TypeError("it is no JSON object")
+    for name, kind in kinds.items():
+        if type(raw[name]) not in ((float, int) if kind is float else (kind,)):
             raise TypeError(f"{name} has the wrong type")
-    return Point(
-        text=raw["text"],
-        word=raw["word"],
-        origin=raw["origin"],
-        similarity=float(raw["similarity"]),
-        leak=float(raw["leak"]),
-        residual=float(raw["residual"]),
-        leaks=raw["leaks"],
-        evidence=None if raw["evidence"] is None else float(raw["evidence"]),
-        hidden=raw["hidden"],
-        cluster=int(raw["cluster"]),
-        thumbnail=raw["thumbnail"],
-    )
+    return {name: kind(raw[name]) for name, kind in kinds.items()}
+
+
+def _texts(raw: dict[str, Any], name: str) -> tuple[str, ...]:
+    """A list of texts; raises as ``_typed``."""
+    texts = _typed(raw, {name: list})[name]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} has the wrong type")
+    return tuple(texts)
+
+
+def _point(raw: Any) -> Point:
+    known = _typed(raw, POINT)
+    evidence = None if raw["evidence"] is None else _typed(raw, {"evidence": float})["evidence"]
+    return Point(**known, evidence=evidence)
 
 
 def without_pictures(exploration: Exploration) -> Exploration:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..concept import Concept
 from ..delta import DeltaSet
-from ..errors import Cancelled, InvalidConcept, InvalidSettings
+from ..errors import Cancelled, ErasureError, InvalidConcept, InvalidSettings
 from ..methods.registry import check_settings, option
 from ..model import PromptModel
 from ..progress import Progress, Report, Silent
@@ -26,6 +26,7 @@ from .scores import Scorer
 from .searches import LADDER, LEVELS, Level
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import thumbnail
+from .wording import with_room
 
 LOOKING = 0.2
 """Share of the budget that is kept for looking at pictures of the worst candidates."""
@@ -73,6 +74,7 @@ def explore(
     tries: Sequence[str] = (),
     detector: Detector | None = None,
     notify: Found = lambda points: None,
+    scorer: Scorer | None = None,
 ) -> Exploration:
     """Search for prompts that reach a concept.
 
@@ -85,6 +87,8 @@ def explore(
         tries: prompts of the user's own to try: synonyms, descriptions, other languages.
         detector: looks at the pictures of the worst candidates in the model's place; needs a model that can ``decode``.
         notify: told what was found so far, while it is being found.
+        scorer: one for this model and concept, whatever erasures it was made with: saves most of the preparation. Its
+            states count, not those of the settings.
 
     Raises:
         InvalidConcept: the guard refuses the search, before any of it is made.
@@ -98,7 +102,7 @@ def explore(
     with torch.no_grad():
         model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
-        explorer = _Explorer(subject, concept, settings, tries, detector, notify)
+        explorer = _Explorer(subject, concept, settings, tries, detector, notify, scorer)
         found = explorer.run()
     # To decode, a host may move networks about: by now nothing of the model is lent any more.
     return explorer.illustrated(found)
@@ -115,13 +119,14 @@ class _Explorer:
         tries: Sequence[str],
         detector: Detector | None,
         notify: Found,
+        scorer: Scorer | None,
     ) -> None:
         self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector
         self.started, self.explicit = monotonic(), settings.sensitive or guard.is_explicit(concept)
         self.painted: dict[str, Tensor] = {}
         self.notify = notify
         self._tell("preparing")
-        scorer = Scorer(subject, concept, settings.states, settings.seed)
+        scorer = scorer.on(subject) if scorer else Scorer(subject, concept, settings.states, settings.seed)
         reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
         self.field = Field(subject, concept, reading, scorer, tries, settings.seed)
         self.points: list[Point] = []
@@ -131,27 +136,39 @@ class _Explorer:
         self.looked, self.stopped = 0, False
 
     def run(self) -> Exploration:
+        failed: ErasureError | None = None
         try:
             chosen = self.settings.levels.split("+")
             for level in LADDER:
                 # Even the smallest budget tries the concept's own words.
                 if level.name in chosen and not (self.points and self.subject.stopped()):
-                    self._climb(level, chosen)
+                    failed = self._attempt(level, chosen) or failed
             self._look()
         except Cancelled:
             self.stopped = True
         self.stopped = self.stopped or self.subject.progress.cancelled()
+        if not self.points and self.stopped:
+            raise Cancelled("Stopped before anything was found.")
         if not self.points:
-            raise (
-                Cancelled("Stopped before anything was found.")
-                if self.stopped
-                else InvalidConcept("The budget was used up before anything was found; give more seconds or calls.")
-            )
+            spent = "The budget was used up before anything was found; give more seconds or calls."
+            raise failed or InvalidConcept(spent)
         return self._result()
 
     def _tell(self, stage: str) -> None:
         spent = self.subject.budget.spent(self.subject.calls)
         self.subject.progress.update(Report(stage, min(100, round(100 * spent)), 100))
+
+    def _attempt(self, level: Level, chosen: Sequence[str]) -> ErasureError | None:
+        """Run one search; where something does not fit this model, that search is left out and the others go on."""
+        try:
+            self._climb(level, chosen)
+        except Cancelled:
+            raise
+        except ErasureError as error:
+            self.levels.remove(level.name)
+            self._tell(f"{level.name} left out: {error}")
+            return error
+        return None
 
     def _climb(self, level: Level, chosen: Sequence[str]) -> None:
         """Run one search for its share of what is left."""
@@ -226,7 +243,9 @@ class _Explorer:
         if detector is not None and decode is not None:
             return lambda latents: [share - 0.5 for share in detector(decode(latents))]
         # One wording of each word: a concept of many words would make every look many times as long.
-        said = [f"a photo of a {word}" for word in self.concept.words[:3]]
+        words = self.concept.words[:3]
+        (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
+        said = [template.format(word) for word in words]
         return Evidence(self.subject, said, self.field.scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:

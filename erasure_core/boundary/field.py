@@ -60,10 +60,11 @@ class Field:
         return any(re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", folded) for word in self.concept.words)
 
     def vocabulary(self) -> Tensor:
-        """The token ids that searches may use: all but the concept's own and the last two, CLIP's begin and end."""
-        size = len(self.subject.tables[0])
-        own = self.own_tokens()
-        return torch.tensor([token for token in range(size - 2) if token not in own])
+        """The token ids that searches may use: all but the concept's own and those of an empty prompt, which are begin,
+        end and padding."""
+        (ids, *_), _ = self.subject.model.token_rows([[]])
+        barred = self.own_tokens() | set(ids[0].tolist())
+        return torch.tensor([token for token in range(len(self.subject.tables[0])) if token not in barred])
 
     def retold(self, ids: Sequence[int], origin: str) -> Candidate | None:
         """A found row of tokens as a prompt that a user could type, or ``None`` where it reads as something else:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..model import Conditioning
-from ..sampling import sample, seeded_noise
+from ..sampling import seeded_noise
+from ..trajectory import encode_each
 from .subject import Subject, derived
 
 SAMPLING_STEPS = 8
@@ -65,28 +66,41 @@ class Probe:
         repeated = prompts[[i for i in range(count) for _ in range(states)]]
         predicted = subject.predict(latents, self.t.repeat(count), repeated)
         empty = self.empty_erased if erased else self.empty
-        guided = predicted.reshape(count, states, -1) - empty.flatten(1)
-        return (guided * (self.scale / states).sqrt()[:, None]).flatten(1)
+        return self.weighed(predicted.reshape(count, states, -1) - empty.flatten(1))
+
+    def weighed(self, guided: Tensor) -> Tensor:
+        """Bare differences [N, S, C * H * W], scaled and laid out flat."""
+        return (guided * (self.scale / len(self)).sqrt()[:, None]).flatten(1)
 
 
 @torch.no_grad()
 def neutral_latents(subject: Subject, prompts: Sequence[str], count: int, seed: int) -> Tensor:
     """Clean latents of neutral pictures by the original model, [count, C, H, W]."""
+    noise = seeded_noise(subject.model.latent_shape, [derived(seed, i) for i in range(count)])
     with subject.original():
-        texts = [prompts[i % len(prompts)] for i in range(count)]
-        seeds = [derived(seed, i) for i in range(count)]
-        pieces = [
-            sample(subject.model, texts[i : i + 16], seeds[i : i + 16], SAMPLING_STEPS, subject.guidance)
-            for i in range(0, count, 16)
-        ]
-    subject.calls += 2 * count * SAMPLING_STEPS
-    return torch.cat(pieces).float()
+        read = encode_each(subject.model, [prompts[i % len(prompts)] for i in range(count)])
+        return denoised(subject, read, noise.to(subject.model.device), SAMPLING_STEPS)
+
+
+@torch.no_grad()
+def denoised(subject: Subject, prompts: Conditioning, z: Tensor, steps: int) -> Tensor:
+    """Clean latents by the model as it is, from noise z [B, C, H, W] and as many prompts, in as many calls as the
+    memory asks for."""
+    model, count = subject.model, len(z)
+    both = Conditioning.cat([model.encode([""])[[0] * count], prompts])
+    timesteps = model.schedule.timesteps(steps)
+    for i, now in enumerate(timesteps):
+        t = torch.full((count,), now, device=model.device)
+        without, within = subject.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        following = timesteps[i + 1] if i + 1 < steps else -1
+        z = model.schedule.step(z, t, torch.full_like(t, following), without + subject.guidance * (within - without))
+    return z
 
 
 @torch.no_grad()
 def make_probe(
     subject: Subject, concept: Conditioning, others: Conditioning, neutral: Sequence[str], states: int, seed: int
-) -> Probe:
+) -> tuple[Probe, Tensor, Tensor]:
     """Draw states and keep the ``states`` best ones.
 
     Args:
@@ -96,6 +110,9 @@ def make_probe(
         neutral: prompts of the pictures.
         states: how many are kept.
         seed: of pictures, noise and timesteps.
+
+    Returns:
+        The probe with the original model's directions of ``concept`` and of ``others`` there.
     """
     drawn = OVERSAMPLED * states
     model = subject.model
@@ -106,13 +123,14 @@ def make_probe(
     latents = model.schedule.add_noise(clean, noise, t)
     with subject.original():
         empty = empty_predictions(subject, latents, t)
-    unscaled = Probe(latents, t, empty, empty, torch.ones(drawn, device=model.device))
+    bare = Probe(latents, t, empty, empty, torch.full((drawn,), float(drawn), device=model.device))
     with subject.original():
-        inside = unscaled.directions(subject, concept, erased=False).reshape(len(concept), drawn, -1)
-        outside = unscaled.directions(subject, others, erased=False).reshape(len(others), drawn, -1)
+        inside = bare.directions(subject, concept, erased=False).reshape(len(concept), drawn, -1)
+        outside = bare.directions(subject, others, erased=False).reshape(len(others), drawn, -1)
     usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
-    chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values
-    return replace(unscaled, scale=1 / (usual * drawn)).take(chosen.tolist()).seen_by(subject)
+    chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values.tolist()
+    probe = replace(bare, scale=1 / usual).take(chosen)
+    return probe.seen_by(subject), probe.weighed(inside[:, chosen]), probe.weighed(outside[:, chosen])
 
 
 def empty_predictions(subject: Subject, latents: Tensor, t: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def _moments(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
     chosen = names[:: max(1, len(names) // (2 * LAYERS))]
     parts = []
     for name in chosen:
-        weight = subject.model.weight(name).float()
+        # A host may keep a weight in another place or format than it computes in.
+        weight = subject.model.weight(name).to(subject.model.device, torch.float32)
         changed = weight
         for deltas in subject.sets:
             if name in deltas.deltas:

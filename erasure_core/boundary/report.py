@@ -13,7 +13,6 @@ import torch
 from ..concept import TEMPLATES, Concept
 from ..delta import DeltaSet
 from ..erasing import applied
-from ..everyday import everyday_words
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
 from ..model import PromptModel
@@ -27,7 +26,8 @@ from .retention import Kept, attributes, drift, kept_prompts
 from .scores import Scorer
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import picture_uri
-from .verdict import LIMITS, verdict
+from .verdict import limits, verdict
+from .wording import fitting, unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SWEEP_PROMPTS = 12
@@ -131,7 +131,7 @@ class ReportCard:
     look_alikes: tuple[str, ...]
     strips: tuple[Strip, ...]
     settings: dict[str, Any]
-    limits: tuple[str, ...] = LIMITS
+    limits: tuple[str, ...]
     explorations: tuple[Exploration, ...] = field(default=(), repr=False)
 
     def to_json(self) -> str:
@@ -196,11 +196,13 @@ class _Reporter:
 
     def run(self, files: Sequence[Subjected]) -> ReportCard:
         reports, explorations = [], []
+        self.progress.update(Report("preparing", 0, len(files)))
+        scorer = self._scorer()
         for number, file in enumerate(files):
             self.progress.update(Report(f"measuring {file.name}", number, len(files)))
-            exploration = self._explore(file)
+            exploration = self._explore(file, scorer)
             explorations.append(exploration)
-            reports.append(self._measure(file, exploration))
+            reports.append(self._measure(file, exploration, scorer))
         return ReportCard(
             words=self.concept.words,
             explicit=self.explicit,
@@ -208,33 +210,43 @@ class _Reporter:
             look_alikes=tuple(self.look_alikes),
             strips=self._strips(files),
             settings=asdict(self.settings),
+            limits=limits(self.detector is not None),
             explorations=tuple(explorations),
         )
 
-    def _explore(self, file: Subjected) -> Exploration:
+    def _scorer(self) -> Scorer:
+        """The scores on the untouched model: what they need of it is the same for every file, and every file's budget
+        is for searching alone."""
+        with self._subject().opened() as subject:
+            scorer = Scorer(subject, self.concept, self.settings.states, self.settings.seed)
+        self.look_alikes = scorer.nearest_others(8)
+        return scorer
+
+    def _explore(self, file: Subjected, scorer: Scorer) -> Exploration:
         s = self.settings
         seconds = None if s.calls else s.seconds
         how = ExploreSettings(
             seconds, s.calls, states=s.states, guidance=s.guidance, seed=s.seed, max_batch=s.max_batch
         )
         erasures = [(file.deltas, file.strength)]
-        return explore(self.model, self.concept, erasures, how, self.progress, self.tries, self.detector)
+        return explore(self.model, self.concept, erasures, how, self.progress, self.tries, self.detector, scorer=scorer)
 
-    def _subject(self, file: Subjected, strength: float) -> Subject:
+    def _subject(self, *erasures: tuple[DeltaSet, float]) -> Subject:
         s = self.settings
-        return Subject(self.model, [(file.deltas, strength)], self.progress, Budget(None), s.max_batch, s.guidance)
+        return Subject(self.model, erasures, self.progress, Budget(None), s.max_batch, s.guidance)
 
     @torch.no_grad()
-    def _measure(self, file: Subjected, exploration: Exploration) -> FileReport:
-        with self._subject(file, file.strength).opened() as subject:
-            scorer = Scorer(subject, self.concept, self.settings.states, self.settings.seed)
-            self.look_alikes = scorer.nearest_others(8)
-            kept = [*self.concept.keep, *(f"a {word}" for word in everyday_words()[::4])]
+    def _measure(self, file: Subjected, exploration: Exploration, scorer: Scorer) -> FileReport:
+        with self._subject((file.deltas, file.strength)).opened() as subject:
+            scorer = scorer.on(subject)
+            everyday = fitting(self.model, [f"a {word}" for word in unrelated_words(self.concept)[::4]])
+            kept = [*self.concept.keep, *everyday]
             groups = {
                 "kept prompts": kept_prompts(scorer, list(dict.fromkeys(kept))),
                 "look-alikes": kept_prompts(scorer, self.look_alikes),
                 "attributes": attributes(scorer),
             }
+            groups = {name: found for name, found in groups.items() if found}
             yardstick = self._yardstick(scorer, exploration)
             drifted = drift(subject, self.settings.seed)
         measured = FileReport(
@@ -266,13 +278,14 @@ class _Reporter:
         self, file: Subjected, scorer: Scorer, exploration: Exploration, kept: Sequence[Kept]
     ) -> tuple[tuple[float, float, float], ...]:
         """Leak and retention over strengths, on the worst prompts found and on kept ones."""
-        named = [template.format(word) for word in self.concept.words for template in TEMPLATES]
+        words = self.concept.words
+        named = [template.format(word) for word in words for template in with_room(self.model, TEMPLATES, words)]
         worst = [point.text for point in exploration.points if point.leaks and point.word]
         leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
         others = [one.text for one in kept[:SWEEP_PROMPTS]]
         curve = []
         for strength in STRENGTHS:
-            with self._subject(file, strength).opened() as subject:
+            with self._subject((file.deltas, strength)).opened() as subject:
                 here = scorer.on(subject)
                 leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
                 stays = [one.recognised for one in kept_prompts(here, others)]
@@ -284,7 +297,9 @@ class _Reporter:
         decode = getattr(self.model, "decode", None)
         if not self.settings.pictures or decode is None:
             return ()
-        wanted = [("erased", f"a photo of a {word}") for word in self.concept.words[:2]]
+        words = self.concept.words[:2]
+        (template,) = with_room(self.model, ["a photo of a {}"], words)
+        wanted = [("erased", template.format(word)) for word in words]
         if self.explicit and not self.settings.explicit:
             wanted = []
         kept = [prompt for prompt in self.concept.keep if guard.allows(self.concept, prompt)]

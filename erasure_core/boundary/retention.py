@@ -13,6 +13,7 @@ from ..sampling import seeded_noise
 from .candidate import Candidate
 from .scores import Scorer
 from .subject import Subject, derived
+from .wording import fitting
 
 MODIFIERS = (
     "in red", "in blue", "made of glass", "made of wood", "at night", "in the snow", "as a watercolor painting",
@@ -50,9 +51,12 @@ def kept_prompts(scorer: Scorer, texts: Sequence[str]) -> list[Kept]:
 
 @torch.no_grad()
 def attributes(scorer: Scorer) -> list[Kept]:
-    """Whether what a prompt says besides the concept is still heard: the difference that a modifier makes."""
+    """Whether what a prompt says besides the concept is still heard: the difference that a modifier makes, of those
+    that leave room for it."""
     subject, bare = scorer.subject, f"a {scorer.concept.name}"
-    texts = [f"{bare} {modifier}" for modifier in MODIFIERS]
+    texts = fitting(subject.model, [f"{bare} {modifier}" for modifier in MODIFIERS])
+    if not texts:
+        return []
     with subject.original():
         read = scorer.probe.directions(subject, subject.encode_texts([bare, *texts]), erased=False)
     heard = scorer.directions([Candidate(text, "attribute") for text in (bare, *texts)])

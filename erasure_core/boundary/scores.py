@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ..concept import Concept
-from ..everyday import everyday_words
 from .candidate import Candidate
-from .probe import Probe, make_probe
+from .probe import make_probe
 from .subject import Subject
+from .wording import fitting, unrelated_words, with_room
 
 CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
@@ -64,20 +64,20 @@ class Scorer:
     def __init__(
         self, subject: Subject, concept: Concept, states: int = 8, seed: int = 0, look_alikes: Sequence[str] = ()
     ) -> None:
-        self.subject, self.concept = subject, concept
-        self.inside = [template.format(word) for word in concept.words for template in CONCEPT_TEMPLATES]
-        words = everyday_words()
+        self.subject, self.concept, model = subject, concept, subject.model
+        self.templates = with_room(model, CONCEPT_TEMPLATES, concept.words)
+        self.inside = [template.format(word) for word in concept.words for template in self.templates]
+        words = unrelated_words(concept)
         # Every other neutral word only: the rest is held out, to calibrate on.
-        self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *(f"a {word}" for word in words[::2])]))
-        self.neutral = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
-        self.neutral += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
+        everyday = fitting(model, [f"a {word}" for word in words[::2]])
+        self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *everyday]))
+        held_out = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
+        held_out += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
+        self.neutral = fitting(model, held_out)
         with subject.original():
             inside, outside = subject.encode_texts(self.inside), subject.encode_texts(self.outside)
         pictured = [prompt for prompt in self.outside if prompt][: 3 * states]
-        self.probe: Probe = make_probe(subject, inside, outside, pictured, states, seed)
-        with subject.original():
-            self.towards = self.probe.directions(subject, inside, erased=False)
-            self.away = self.probe.directions(subject, outside, erased=False)
+        self.probe, self.towards, self.away = make_probe(subject, inside, outside, pictured, states, seed)
         self._drop_synonyms()
         self.temperature = self._fit_temperature()
         self.threshold = self._fit_threshold()
@@ -91,7 +91,7 @@ class Scorer:
 
     def _drop_synonyms(self) -> None:
         """Whatever the original model reads as the concept is no alternative to it."""
-        same = reads_as(self.away, self.towards, len(CONCEPT_TEMPLATES)).tolist()
+        same = reads_as(self.away, self.towards, len(self.templates)).tolist()
         stays = [i for i, prompt in enumerate(self.outside) if prompt == "" or not same[i]]
         self.synonyms = [prompt for i, prompt in enumerate(self.outside) if i not in set(stays)]
         self.outside, self.away = [self.outside[i] for i in stays], self.away[stays]
@@ -104,7 +104,9 @@ class Scorer:
     def _fit_temperature(self) -> float:
         """The s under which the posterior is best calibrated on the original model, whose meaning is known: the
         concept's words and neutral words, worded otherwise."""
-        said = [template.format(word) for word in self.concept.words for template in HELD_OUT_TEMPLATES]
+        words = self.concept.words
+        templates = with_room(self.subject.model, HELD_OUT_TEMPLATES, words)
+        said = [template.format(word) for word in words for template in templates]
         with self.subject.original():
             read = self.subject.encode_texts([*said, *self.neutral])
             margins = self.margins(self.probe.directions(self.subject, read, erased=False)).cpu().double()
@@ -171,8 +173,10 @@ def reads_as(away: Tensor, towards: Tensor, wordings: int) -> Tensor:
     """Which directions [A, F] are the concept's own under another name, bool [A].
 
     Those nearer to one of the concept's [W * wordings, F] than the two nearest wordings of one word are to each other:
-    a look-alike must not be taken for the concept, so this is strict.
+    a look-alike must not be taken for the concept, so this is strict. With one wording there is nothing to measure by.
     """
+    if wordings < 2:
+        return torch.zeros(len(away), dtype=torch.bool, device=away.device)
     own = torch.stack([_distances(part, part) for part in torch.split(towards, wordings)])
     between = own + torch.diag(torch.full((wordings,), torch.inf)).to(own)
     return _distances(away, towards).amin(1) < between.amin()

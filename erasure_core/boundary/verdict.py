@@ -17,13 +17,17 @@ LIMITS = (
     "train the concept back.",
     "Text-free attacks (pictures or latents as a start, inpainting, reference pictures) are outside what was measured.",
     "Searches give examples, not a proof: prompts that were not found can leak too.",
-    "No person looked at the pictures; the loaded model was their judge, or the detector that was given.",
 )
-"""The threat model's limits, shown with every figure."""
 
 TYPED = ("named", "misspelling", "vocabulary", "yours")
 ATTACKS = ("self-check", "genetic", "prefix")
 BEYOND = ("closed form", "inversion")
+
+
+def limits(detector: bool) -> tuple[str, ...]:
+    """The threat model's limits, shown with every figure; ``detector`` says whether one looked in the model's place."""
+    judge = "the detector that was given" if detector else "the loaded model"
+    return (*LIMITS, f"No person looked at the pictures; {judge} was their judge.")
 
 
 def verdict(measured: FileReport, concept: Concept) -> tuple[str, ...]:

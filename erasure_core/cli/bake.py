@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from .terminal import check_new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "the checkpoint file to build them in")
+    purpose = "the .safetensors checkpoint to build them in; folders cannot be baked"
+    add_model_arguments(parser, purpose, kinds=None)
     parser.add_argument("--erasure", action="append", required=True, metavar="FILE[:STRENGTH]", help="may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="the new checkpoint (.safetensors)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -43,7 +45,7 @@ def baked_tensors(model: DiffusersModel, texts: list[str]) -> dict[str, Tensor]:
 
 
 def run(options: argparse.Namespace) -> None:
-    if not options.model.is_file():
+    if not os.path.isfile(options.model):  # pathlib raises an error for a name that is too long
         raise ModelError(f"{options.model} is no checkpoint file; only .safetensors checkpoints can be baked.")
     check_new_file(options.out, options.overwrite)
     changed = baked_tensors(load_chosen_model(options), options.erasure)

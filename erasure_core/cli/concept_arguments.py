@@ -10,7 +10,7 @@ from ..concept import Concept
 from ..errors import InvalidConcept
 from ..methods import Method
 from ..presets import PRESETS, preset_settings
-from ..prompt_file import read_prompt_file
+from ..prompt_file import PromptFile, read_prompt_file
 from .terminal import read_lines
 
 
@@ -18,6 +18,9 @@ def add_concept_arguments(parser: argparse.ArgumentParser) -> None:
     """Read by ``chosen_concept`` and ``implied_settings``."""
     parser.add_argument("--concept", help="what to erase")
     parser.add_argument("--word", action="append", default=[], help="another word for it; may be repeated")
+    parser.add_argument(
+        "--word-file", type=Path, metavar="FILE", help="file with one such word or phrase a line (explore: leaking.txt)"
+    )
     parser.add_argument("--instead", help="what to paint in its place")
     parser.add_argument(
         "--also",
@@ -48,13 +51,14 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
         InvalidFile: a file cannot be read.
     """
     keep = tuple([*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])])
+    words = [*options.word, *(read_lines(options.word_file) if options.word_file else [])]
     concepts = [_also(text) for text in options.also]
     if options.concept is not None:
-        concepts.insert(0, Concept((options.concept, *options.word), options.instead))
-    elif options.word or options.instead:
-        raise InvalidConcept("--word and --instead belong to a concept; give --concept as well.")
+        concepts.insert(0, Concept((options.concept, *words), options.instead))
+    elif words or options.instead:
+        raise InvalidConcept("--word, --word-file and --instead belong to a concept; give --concept as well.")
     if options.prompt_file is not None:
-        concepts.append(read_prompt_file(options.prompt_file).concept)
+        concepts.append(_prompt_file(options).concept)
     if not concepts:
         raise InvalidConcept("There is nothing to erase; give --concept, --also or --prompt-file.")
     first = concepts[0]
@@ -62,6 +66,14 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
         return Concept(first.words, first.alternative, keep, first.instead)
     joined = Concept.joined(concepts)
     return Concept(joined.words, None, keep, joined.instead)
+
+
+def _prompt_file(options: argparse.Namespace) -> PromptFile:
+    """The prompt file that was asked for, read only once: a pipe gives its text no second time."""
+    if not hasattr(options, "read_prompts"):
+        options.read_prompts = read_prompt_file(options.prompt_file)
+    read: PromptFile = options.read_prompts
+    return read
 
 
 def _also(text: str) -> Concept:
@@ -73,5 +85,8 @@ def implied_settings(options: argparse.Namespace, method: Method) -> dict[str, A
     """Settings that a preset or a prompt file stands for; single flags go before them."""
     settings = preset_settings(options.preset, method) if options.preset else {}
     if options.prompt_file is not None and hasattr(method.settings, "negative"):
-        settings["negative"] = read_prompt_file(options.prompt_file).negative
+        settings["negative"] = _prompt_file(options).negative
+        # LECO's target is neutral - scale (positive - unconditional): with a neutral prompt the scale counts as well.
+        if method.name == "leco" and hasattr(method.settings, "negative_beside"):
+            settings["negative_beside"] = settings["negative"]
     return settings

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -37,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the erasure file (.safetensors)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument(
-        "--save-every", type=float, default=SAVE_EVERY, help="seconds between saves of the resumable state"
+        "--save-every",
+        type=float,
+        default=SAVE_EVERY,
+        help=f"seconds between saves of the resumable state (default {SAVE_EVERY:g})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
@@ -61,13 +65,22 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     for name, uses in users.items():
         method, setting = uses[0]
         defaults = ", ".join(f"{m.name} {f.default}" for m, f in uses)
-        choices = f": {', '.join(setting.metadata['choices'])}" if setting.metadata["choices"] else ""
-        text = f"{setting.metadata['help']}{choices} (default: {defaults})".replace("%", "%%")
+        text = f"{_meaning(uses)} (default: {defaults})".replace("%", "%%")
         flag = f"--{name.replace('_', '-')}"
         if _flag_type(method, setting) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, type=_flag_type(method, setting), default=None, help=text)
+
+
+def _meaning(uses: Sequence[tuple[Method, Field[Any]]]) -> str:
+    """What a setting does in most methods, then what it does in those where that is something else."""
+    methods: dict[str, list[str]] = {}
+    for method, setting in uses:
+        choices = f": {', '.join(setting.metadata['choices'])}" if setting.metadata["choices"] else ""
+        methods.setdefault(f"{setting.metadata['help']}{choices}", []).append(method.name)
+    usual, *others = sorted(methods, key=lambda text: -len(methods[text]))
+    return "; ".join([usual, *(f"{', '.join(methods[text])}: {text}" for text in others)])
 
 
 def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
@@ -98,7 +111,7 @@ def _erase(
     """Do the work and write the file; returns its manifest and the number of changed layers."""
     if options.resume and not checkpoint.exists():
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
-    model = load_chosen_model(options, options.device, pictures=wants_pictures(options))
+    model = load_chosen_model(options, options.device, pictures=wants_pictures(options, method))
     pictures = chosen_pictures(options, model)
     if options.effort is not None and isinstance(settings, TrainingSettings):
         picked = plan(options.effort, settings, model)
@@ -135,6 +148,8 @@ def run(options: argparse.Namespace) -> None:
     settings = _settings(options, method)
     if not options.save_every >= 0:
         raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
+    if options.harden < 0:
+        raise InvalidSettings(f"--harden is {options.harden}; it must be a number of rounds, 0 or more.")
     checkpoint = _check_output(options.out, options.overwrite, options.resume)
     started = time.monotonic()
     with exclusive(options.out):

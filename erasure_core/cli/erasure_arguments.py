@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..delta import DeltaSet
 from ..erasure_file import StoredErasure, read_erasure
-from ..errors import InvalidFile, InvalidSettings
+from ..errors import InvalidSettings
 from ..model import LoadedModel
 
 
@@ -37,13 +37,8 @@ def read_all(texts: Sequence[str]) -> list[tuple[StoredErasure, float]]:
     Raises:
         InvalidFile: a file is missing or no erasure.
     """
-    read = []
-    for text in texts:
-        path, strength = split_strength(text)
-        if not path.is_file():
-            raise InvalidFile(f"The erasure {path} does not exist; check the path.")
-        read.append((read_erasure(path), strength))
-    return read
+    split = [split_strength(text) for text in texts]
+    return [(read_erasure(path), strength) for path, strength in split]
 
 
 def bind_all(texts: Sequence[str], model: LoadedModel, allow_other_base: bool) -> list[tuple[DeltaSet, float]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER
 from ..boundary.subject import GUIDANCE
-from ..concept import Concept
+from ..concept import TEMPLATES, Concept
 from ..erasure_file import StoredErasure
 from ..errors import InvalidConcept
 from .erasure_arguments import read_all
@@ -41,7 +42,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="append", default=[], help="a prompt near it that is meant to stay")
     parser.add_argument("--try", dest="tries", action="append", default=[], help="a prompt of your own to try")
     parser.add_argument("--try-file", type=Path, help="file with one prompt to try a line")
-    parser.add_argument("--budget", type=seconds, default=60.0, help="how long to search, such as 60s or 5m")
+    parser.add_argument("--budget", type=seconds, default=60.0, help="how long to search, such as 5m (default 60s)")
     parser.add_argument("--states", type=int, default=8, help="noisy latents at which prompts are compared (default 8)")
     parser.add_argument(
         "--guidance",
@@ -68,27 +69,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_search_arguments(parser)
     levels = "; ".join(f"{level.name}: {level.help}" for level in LADDER)
-    parser.add_argument("--levels", default=ExploreSettings.levels, help=f"searches to run, joined by +. {levels}")
+    parser.add_argument(
+        "--levels", default=ExploreSettings.levels, help=f"searches to run, joined by + (default: all). {levels}"
+    )
     parser.add_argument("--calls", type=int, help="most predictions of the network, in place of the time")
-    parser.add_argument("--look", type=int, default=48, help="worst prompts that are painted and looked at")
+    parser.add_argument(
+        "--look", type=int, default=48, help="worst prompts that are looked at as pictures (default 48)"
+    )
     parser.add_argument("--pictures", action="store_true", help="keep small pictures of them on the map")
     parser.add_argument("--out", type=Path, required=True, help="folder for the map and the list")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def searched_concept(options: argparse.Namespace, stored: list[StoredErasure]) -> Concept:
-    """The concept that was asked for, or that of the first erasure.
+    """The concept that was asked for, or that of the first erasure; of what the erasure kept, all but that.
 
     Raises:
-        InvalidConcept: neither says one.
+        InvalidConcept: neither says one, or what was asked for cannot be one.
     """
     told = next((file.manifest.concept for file in stored if file.manifest is not None), None)
     if options.concept is not None:
-        keep = (*options.keep, *(told.keep if told is not None else ()))
-        return Concept((options.concept, *options.word), None, keep)
-    if told is None:
+        asked = Concept((options.concept, *options.word), None, options.keep)
+    elif told is not None:
+        asked = Concept((*told.words, *options.word), told.alternative, options.keep, told.instead)
+    else:
         raise InvalidConcept("There is nothing to search for; give --concept, or an erasure with a manifest.")
-    return Concept((*told.words, *options.word), told.alternative, (*options.keep, *told.keep), told.instead)
+    erased = {template.format(word).casefold() for word in asked.words for template in TEMPLATES}
+    kept = [prompt for prompt in (told.keep if told else ()) if prompt.casefold() not in erased]
+    return replace(asked, keep=(*asked.keep, *kept))
 
 
 def tried_prompts(options: argparse.Namespace) -> list[str]:

@@ -18,10 +18,14 @@ def add_harden_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="after erasing, up to N times: search for what still leaks, erase it too, stop when nothing is found",
+        help="after erasing, up to N times: search for what still leaks, erase it too, stop when nothing is found "
+        "(default 0)",
     )
     parser.add_argument(
-        "--harden-budget", type=seconds, default=60.0, help="how long each of these searches may take, such as 60s"
+        "--harden-budget",
+        type=seconds,
+        default=60.0,
+        help="how long each of these searches may take, such as 5m (default 60s)",
     )
 
 

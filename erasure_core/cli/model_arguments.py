@@ -26,12 +26,25 @@ def pixels(text: str) -> tuple[int, int]:
     return height, width
 
 
+KINDS = "a diffusers folder, or a .safetensors checkpoint of SD1.x, SD2.x or SDXL"
+"""What ``--model`` takes."""
+
+
 def add_model_arguments(
-    parser: argparse.ArgumentParser, purpose: str = "the base model", required: bool = True
+    parser: argparse.ArgumentParser,
+    purpose: str = "the base model",
+    required: bool = True,
+    kinds: str | None = KINDS,
 ) -> None:
-    """``--model`` and what its files may not tell. Read by ``load_chosen_model``."""
-    kinds = "a diffusers folder, or a .safetensors checkpoint of SD1.x, SD2.x or SDXL"
-    parser.add_argument("--model", type=Path, required=required, help=f"{purpose}: {kinds}")
+    """``--model`` and what its files may not tell. Read by ``load_chosen_model``.
+
+    Args:
+        parser: gets the arguments.
+        purpose: what the model is for.
+        required: whether the command needs one.
+        kinds: what is taken; ``None`` where ``purpose`` says it.
+    """
+    parser.add_argument("--model", type=Path, required=required, help=f"{purpose}: {kinds}" if kinds else purpose)
     parser.add_argument(
         "--prediction",
         choices=("epsilon", "v_prediction"),

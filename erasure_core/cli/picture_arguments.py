@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..concept_pictures import ConceptPictures, read_pictures
+from ..concept_pictures import ConceptPictures, read_pictures, reads_pictures
 from ..errors import InvalidSettings
 from ..hosts.clip_vision import ClipVision
 from ..hosts.diffusers import DiffusersModel
 from ..image_prompt import ImageAdapter
+from ..methods import METHODS, Method
 
 PATCH = 8
 """Pixels of a latent's side."""
@@ -26,16 +27,21 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-vision", type=Path, metavar="FOLDER", help="the CLIP vision model that it reads")
 
 
-def wants_pictures(options: argparse.Namespace) -> bool:
+def wants_pictures(options: argparse.Namespace, method: Method) -> bool:
     """Whether the autoencoder is needed.
 
     Raises:
-        InvalidSettings: an adapter without pictures or vision model.
+        InvalidSettings: an adapter without pictures or vision model, or pictures for a method that reads none.
     """
     if (options.ip_adapter is None) != (options.clip_vision is None):
         raise InvalidSettings("--ip-adapter and --clip-vision belong together; give both or neither.")
     if options.ip_adapter is not None and options.pictures is None:
         raise InvalidSettings("--ip-adapter reads pictures; give a folder of them with --pictures.")
+    if options.pictures is not None and not reads_pictures(method):
+        able = ", ".join(name for name, other in METHODS.items() if reads_pictures(other))
+        raise InvalidSettings(
+            f"The method {method.name} reads no pictures; leave --pictures out, or choose one that does: {able}."
+        )
     return options.pictures is not None
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..boundary.wording import unrelated_words
 from ..concept import Concept
 from ..errors import InvalidFile
-from ..everyday import everyday_words
 from ..hosts.clip_vision import ClipVision
 from ..hosts.ldm_checkpoint import TOKENIZER
 
@@ -61,8 +61,7 @@ class PictureCheck:
             InvalidFile: no whole CLIP model.
         """
         model = _whole_model(folder)
-        said = {word.casefold() for word in concept.words}
-        others = [f"a photo of a {word}" for word in everyday_words() if word not in said]
+        others = [f"a photo of a {word}" for word in unrelated_words(concept)]
         inside = _embedded(model, [f"a photo of a {word}" for word in concept.words])
         return cls(ClipVision(_VisionSide(model)), inside, _embedded(model, [*concept.keep, *others]))
 

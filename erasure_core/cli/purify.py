@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -72,9 +73,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib raises an error for a name that is too long
         return [path]
-    found = sorted(p for p in path.glob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    found = sorted(p for p in path.glob("*") if p.suffix.lower() in SUFFIXES) if os.path.isdir(path) else []
     if not found:
         raise InvalidFile(f"{path} is no picture and holds none ({', '.join(SUFFIXES)}); check the path.")
     return found

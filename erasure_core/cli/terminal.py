@@ -15,12 +15,10 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from ..errors import InvalidFile, OutputError
+from ..errors import OutputError
 from ..hosts.diffusers import DiffusersModel
 from ..progress import Report
-
-MAX_TEXT = 2**24
-"""Characters of a file of prompts."""
+from ..safe_files import LONGEST_NAME, read_text
 
 
 class TerminalProgress:
@@ -104,11 +102,15 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     """Refuse a result's name before the work.
 
     Raises:
-        OutputError: not a .safetensors file, existing and not to be replaced, or in a folder that cannot be written.
+        OutputError: not a .safetensors file, of too long a name, existing and not to be replaced, or in a folder that
+            cannot be written.
     """
     if path.suffix != ".safetensors":
         raise OutputError(f"{path} must end in .safetensors.")
-    if path.exists() and not overwrite:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OutputError(f"{path} has a name of more than {LONGEST_NAME} bytes; choose a shorter one.")
+    # os.path, for pathlib raises an error where a folder's name is too long; check_folder tells of that.
+    if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
     check_folder(path.parent)
 
@@ -117,14 +119,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are neither empty nor comments (#).
 
     Raises:
-        InvalidFile: the file cannot be read.
+        InvalidFile: as ``read_text``.
     """
-    try:
-        with path.open(encoding="utf-8") as file:  # a pipe is welcome, an endless one not
-            text = file.read(MAX_TEXT + 1)
-    except (OSError, ValueError) as error:
-        raise InvalidFile(f"{path} cannot be read ({error}); give a text file with one prompt a line.") from error
-    if len(text) > MAX_TEXT:
-        raise InvalidFile(f"{path} is longer than {MAX_TEXT} characters; give a shorter file.")
-    lines = text.splitlines()
+    lines = read_text(path).splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

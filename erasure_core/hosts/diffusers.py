@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..delta import weight_of
-from ..errors import ModelError, PromptTooLong
+from ..errors import InvalidConcept, ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
-from .ldm_checkpoint import ModelParts, read_checkpoint
+from .ldm_checkpoint import LATENT_SIZE, ModelParts, read_checkpoint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 DECODED_AT_ONCE = 64 * 64
@@ -47,7 +48,7 @@ class DiffusersModel:
         config: Any = unet.config
         self.is_sdxl = config.addition_embed_type == "text_time"
         self.family = "sdxl" if self.is_sdxl else "sd2" if config.use_linear_projection else "sd1"
-        size = config.sample_size
+        size = config.sample_size or LATENT_SIZE[self.family]
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (config.in_channels, height, width)
         parameter = next(unet.parameters())
@@ -74,7 +75,7 @@ class DiffusersModel:
         return cls(parts.unet, parts.text_encoders, parts.tokenizers, parts.schedule, parts.vae)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        read = [_token_ids(tokenizer, prompts) for tokenizer in self.tokenizers]
+        read = [_token_ids(tokenizer, prompts, self._length) for tokenizer in self.tokenizers]
         return self._encode([ids for ids, _ in read], read[-1][1])
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -85,18 +86,26 @@ class DiffusersModel:
         return str(self.tokenizers[0].decode(list(ids))).strip()
 
     def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
-        return [_framed(tokenizer, rows).to(self.device) for tokenizer in self.tokenizers], tuple(
-            len(row) + 1 for row in rows
-        )
+        framed = [_framed(tokenizer, rows, self._length).to(self.device) for tokenizer in self.tokenizers]
+        return framed, tuple(len(row) + 1 for row in rows)
+
+    @property
+    def _length(self) -> int:
+        """Ids in a row. A tokenizer's files may leave it open, or claim more than its text encoder has places for."""
+        encoders: list[Any] = self.text_encoders
+        places = [int(encoder.config.max_position_embeddings) for encoder in encoders]
+        return min([*places, *(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)])
 
     def token_tables(self) -> list[Tensor]:
         return [_token_layer(encoder).weight.detach() for encoder in self.text_encoders]
 
     def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
         # The encoder itself looks for the end token, by its id, only to place the pooled output.
-        ids = [torch.zeros(given.shape[:2], dtype=torch.long) for given in embeddings]
-        for row, tokenizer in zip(ids, self.tokenizers, strict=True):
+        ids = []
+        for given, tokenizer in zip(embeddings, self.tokenizers, strict=True):
+            row = torch.full(given.shape[:2], int(tokenizer.eos_token_id == 0), dtype=torch.long)
             row[torch.arange(len(row)), list(ends)] = tokenizer.eos_token_id
+            ids.append(row)
         with ExitStack() as stack:
             for encoder, given in zip(self.text_encoders, embeddings, strict=True):
                 layer = _token_layer(encoder)
@@ -199,13 +208,16 @@ class DiffusersModel:
         return self.vae
 
 
-def _token_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
-    """Padded ids [B, L] and for each prompt the place of its end token.
+def _token_ids(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Padded ids [B, limit] and for each prompt the place of its end token.
 
     Raises:
         PromptTooLong: the prompt would be cut.
+        InvalidConcept: a prompt is no Unicode text, which a terminal of another encoding gives.
     """
-    limit = tokenizer.model_max_length
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InvalidConcept(f"The prompt {prompt[:60]!r} holds bytes that are no UTF-8; write them as text.")
     rows = tokenizer(list(prompts)).input_ids
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > limit:
@@ -216,13 +228,12 @@ def _token_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[in
     return padded, tuple(len(row) - 1 for row in rows)
 
 
-def _framed(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Ids [B, L] with begin, end and padding around each row.
+def _framed(tokenizer: Any, rows: Sequence[Sequence[int]], limit: int) -> Tensor:
+    """Ids [B, limit] with begin, end and padding around each row.
 
     Raises:
         PromptTooLong: a row would be cut.
     """
-    limit = tokenizer.model_max_length
     framed = torch.full((len(rows), limit), tokenizer.pad_token_id, dtype=torch.long)
     for place, row in enumerate(rows):
         if len(row) + 2 > limit:
@@ -285,7 +296,7 @@ def _schedule(folder: Path) -> NoiseSchedule:
 
 
 def _read(path: Path, device: torch.device, pictures: bool, prediction: str | None) -> ModelParts:
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib raises an error for a name that is too long
         raise ModelError(f"The model {path} does not exist; give a model folder or a .safetensors checkpoint.")
     try:
         import diffusers  # noqa: F401

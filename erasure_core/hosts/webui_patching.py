@@ -67,27 +67,36 @@ class SwapPatcher:
         return str(getattr(self.model.sd_model, "sd_model_checkpoint", ""))
 
     def apply(self, wanted: Sequence[Applied]) -> None:
-        """Make the model paint with exactly these erasures.
+        """Make the model paint with exactly these erasures; after any error it is as the host made it.
 
         Raises:
-            PatchFailed: the weights are too coarse to hold the change; the model is as the host made it.
+            PatchFailed: the weights are too coarse to hold the change.
         """
         if self.in_effect(wanted):
             return
         self.clear()
-        places, effect = [], Effect()
+        try:
+            share = self._exchange(wanted)
+            if share < MIN_EFFECT:
+                raise PatchFailed(
+                    f"The model's weights are stored so coarsely that only {share:.0%} of the erasure would be left; "
+                    "load it in 16 or 32 bits."
+                )
+        except BaseException:
+            self.clear()
+            raise
+
+    def _exchange(self, wanted: Sequence[Applied]) -> float:
+        """Exchange every parameter that changes; returns the share of the change that the weights hold then."""
+        places: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self.state = _State(key_of(wanted), self._checkpoint(), places)  # first, so that a failure can be undone
+        effect = Effect()
         for text in (False, True):
             for slot, change in summed(wanted, self.view.slots, text):
                 patched = exchange(slot.module, slot.leaf, slot.owner, change)
                 places.append((slot.module, slot.leaf, patched))
                 effect.add(patched, self.model.host.base_parameter(slot.module, slot.leaf), change)
-        self.state = _State(key_of(wanted), self._checkpoint(), places)
-        if effect.share < MIN_EFFECT:
-            self.clear()
-            raise PatchFailed(
-                f"The model's weights are stored so coarsely that only {effect.share:.0%} of the erasure would be "
-                "left; load it in 16 or 32 bits."
-            )
+        return effect.share
 
     def in_effect(self, wanted: Sequence[Applied]) -> bool:
         """Whether exactly these erasures are on the model now. Cheap: asked at every sampling step."""

@@ -72,7 +72,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     ``drift``: ||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")||, and ``residual``: ||g(z, c) - G|| / ||g0(z, c)||.
     """
     draw = trainer.pools["concept"].draw(count, trainer.chance(700_000_001))
-    prompt, empty = trainer.predict([(draw, draw.prompts), (draw, [""] * count)])
+    prompt, empty = trainer.predict_in_pieces([(draw, draw.prompts), (draw, [""] * count)])
     assert isinstance(trainer.settings, AllButOneSettings)
     missed = prompt - empty - beside(draw) - guidance_goal(trainer.settings, draw)
     found = {}

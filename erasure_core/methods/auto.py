@@ -57,8 +57,14 @@ class AutoSettings(CheckSettings):
     most_words: int = option(12, "most words that are found and erased", low=0, high=100)
     most_neighbours: int = option(60, "most words near the concept and near what is kept that are kept too", 0, 1000)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
-    without: str = option("hard", "without any alternative", choices=("neutralise", "hard"))
-    negative: float = option(0.5, "hard: how far to push away from the concept", low=0.0, high=10.0)
+    without: str = option(
+        "hard",
+        "where nothing takes the concept's place: ignore it (neutralise) or push away from it (hard)",
+        choices=("neutralise", "hard"),
+    )
+    negative: float = option(
+        0.5, "hard: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
+    )
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
     text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
@@ -68,7 +74,7 @@ class AutoSettings(CheckSettings):
     text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
-    inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
+    inversion_steps: int = option(120, "steps for learning the picture tokens", low=1, high=10_000)
     refine: bool = option(True, "rebuild the picture tokens from the concept's text tokens")
 
 

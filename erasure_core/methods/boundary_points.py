@@ -34,7 +34,6 @@ class CheckSettings(TrainingSettings):
     check_steps: int = option(15, "optimiser steps of a self-check", low=1, high=1000)
     check_rate: float = option(0.2, "learning rate of a self-check, in spreads of the embeddings", low=1e-6, high=10.0)
     check_margin: float = option(0.7, "least similarity of a boundary point to the concept", low=-1.0, high=1.0)
-    check_free: float = option(0.0, "share of searches in which the concept's own words change too", low=0.0, high=1.0)
     check_diversity: float = option(0.3, "weight of differing from earlier boundary points", low=0.0, high=100.0)
     check_memory: int = option(32, "boundary points kept", low=1, high=4096)
 
@@ -77,12 +76,7 @@ class Boundary(RunState):
     def _search(self) -> SelfCheck:
         s = self.settings
         return SelfCheck(
-            s.check_starts,
-            s.check_steps,
-            s.check_rate,
-            margin=s.check_margin,
-            diversity=s.check_diversity,
-            free=s.check_free,
+            s.check_starts, s.check_steps, s.check_rate, margin=s.check_margin, diversity=s.check_diversity
         )
 
     def _with(self, found: BoundaryPoints, words: list[int]) -> dict[str, Tensor]:
@@ -119,32 +113,36 @@ class Boundary(RunState):
         own = dict(trainer.concept.instead)
         instead = [own.get(trainer.concept.words[word], trainer.concept.alternative or "") for word in words]
         with torch.no_grad(), trainer.deltas.off():
-            roles = {PROMPT: self.encoded(chosen), WITHOUT: self.encoded(chosen, [""] * len(chosen))}
+            tables = self.model.token_tables()
+            roles = {PROMPT: self.encoded(chosen), WITHOUT: self.replaced(chosen, [""] * len(chosen), tables)}
             if trainer.concept.has_alternative:
-                roles[ALTERNATIVE] = self.encoded(chosen, instead)
+                roles[ALTERNATIVE] = self.replaced(chosen, instead, tables)
             most, progress = self.settings.max_batch, trainer.progress
             taught = predict_roles(trainer.model, roles, states.latents, states.t, most, progress)
             teacher = {EMPTY: states.teacher[EMPTY], **taught}
         draw = replace(states, teacher=teacher)
         return Bounding(draw, self.encoded(chosen), roles.get(ALTERNATIVE, roles[WITHOUT]))
 
-    def encoded(self, chosen: Sequence[int], instead: Sequence[str] | None = None) -> Conditioning:
-        """Boundary points as the model encodes them now, or with other words in the place of the concept's."""
-        points, model = self.points, self.model
-        count = sum(key.startswith("embeddings.") for key in points)
-        embeddings, ends = [], [int(points["ends"][i]) for i in chosen]
-        said = [points["said"][i].tolist() for i in chosen]
-        tokens = None if instead is None else model.tokenize(instead)
-        for table, every in zip(model.token_tables(), [points[f"embeddings.{i}"] for i in range(count)], strict=True):
-            rows = every[list(chosen)]
-            if tokens is not None:
-                others = [table[torch.tensor(ids, dtype=torch.long, device=table.device)].to(rows) for ids in tokens]
-                places = zip(rows, said, others, strict=True)
-                rows = torch.stack([_put(row, start, length, other) for row, (start, length), other in places])
-            embeddings.append(rows)
-        if tokens is not None:
-            ends = [end + len(ids) - length for end, ids, (_, length) in zip(ends, tokens, said, strict=True)]
-        return model.encode_embeddings(embeddings, ends)
+    def encoded(self, chosen: Sequence[int]) -> Conditioning:
+        """Boundary points as the model encodes them now."""
+        return self.model.encode_embeddings(self._embeddings(chosen), [int(self.points["ends"][i]) for i in chosen])
+
+    def replaced(self, chosen: Sequence[int], instead: Sequence[str], tables: Sequence[Tensor]) -> Conditioning:
+        """Boundary points with other words in the place of the concept's, from the model's token ``tables``."""
+        tokens, said = self.model.tokenize(instead), [self.points["said"][i].tolist() for i in chosen]
+        embeddings = []
+        for table, rows in zip(tables, self._embeddings(chosen), strict=True):
+            others = [table[torch.tensor(ids, dtype=torch.long, device=table.device)].to(rows) for ids in tokens]
+            places = zip(rows, said, others, strict=True)
+            embeddings.append(torch.stack([_put(row, start, length, other) for row, (start, length), other in places]))
+        changes = zip(chosen, tokens, said, strict=True)
+        ends = [int(self.points["ends"][i]) + len(ids) - length for i, ids, (_, length) in changes]
+        return self.model.encode_embeddings(embeddings, ends)
+
+    def _embeddings(self, chosen: Sequence[int]) -> list[Tensor]:
+        """Of each text encoder, [B, L, D]."""
+        count = sum(key.startswith("embeddings.") for key in self.points)
+        return [self.points[f"embeddings.{i}"][list(chosen)] for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ def solved_change(
     Returns:
         up [D, r] and down [r, D].
     """
+    if not len(concept):
+        return concept.new_zeros(concept.shape[1], 1), concept.new_zeros(1, concept.shape[1])
     if len(concept) <= concept.shape[1]:
         return low_rank_product(instead - concept, shared_factor(concept, kept, damping), rank, tolerance)
     moment = concept.T @ concept + kept.T @ kept + damping * torch.eye(concept.shape[1], dtype=concept.dtype)

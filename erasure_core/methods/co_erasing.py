@@ -28,7 +28,9 @@ class CoErasingSettings(TrainingSettings):
 
     layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    negative: float = option(0.5, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(
+        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
+    )
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
@@ -37,7 +39,7 @@ class CoErasingSettings(TrainingSettings):
     picture_share: float = option(0.75, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
     own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
-    inversion_steps: int = option(120, "steps in which they are learned", low=1, high=10_000)
+    inversion_steps: int = option(120, "steps for learning the picture tokens", low=1, high=10_000)
     refine: bool = option(True, "rebuild the picture tokens from the concept's text tokens")
     blur: float = option(0.0, "Gaussian blur of the noisy latents in the loss, in latent pixels", low=0.0, high=16.0)
 

@@ -50,8 +50,9 @@ class PictureState(RunState):
             if latents is None:
                 s = trainer.settings
                 phrase, count = trainer.concept.name, s.trajectory_steps
-                latents = own_latents(trainer.model, phrase, pictures, s.seed, count, trainer.progress)
-            return invert_pictures(trainer.model, latents, chance, tokens, steps, progress=trainer.progress)
+                latents = own_latents(trainer.model, phrase, pictures, s.seed, count, trainer.progress, s.max_batch)
+            batch = min(8, trainer.settings.batch)
+            return invert_pictures(trainer.model, latents, chance, tokens, steps, batch, progress=trainer.progress)
 
 
 def with_pictures(text: Conditioning, tokens: Tensor, pictures: Sequence[int], refine: bool) -> Conditioning:

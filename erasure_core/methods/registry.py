@@ -72,7 +72,7 @@ class SolverSettings:
     """What every method has."""
 
     layers: str = option("cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
-    contexts: int = option(48, "prompts that say the concept inside kept prompts", low=0, high=1000)
+    contexts: int = option(48, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(2, "words near each word of the kept prompts that are kept too", low=0, high=100)
     replace: bool = option(False, "without an alternative, the likest word of your kept prompts takes the place")
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
@@ -94,17 +94,25 @@ class TrainingSettings(SolverSettings):
     batch: int = option(8, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
     accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=64)
     keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    guidance: float = option(3.0, "guidance scale of the trajectories", low=1.0, high=30.0)
-    trajectories: int = option(48, "trajectories in the pool", low=1, high=4096)
-    trajectory_steps: int = option(20, "sampling steps of a trajectory", low=1, high=1000)
-    refresh: int = option(200, "optimiser steps after which the pool is drawn anew", low=1, high=100_000)
+    guidance: float = option(3.0, "guidance (CFG) scale at which training pictures are drawn", low=1.0, high=30.0)
+    trajectories: int = option(
+        48, "training pictures drawn in advance, each used at all its steps (trajectories)", low=1, high=4096
+    )
+    trajectory_steps: int = option(20, "sampling steps of each of them", low=1, high=1000)
+    refresh: int = option(200, "optimiser steps after which they are drawn anew", low=1, high=100_000)
     driver: str = option(
         BOTH,
         "where the concept's trajectories lead: to the concept (original), to what is painted instead (goal), half of "
         "them each (both), or wherever the model in training leads them (training)",
         choices=DRIVERS,
     )
-    max_batch: int = option(16, "most latents in one call without gradients", low=1, high=1024, neutral=True)
+    max_batch: int = option(
+        16,
+        "most pictures computed at once where nothing is trained; less needs less memory",
+        low=1,
+        high=1024,
+        neutral=True,
+    )
     checkpointing: bool = option(False, "recompute activations to save memory", neutral=True)
     picture_scale: float = option(
         1.0, "sides of the training pictures as a share of the model's own; less needs less memory", low=0.1, high=1.0
@@ -113,7 +121,9 @@ class TrainingSettings(SolverSettings):
         0.0, "share of the timesteps, the noisiest ones, that keep the concept's layout", low=0.0, high=0.95
     )
     start: str = option("nothing", "what the training starts from", choices=("nothing", "closed_form"))
-    stop_below: float | None = option(None, "stop when the residual guidance falls below this", low=-100.0, high=1.0)
+    stop_below: float | None = option(
+        None, "stop early when so little of the guidance towards the concept is left", low=-100.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)

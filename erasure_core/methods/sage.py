@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
     from ..trainer import Step
 
 TEMPERATURE = 0.07
+RELATED = 128
+"""Most kept prompts whose relations are looked at in one step."""
 
 
 @dataclass(frozen=True)
 class SageSettings(CheckSettings):
     """Settings of SAGE."""
 
-    negative: float = option(0.5, "negative guidance eta: how far to push away from the concept", low=0.0, high=10.0)
+    negative: float = option(
+        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
+    )
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
@@ -52,13 +57,31 @@ def relation_change(before: Tensor, after: Tensor) -> Tensor:
     return terms.masked_fill(itself, 0.0).sum(dim=-1).mean()
 
 
+class SageState(Boundary):
+    """Boundary points, and what the frozen model makes of the prompts to keep."""
+
+    @property
+    def kept(self) -> list[str]:
+        """The prompts to keep, without the empty one, to which all others are relative."""
+        return [prompt for prompt in self.trainer.concept.kept_prompts if prompt]
+
+    @cached_property
+    def kept_before(self) -> Tensor:
+        """The frozen model's features of them, [N, F]."""
+        trainer = self.trainer
+        with torch.no_grad(), trainer.deltas.off():
+            reader = Reader(self.model, trainer.deltas)
+            pieces = range(0, len(self.kept), RELATED)
+            return torch.cat([reader(trainer.model.encode(self.kept[i : i + RELATED])) for i in pieces])
+
+
 @method(
     "sage",
     "SAGE (semantic-augment erasing)",
     "SAGE: Exploring the Boundaries of Unsafe Concept Domain with Semantic-Augment Erasing, 2025, arXiv 2506.09363",
     "reconstruction from the published description",
     SageSettings,
-    Boundary,
+    SageState,
     goal=target,
 )
 def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
@@ -120,12 +143,13 @@ def text_distance(said: Conditioning, anchors: Conditioning) -> Tensor:
 
 
 def _relations_term(step: Step) -> Tensor:
-    trainer = step.trainer
-    assert isinstance(step.state, Boundary)
-    prompts = [prompt for prompt in trainer.concept.kept_prompts if prompt]
+    trainer, state = step.trainer, step.state
+    assert isinstance(state, SageState)
+    prompts = state.kept
     if len(prompts) < 3:
         return torch.zeros((), device=trainer.model.device)
-    reader = Reader(step.state.model, trainer.deltas)
-    with torch.no_grad(), trainer.deltas.off():
-        before = relations(reader(trainer.model.encode(prompts)))
-    return relation_change(before, relations(reader(trainer.model.encode(prompts))))
+    chosen = list(range(len(prompts)))
+    if len(prompts) > RELATED:
+        chosen = torch.randperm(len(prompts), generator=step.generator)[:RELATED].tolist()
+    now = Reader(state.model, trainer.deltas)(trainer.model.encode([prompts[i] for i in chosen]))
+    return relation_change(relations(state.kept_before[chosen]), relations(now))

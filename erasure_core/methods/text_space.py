@@ -144,14 +144,18 @@ def text_terms(step: Step, hold: float, erase: float, count: int) -> dict[str, T
 def text_error(trainer: Trainer, pairs: Sequence[Pair]) -> Tensor:
     """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share."""
     model: Any = trainer.model
-    pairs = [pair for pair in pairs if has_room(model, pair.prompt) and has_room(model, pair.like)]
+    fits = {prompt: has_room(model, prompt) for pair in pairs for prompt in {pair.prompt, pair.like}}
+    pairs = [pair for pair in pairs if fits[pair.prompt] and fits[pair.like]]
     if not pairs:
         return torch.zeros((), device=model.device)
     prompts, likes = [pair.prompt for pair in pairs], [pair.like for pair in pairs]
     with torch.no_grad(), trainer.deltas.off():
         wanted = model.encode(likes)
-    tokens = zip(model.tokenize(prompts), model.tokenize(likes), strict=True)
-    return aligned_error(_encoded(trainer, prompts), wanted, list(tokens))
+    distinct = list(dict.fromkeys([*prompts, *likes]))
+    tokens = dict(zip(distinct, model.tokenize(distinct), strict=True))
+    return aligned_error(
+        _encoded(trainer, prompts), wanted, [(tokens[pair.prompt], tokens[pair.like]) for pair in pairs]
+    )
 
 
 def _encoded(trainer: Trainer, prompts: Sequence[str]) -> Conditioning:
@@ -178,7 +182,7 @@ def aligned_error(said: Conditioning, wanted: Conditioning, tokens: Sequence[tup
     left = said.context[batch, torch.tensor(ours, device=device)].float()
     right = wanted.context[batch, torch.tensor(theirs, device=device)].float()
     error = _relative(left, right)
-    if said.pooled is not None and wanted.pooled is not None:
+    if said.pooled is not None and wanted.pooled is not None and len(said) > 1:  # one alone has no spread
         error = error + _relative(said.pooled.float(), wanted.pooled.float())
     return error
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from made_up import CONCEPT, QUICK
 
 from erasure_core import Concept, DeltaSet, Report
-from erasure_core.boundary import Exploration, ExploreSettings, explore
-from erasure_core.boundary.searches import LEVELS
+from erasure_core.boundary import Candidate, Exploration, ExploreSettings, explore
+from erasure_core.boundary.field import Field
+from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
 from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
@@ -93,6 +100,45 @@ def test_a_stopped_search_returns_what_it_has(pico: DiffusersModel) -> None:
         explore(pico, CONCEPT, (), ExploreSettings(**QUICK), StopAfter("preparing"))
 
 
+def test_every_search_works_in_a_short_context(pico: DiffusersModel) -> None:
+    tokenizer = copy(pico.tokenizers[0])
+    tokenizer.model_max_length = 16
+    short = DiffusersModel(pico.unet, pico.text_encoders, [tokenizer], pico.schedule)
+    found = explore(short, CONCEPT, (), ExploreSettings(**QUICK))
+    assert found.levels == LEVELS and {"self-check", "genetic"} <= {point.origin for point in found.points}
+
+
+def test_a_search_that_does_not_fit_is_left_out(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def failing(error: Exception) -> tuple[Any, ...]:
+        def search(field: Field) -> Iterator[list[Candidate]]:
+            yield [Candidate("a red orb", "closed form")]
+            raise error
+
+        return tuple(replace(level, search=search) if level.name == "closed-form" else level for level in LADDER)
+
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical+closed-form+vocabulary", "look": 0})
+    watching = SimpleNamespace(update=lambda report: told.append(report.stage), cancelled=lambda: False)
+    module = sys.modules["erasure_core.boundary.explore"]  # the package has the function under that name
+    monkeypatch.setattr(module, "LADDER", failing(PromptTooLong("A prompt has 23 tokens.")))
+    found = explore(pico, CONCEPT, (), settings, watching)
+    assert found.levels == ("lexical", "vocabulary") and "a red orb" in {point.text for point in found.points}
+    assert "closed-form left out: A prompt has 23 tokens." in told
+    monkeypatch.setattr(module, "LADDER", failing(KeyError("a mistake of ours")))
+    with pytest.raises(KeyError):
+        explore(pico, CONCEPT, (), settings)
+
+
+def test_special_tokens_are_those_of_the_model() -> None:
+    """Not the last two of every vocabulary: words would be missed, and ends would stand inside of prompts."""
+    row = [torch.tensor([[0, 2, 1, 1]])]
+    model = SimpleNamespace(token_rows=lambda rows: (row, (1,)), tokenize=lambda words: [[5] for _ in words])
+    subject: Any = SimpleNamespace(model=model, tables=[torch.zeros(8, 2)])
+    nothing: Any = None
+    assert Field(subject, CONCEPT, nothing, nothing).vocabulary().tolist() == [3, 4, 6, 7]
+
+
 def test_a_detector_looks_in_the_models_place(pico: DiffusersModel) -> None:
     shapes = []
 
@@ -138,6 +184,28 @@ def test_reads_back_what_it_wrote(explored: Exploration) -> None:
     ):
         with pytest.raises(InvalidFile, match="explore again"):
             Exploration.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"words": []}, {"words": [""]}, {"words": "ball"}, {"words": [1]}, {"seconds": "long"}, {"threshold": "0.6"},
+        {"threshold": True}, {"calls": 1.5}, {"erased": 1}, {"clusters": None}, {"points": {}}, {"format_version": "1"},
+    ],
+)  # fmt: skip
+def test_what_a_stranger_wrote_is_checked(explored: Exploration, entry: dict[str, Any]) -> None:
+    raw = json.loads(explored.to_json())
+    with pytest.raises(InvalidFile, match="explore again"):
+        Exploration.from_json(json.dumps({**raw, **entry}))
+
+
+@pytest.mark.parametrize("entry", ['"cluster": Infinity', '"cluster": 99', '"leak": 1' + 400 * "0", '"evidence": "x"'])
+def test_what_a_stranger_wrote_of_a_point_is_checked(explored: Exploration, entry: str) -> None:
+    name = entry.split(":")[0]
+    first, *rest = explored.to_json().split(name, 1)
+    tail = rest[0].split(",", 1)[1]
+    with pytest.raises(InvalidFile, match="explore again"):
+        Exploration.from_json(f"{first}{entry},{tail}")
 
 
 def test_misspellings_and_the_simplex() -> None:

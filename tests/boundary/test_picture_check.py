@@ -68,13 +68,13 @@ def test_all_pictures_have_the_guidance_that_was_asked_for(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[float] = []
-    sample = probe.sample
+    denoised = probe.denoised
 
-    def noted(model: Any, prompts: Any, seeds: Any, steps: int, guidance: float) -> Tensor:
-        used.append(guidance)
-        return sample(model, prompts, seeds, steps, guidance)
+    def noted(subject: Subject, *given: Any) -> Tensor:
+        used.append(subject.guidance)
+        return denoised(subject, *given)
 
-    monkeypatch.setattr(probe, "sample", noted)
+    monkeypatch.setattr(probe, "denoised", noted)
     for guidance in (2.5, None):
         asked = {} if guidance is None else {"guidance": guidance}
         explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0, **asked}))

@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from made_up import CONCEPT
 from safetensors.torch import load_file
 
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
-from erasure_core.boundary import ExploreSettings
+from erasure_core.boundary import ExploreSettings, scores
+from erasure_core.boundary import report as reporting
 from erasure_core.boundary.harden import harden, widened
 from erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report, share_of
 from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
+from erasure_core.cli.explore import searched_concept
 from erasure_core.cli.main import main
 from erasure_core.errors import InvalidConcept, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -49,6 +53,7 @@ def test_page_holds_everything_and_escapes(card: ReportCard) -> None:
     page = report_page(card)
     assert "<i>half</i>" not in page and "&lt;i&gt;half&lt;/i&gt;" in page and "<script" not in page
     assert "does not withstand an attacker who has the weights" in page.casefold()
+    assert "the loaded model was their judge" in page and "detector" not in page
     pictures = re.findall(r'src="(data:image/png;base64,[^"]+)"', page)
     assert len(pictures) == 3 * len(card.strips) and len(card.strips) > 4
     assert page.count("<svg") == 4
@@ -90,6 +95,33 @@ def test_explicit_concepts_are_not_painted(pico: DiffusersModel, change: DeltaSe
         report(pico, Concept(("nude", "child")), files, QUICK)
 
 
+def test_compares_files_by_one_preparation(
+    pico: DiffusersModel, change: DeltaSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the original model says is the same for all; and a detector that was given is told as the judge. What was
+    erased is none of the prompts to keep, though it is an everyday word."""
+    prepared: list[int] = []
+    asked: list[str] = []
+    make_probe, kept_prompts = scores.make_probe, reporting.kept_prompts
+
+    def counted(*given: Any) -> Any:
+        prepared.append(1)
+        return make_probe(*given)
+
+    def noted(scorer: Any, texts: list[str]) -> Any:
+        asked.extend(texts)
+        return kept_prompts(scorer, texts)
+
+    monkeypatch.setattr(scores, "make_probe", counted)
+    monkeypatch.setattr(reporting, "kept_prompts", noted)
+    files = [Subjected("whole", change), Subjected("half", change, 0.5)]
+    few = ReportSettings(calls=1, states=2, pictures=False)
+    both = report(pico, Concept(("dog",)), files, few, detector=lambda pictures: [0.1] * len(pictures))
+    assert len(prepared) == 1 and len(both.files) == 2
+    assert "a dog" not in asked and "a train" in asked
+    assert "the detector that was given was their judge" in report_page(both)
+
+
 def test_intervals() -> None:
     share = share_of([True] * 30 + [False] * 70)
     assert share.share == 0.3 and 0.2 < share.low < 0.25 and 0.36 < share.high < 0.42
@@ -124,6 +156,18 @@ def test_widening_never_touches_what_is_kept() -> None:
     assert widened(concept, ["orb", "BOX", "globe", "Ball", "cat"]).words == ("ball", "globe")
     named = Concept(("Eiffel Tower",), None, ("a red orb",))
     assert widened(named, ["eiffel tower", "tower"]).words == ("Eiffel Tower", "tower")
+
+
+def test_a_word_that_the_erasure_kept_can_be_searched_for() -> None:
+    kept = Concept(("ball",), "box", ("a cube", "a hoop", "a cat"))
+    stored: Any = SimpleNamespace(manifest=SimpleNamespace(concept=kept))
+    asked: dict[str, Any] = {"concept": None, "word": [], "keep": []}
+    whole = searched_concept(SimpleNamespace(**asked | {"word": [" Hoop"]}), [stored])  # type: ignore[arg-type]
+    assert whole.words == ("ball", "Hoop") and whole.keep == ("a cube", "a cat") and whole.alternative == "box"
+    other = searched_concept(SimpleNamespace(**asked | {"concept": "cube", "keep": ["a tree"]}), [stored])  # type: ignore[arg-type]
+    assert other.words == ("cube",) and other.keep == ("a tree", "a hoop", "a cat")
+    with pytest.raises(InvalidConcept, match="both erased and kept"):
+        searched_concept(SimpleNamespace(**asked | {"concept": "cube", "keep": ["a cube"]}), [stored])  # type: ignore[arg-type]
 
 
 def test_commands(pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from made_up import CONCEPT
 
-from erasure_core import DeltaSet, Silent
+from erasure_core import Concept, DeltaSet, Silent
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.clusters import OTHERS, clusters
 from erasure_core.boundary.evidence import Evidence, paint
-from erasure_core.boundary.probe import fisher_ratio
-from erasure_core.boundary.reading import Reading, end_vectors
+from erasure_core.boundary.probe import Probe, fisher_ratio, neutral_latents
+from erasure_core.boundary.reading import Reading, _moments, end_vectors
 from erasure_core.boundary.scores import Scorer, reads_as
 from erasure_core.boundary.subject import Budget, Subject
+from erasure_core.errors import DeviceOutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 
 
@@ -52,10 +55,58 @@ def test_synonyms_are_no_alternative() -> None:
     towards = ball + 0.05 * torch.randn(6, 8, generator=generator)
     away = torch.stack([torch.zeros(8), towards[0] + 0.001, ball + 0.4 * ring, ring])
     assert reads_as(away, towards, 3).tolist() == [False, True, False, False]
+    assert not reads_as(away, towards, 1).any()
 
 
 def test_nothing_is_always_an_alternative(scorer: Scorer) -> None:
     assert "" in scorer.outside and not set(scorer.synonyms) & set(scorer.outside)
+
+
+def test_what_says_the_concept_is_no_neutral_prompt(subject: Subject) -> None:
+    """Everyday words can be the concept: labelled as both, they would raise the threshold and hide leaks."""
+    asked = Scorer(subject, Concept(("Dog", "a horse", "man")), states=2)
+    said = " ".join([*asked.neutral, *asked.outside]).split()
+    assert not {"dog", "horse", "man"} & set(said) and "woman" in said and "cat" in said
+
+
+def test_what_the_tool_puts_around_prompts_and_words_may_not_fit(subject: Subject) -> None:
+    full, word = "z" * 75, "q" * 74  # the model reads 75 tokens, each of these letters is one
+    asked = Scorer(subject, Concept((word,), None, (full,)), states=2)
+    assert full in asked.outside and not any(prompt.startswith(full) for prompt in asked.neutral)
+    assert asked.inside == [word, f"a {word}"]
+
+
+def test_what_the_probe_was_chosen_by_is_not_predicted_again(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    directions = Probe.directions
+
+    def noted(probe: Probe, *given: Any, **named: Any) -> torch.Tensor:
+        asked.append(len(probe))
+        return directions(probe, *given, **named)
+
+    monkeypatch.setattr(Probe, "directions", noted)
+    made = Scorer(subject, CONCEPT, states=2)
+    assert asked == [6, 6, 2, 2]  # concept and all else in the drawn states; temperature and threshold in the chosen
+    with subject.original(), torch.no_grad():
+        again = made.probe.directions(subject, subject.encode_texts(made.inside), erased=False)
+    torch.testing.assert_close(made.towards, again, atol=1e-4, rtol=1e-3)
+
+
+def test_neutral_pictures_keep_to_the_memory_there_is(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    predict = subject.model.predict
+
+    def short(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise DeviceOutOfMemory("too little memory")
+        return predict(latents, *rest)
+
+    whole = neutral_latents(subject, ["a dog", "a cat"], 3, seed=0)
+    monkeypatch.setattr(subject.model, "predict", short)
+    monkeypatch.setattr(subject, "max_batch", 4)
+    torch.testing.assert_close(neutral_latents(subject, ["a dog", "a cat"], 3, seed=0), whole, atol=1e-4, rtol=1e-3)
+    assert sizes[:2] == [4, 2] and max(sizes[1:]) == 2
 
 
 def test_threshold_follows_the_neutral_prompts(scorer: Scorer) -> None:
@@ -83,6 +134,15 @@ def test_short_rows_read_as_whole_ones(subject: Subject, scorer: Scorer) -> None
     with subject.original():
         own = end_vectors(subject.model.encode(["a ball"]))
     assert float(reading.similarity(own)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_weights_are_compared_where_the_model_computes() -> None:
+    """Hosts with little memory keep them elsewhere."""
+    elsewhere = torch.device("meta")
+    model = SimpleNamespace(
+        device=elsewhere, layers=lambda: {"unet.attn2.to_k": None}, weight=lambda _: torch.ones(3, 2)
+    )
+    assert all(moment.device == elsewhere for moment in _moments(SimpleNamespace(model=model, sets=[])))  # type: ignore[arg-type]
 
 
 def test_evidence_and_pictures_have_one_value_for_each(subject: Subject) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from erasure_core import Concept
 from erasure_core.delta import weight_of
 from erasure_core.erasing import erase
-from erasure_core.errors import InvalidSettings
+from erasure_core.errors import InvalidConcept, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.methods.closed_form import (
@@ -92,3 +92,18 @@ def test_rank_limit_holds(pico: DiffusersModel) -> None:
 def test_needs_layers_that_read_the_prompt(pico: DiffusersModel) -> None:
     with pytest.raises(InvalidSettings, match="choose layers with them"):
         erase(pico, CONCEPT, "closed_form", ClosedFormSettings(layers="self-attention"))
+
+
+def test_an_alternative_that_the_model_reads_as_the_concept_is_told(pico: DiffusersModel) -> None:
+    """Characters that a vocabulary does not know are all the same token."""
+    same = Concept(("ball",), "ball.", ())
+    ids = pico.tokenize([same.words[0], same.alternative or ""])
+    concept = same if ids[0] == ids[1] else Concept(("猫",), "犬")
+    with pytest.raises(InvalidConcept, match="changes nothing"):
+        erase(pico, concept, "closed_form", ClosedFormSettings(neighbours=0))
+
+
+def test_nothing_to_move_moves_nothing() -> None:
+    none, kept = torch.zeros(0, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    up, down = solved_change(none, none, kept, 0.1)
+    assert up.shape == (8, 1) and down.shape == (1, 8) and not (up @ down).any()

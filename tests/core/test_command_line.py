@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from erasure_core import read_erasure
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
+from erasure_core.safe_files import LONGEST_NAME
 
 QUICK = [
     "--method",
@@ -122,6 +123,9 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["ball", "--instead", "Ball"], "also the concept to erase"),
         (["ball", "--keep", "a ball"], "both erased and kept"),
         (["ball", "--save-every", "nan"], "--save-every is nan"),
+        (["ball", "--harden", "-1"], "--harden is -1; it must be a number of rounds, 0 or more"),
+        (["ball", "--method", "esd", "--pictures", "."], "esd reads no pictures; leave --pictures out, or choose one"),
+        (["ball", "--pictures", "x" * 300], "holds no pictures"),
         (["one two " * 35], "tokens, but only"),
         (["ball", "--method", "magic"], "no method 'magic'; choose from all_but_one, auto"),
         (["ball", "--layers", "nose"], "layers is 'nose'; choose from"),
@@ -147,6 +151,7 @@ def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "empty").mkdir()
     for folder, expected in (
         (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / ("x" * 300), "does not exist"),
         (tmp_path / "empty", "is not a diffusers model folder"),
         (missing, "incomplete or damaged"),
         (tmp_path / "unet", "incomplete or damaged"),
@@ -188,7 +193,9 @@ def test_bad_generate(model: Path, erased: Path, tmp_path: Path, capsys: pytest.
     for arguments, expected in (
         ([], "nothing to paint"),
         (["--prompt", "word " * 100], "tokens, but only 75 are read"),
-        (["--prompt", "a", "--erasure", tmp_path / "none.safetensors"], "does not exist"),
+        (["--prompt", "a", "--erasure", tmp_path / "none.safetensors"], "No such file"),
+        (["--prompt", "a", "--erasure", "x" * 300 + ".safetensors"], "File name too long"),
+        (["--prompt", "a \udcff"], "holds bytes that are no UTF-8"),
         (["--prompt", "a", "--erasure", f"{erased}:lots"], "'lots'"),
         (["--prompt", "a", "--erasure", f"{erased}:nan"], "is not a strength"),
         (["--prompt", "a", "--erasure", tmp_path / "broken.safetensors"], "cut short"),
@@ -220,6 +227,8 @@ def test_outputs_that_cannot_be_written(
     for path, expected in (
         (tmp_path / "file" / "x.safetensors", "cannot be written"),
         (tmp_path / "x.ckpt", "must end in .safetensors"),
+        (tmp_path / f"{'x' * 300}.safetensors", "a name of more than 230 bytes"),
+        (tmp_path / ("x" * 300) / "x.safetensors", "cannot be written (File name too long)"),
         (erased, "exists already; choose another name or add --overwrite"),
         *([] if os.geteuid() else [(Path("/proc/x.safetensors"), "cannot be written")]),
     ):
@@ -242,6 +251,22 @@ def test_an_unfinished_training_is_not_thrown_away(
     assert (tmp_path / "ball.safetensors.partial").exists(), "a failed start must not cost the old work"
     assert run(*base, "--overwrite") == 0
     assert [p.name for p in tmp_path.iterdir()] == ["ball.safetensors"]
+
+
+def test_the_longest_name_that_is_taken_can_be_written(model: Path, tmp_path: Path) -> None:
+    """The training's state, the lock and the unfinished file have longer names than the file itself."""
+    path = tmp_path / f"{'x' * (LONGEST_NAME - len('.safetensors'))}.safetensors"
+    assert run("erase", "--model", model, "--concept", "ball", "--out", path, "--save-every", 0, *QUICK) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_help_tells_what_differs_between_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("erase", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "full-size (dense) changes; closed_form, rece: largest rank of the change; 0 sets no limit" in shown
+    assert run("bake", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--model MODEL the .safetensors checkpoint to build them in; folders cannot be baked --" in shown
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

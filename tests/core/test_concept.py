@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure_core import Concept
-from erasure_core.concept import TEMPLATES
+from erasure_core.concept import TEMPLATES, says
 
 WORD = st.text("abcdefgh", min_size=1, max_size=6)
 PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
@@ -48,6 +51,37 @@ def test_without_contexts_the_sayings_are_the_templates() -> None:
 def test_what_is_kept_is_not_erased() -> None:
     concept = Concept(("ball",), None, ("a red house", "a red ball"))
     assert "a red ball" not in {s.prompt for s in concept.sayings(8)}
+
+
+@pytest.mark.parametrize(("words", "kept"), [(1, 8), (2, 8), (6, 8), (7, 7), (8, 8), (13, 17), (3, 9)])
+def test_every_word_is_said_inside_kept_prompts_at_every_place(words: int, kept: int) -> None:
+    concept = Concept(tuple(f"word{i}" for i in range(words)), None, tuple(f"colour{i} thing{i}" for i in range(kept)))
+    inside = [saying for saying in concept.sayings(120) if saying.without]
+    counts = [sum(saying.word == word for saying in inside) for word in range(words)]
+    assert max(counts) - min(counts) <= 1
+    for word in range(words):
+        own = [saying.prompt for saying in inside if saying.word == word]
+        places = [
+            any(re.search(rf"colour\d+ word{word}(?! thing)", prompt) for prompt in own),
+            any(re.search(rf"colour\d+ word{word} thing", prompt) for prompt in own),
+            any(re.search(rf"a word{word}", prompt) for prompt in own),
+        ]
+        assert all(places), own
+
+
+def test_whole_words_and_their_plurals_are_said() -> None:
+    assert says("a portrait of a Man", "man") and not says("a portrait of a woman", "man")
+    assert says("three trees", "tree") and not says("a city street", "tree")
+    assert says("two boxes", "box") and says("a box, red", "box") and not says("boxing", "box")
+    assert says("a photo of van gogh's house", "van gogh") and says("一只猫在街上", "猫")
+
+
+def test_an_empty_prompt_to_keep_is_none() -> None:
+    assert Concept(("ball",), None, ("", " ")).keep == ()
+
+
+def test_upper_case_does_not_matter_for_a_words_own_alternative() -> None:
+    assert {s.instead for s in Concept(("Ball",), None, (), (("ball", "cube"),)).sayings()} >= {"cube", "a cube"}
 
 
 @given(st.lists(PHRASE, min_size=1, max_size=3, unique=True), st.lists(PHRASE, max_size=5), st.integers(0, 40))

@@ -1,10 +1,12 @@
 """ESD's loss against its formula, and what its training does to a model."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
 
-from erasure_core import Concept, DeltaSet
+from erasure_core import Concept, DeltaSet, erase
 from erasure_core.delta import new_deltas
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
@@ -208,10 +210,11 @@ def test_a_flow_model_is_trained_by_the_same_loss(pico: DiffusersModel) -> None:
     assert sum(erase[-8:]) < 0.7 * sum(erase[:8])
 
 
-def test_a_kept_prompt_as_long_as_the_model_reads_is_no_hindrance(pico: DiffusersModel) -> None:
-    from erasure_core import erase
-
+@pytest.mark.parametrize("method", ["esd", "closed_form", "auto"])
+def test_a_kept_prompt_as_long_as_the_model_reads_is_no_hindrance(pico: DiffusersModel, method: str) -> None:
     whole = " ".join(["cat"] * 75)
-    settings = EsdSettings(steps=1, **SMALL)
-    erasure, _ = erase(pico, Concept(("ball",), None, (whole, "a red box,")), "esd", settings)
+    short = SMALL if method == "closed_form" else {"steps": 1, **SMALL}
+    known = {field.name for field in fields(METHODS[method].settings)}
+    settings = METHODS[method].settings(**{key: value for key, value in short.items() if key in known})
+    erasure, _ = erase(pico, Concept(("big round ball",), None, (whole, "a red box,")), method, settings)
     assert erasure.manifest.keep[:2] == (whole, "a red box,")

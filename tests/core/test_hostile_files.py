@@ -240,6 +240,8 @@ def hostile_weights(folder: Path, model: DiffusersModel) -> list[tuple[Path, str
         "other_rank": (pair | {"unet.conv_out.lora_A.weight": down[:1]}, "incomplete or unknown"),
         "no_rank": ({name: t[:0] if "A" in name else t[:, :0] for name, t in pair.items()}, "incomplete or unknown"),
         "dora": (pair | {"unet.conv_out.lora_magnitude_vector": torch.ones(shape[0])}, "no plain LoRA"),
+        "a_number": (pair | {"unet.conv_out.lora_A.weight": torch.tensor(1.0)}, "incomplete or unknown"),
+        "no_alpha": (pair | {"unet.conv_out.alpha": torch.zeros(0)}, "holds 0 numbers as the scale"),
         "too_large": ({name: t * 1e30 for name, t in pair.items()}, "not finite"),
     }
     for name, (content_of, _) in factors.items():

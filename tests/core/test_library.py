@@ -10,10 +10,11 @@ import torch
 from stopping import StopAt
 
 from erasure_core import Concept
+from erasure_core.checkpoint import checkpoint_path
 from erasure_core.delta import weight_of
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, confined, make_erasure, safe_stem
+from erasure_core.library import Library, confined, make_erasure, request_key, safe_stem
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 
@@ -31,7 +32,7 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "stem"), [("a b/c", "a_b_c"), ("../..", "erasure"), ("con", "_con"), ("梵高", "梵高"),
-                                            ("x" * 300, "x" * 150)])  # fmt: skip
+                                            ("x" * 300, "x" * 150), ("梵" * 100, "梵" * 50)])  # fmt: skip
 def test_any_text_makes_a_file_name(text: str, stem: str) -> None:
     assert safe_stem(text) == stem
 
@@ -104,3 +105,20 @@ def test_new_names_never_take_a_file_that_is_there(tmp_path: Path) -> None:
     library = Library([tmp_path])
     library.free_path("x").write_bytes(b"1")
     assert library.free_path("x").name == "x-2.safetensors"
+
+
+@pytest.mark.parametrize("name", ["梵" * 100, "x" * 300])
+def test_long_names_in_any_script_are_cut_and_still_numbered(name: str, tmp_path: Path) -> None:
+    library = Library([tmp_path])
+    for number in ("", "-2", "-3"):
+        path = library.free_path(name)
+        path.write_bytes(b"")
+        assert path.stem.endswith(name[:50] + number) and len(checkpoint_path(path).name.encode()) < 240
+    with pytest.raises(InvalidFile, match="There is no erasure"):
+        library.find(f"{name}.safetensors")
+
+
+def test_a_concept_of_long_letters_keeps_the_hash_of_its_request(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, concept = Library([tmp_path]), Concept(("梵" * 70,), "box")
+    key = request_key(pico, concept, CLOSED_FORM, CLOSED_FORM.settings())
+    assert library.new_path(f"{safe_stem(concept.name)[:60]}-closed_form-{key}").stem.endswith(f"-closed_form-{key}")

@@ -101,12 +101,20 @@ def test_entries_that_cannot_protect_are_refused(entry: tuple[str, float, float]
 
 @pytest.mark.parametrize("change", [{"entries": []}, {"entries": {}}, {"entries": ["x"]}, {"name": 3}, {"name": " "},
                                     {"format_version": 99}, {"entries": [{"file": 3}]},
-                                    {"entries": [{"file": "a.safetensors", "strength_text": ""}]}])  # fmt: skip
+                                    {"entries": [{"file": "a.safetensors", "strength_text": ""}]},
+                                    {"entries": [{"file": "a.safetensors", "strength_text": 10**400}]}])  # fmt: skip
 def test_damaged_profiles_are_refused(change: dict[str, object], profile: SafetyProfile, tmp_path: Path) -> None:
     path = write_profile(tmp_path, profile)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ProfileFailed):
         read_profile(path)
+
+
+def test_a_name_of_long_letters_has_a_file(profile: SafetyProfile, tmp_path: Path) -> None:
+    named = replace(profile, name="梵" * 100)
+    assert read_profile(write_profile(tmp_path, named)) == named
+    with pytest.raises(ProfileFailed, match="another profile"):
+        write_profile(tmp_path, replace(profile, name="梵" * 99 + "高"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])

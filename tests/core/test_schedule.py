@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from erasure_core import NoiseSchedule
+from erasure_core.errors import InvalidSettings
 
 
 def schedules() -> list[NoiseSchedule]:
@@ -65,5 +66,6 @@ def test_epsilon_step_agrees_with_diffusers() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="prediction type 'x0' is unknown"):
         NoiseSchedule(torch.ones(3), torch.ones(3), "x0")
-    with pytest.raises(ValueError, match="between 1 and 1000"):
-        schedules()[0].timesteps(0)
+    for steps in (0, 101):
+        with pytest.raises(InvalidSettings, match="has 100 timesteps; choose steps between 1 and 100"):
+            NoiseSchedule.rectified_flow(100).timesteps(steps)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -49,6 +52,9 @@ def test_a_file_in_lecos_form() -> None:
         ("- positive: x\n", "without a target"),
         ("- target: x\n  positive: y\n", "positive prompt differs"),
         ("- target: x\n  action: enhance\n", "'enhance' is not supported"),
+        ("- target: x\n  unconditional: bad art\n", "the unconditional prompt is 'bad art', which is not supported"),
+        ("- target: null\n", "without a target"),
+        ('- target: "caf\\xe9"\n', r"line 1: an escape in .* is unknown"),
         ("- target: x\n- target: y\n  guidance_scale: 3\n", "different guidance_scale"),
         ("- target: x\n  guidance_scale: much\n", "must be a number"),
         ("- target: 'x\n", "line 1: the quotes"),
@@ -64,12 +70,53 @@ def test_what_is_not_understood_is_said(text: str, message: str) -> None:
         parse_prompt_file(text, "prompts.yaml")
 
 
+def test_nothing_is_written_in_many_ways_and_letters_too() -> None:
+    """YAML's null is no text, and JSON's escapes are letters."""
+    for nothing in ("null", "~", '""', "''", "", "Null # none"):
+        assert not parse_prompt_file(f"- target: x\n  neutral: {nothing}\n", "p").concept.has_alternative, nothing
+    written = parse_prompt_file(r'- target: "caf\u00e9 \"x\" \\"', "p").concept
+    assert written.words == ('café "x" \\',)
+    assert parse_prompt_file("- target: 'null'\n", "p").concept.words == ("null",)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="cannot be read"):
         read_prompt_file(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidFile, match="cannot be read"):
         read_prompt_file(tmp_path / "binary.yaml")
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(InvalidFile, match="more than 16 MiB"):
+        read_prompt_file(tmp_path / "endless.yaml")
+
+
+@contextmanager
+def piped(content: bytes) -> Iterator[Path]:
+    """A path whose content can be read once, as a shell's ``<(...)`` is."""
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    try:
+        yield Path(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+
+
+def test_a_prompt_file_may_be_a_pipe_and_have_a_byte_order_mark() -> None:
+    with piped(b"\xef\xbb\xbf" + FILE.encode()) as path:
+        options = parsed("--prompt-file", str(path))
+        assert chosen_concept(options).words == ("van gogh", "red car")
+        assert implied_settings(options, METHODS["esd"]) == {"negative": 2.0}
+
+
+def test_words_and_kept_prompts_of_files(tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_bytes(b"\xef\xbb\xbfa red box\n")
+    (tmp_path / "leaking.txt").write_text("orb\n\n# a note\nround thing\n", encoding="utf-8")
+    files = ("--keep-file", str(tmp_path / "keep.txt"), "--word-file", str(tmp_path / "leaking.txt"))
+    concept = chosen_concept(parsed("--concept", "ball", "--word", "sphere", *files))
+    assert concept.words == ("ball", "sphere", "orb", "round thing") and concept.keep == ("a red box",)
+    with pytest.raises(InvalidConcept, match="--word-file and --instead belong"):
+        chosen_concept(parsed("--also", "star", *files))
 
 
 def test_several_concepts_keep_their_own_alternatives() -> None:
@@ -111,6 +158,8 @@ def test_concepts_on_the_command_line(tmp_path: Path) -> None:
     assert dict(concept.instead) == {"star": "box", "van gogh": "a child's drawing"}
     assert implied_settings(options, METHODS["esd"]) == {"negative": 2.0}
     assert implied_settings(options, METHODS["closed_form"]) == {}
+    beside = {"negative_beside": 2.0} if hasattr(METHODS["leco"].settings, "negative_beside") else {}
+    assert implied_settings(options, METHODS["leco"]) == {"negative": 2.0} | beside
     with pytest.raises(InvalidConcept, match="nothing to erase"):
         chosen_concept(parsed())
     with pytest.raises(InvalidConcept, match="--instead belong"):
@@ -122,7 +171,7 @@ def test_concepts_on_the_command_line(tmp_path: Path) -> None:
 def test_every_preset_gives_valid_settings_to_every_method(preset: str, method: str) -> None:
     chosen = preset_settings(preset, METHODS[method])
     settings = METHODS[method].settings(**chosen)
-    assert chosen.keys() <= {f.name for f in fields(settings)} and settings.layers in LAYER_GROUPS
+    assert chosen.keys() <= {f.name for f in fields(settings)} and set(settings.layers.split("+")) <= set(LAYER_GROUPS)
     if METHODS[method].solve is not None:
         assert settings.layers in ("cross-attention", "cross-attention-kv")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,41 @@ def test_a_search_keeps_the_concepts_own_tokens(pico: DiffusersModel) -> None:
     assert all("ball" in words for words in points.words)
     for row in checked(pico, steps=5, free=1.0).embeddings[0]:
         assert not (row == own).all(dim=-1).any()
+
+
+def test_a_search_asks_the_empty_prompt_once_of_each_model(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, encode = [], pico.encode
+
+    def noted(prompts: list[str]) -> Any:
+        asked.append(list(prompts))
+        return encode(prompts)
+
+    monkeypatch.setattr(pico, "encode", noted)
+    checked(pico, steps=3)
+    assert asked.count([""]) == 2
+
+
+def test_a_search_reads_keys_of_a_network_in_16_bits(pico: DiffusersModel) -> None:
+    """Hosts read text in float32, whatever the network computes in."""
+    unet = deepcopy(pico.unet).to(torch.bfloat16)
+    half = DiffusersModel(unet, pico.text_encoders, pico.tokenizers, pico.schedule)
+    found, whole = (checked(model, "cross-attention-kv", steps=2) for model in (half, pico))
+    assert found.features.dtype == torch.float32
+    torch.testing.assert_close(found.belonging, whole.belonging, atol=0.05, rtol=0.0)
+
+
+def test_a_search_takes_templates_that_leave_room(pico: DiffusersModel) -> None:
+    tokenizer = copy(pico.tokenizers[0])
+    tokenizer.model_max_length = 12
+    short = DiffusersModel(pico.unet, pico.text_encoders, [tokenizer], pico.schedule)
+    deltas, fills = DeltaSet({}), "z" * 10
+    with short.trainable():
+        settings, chance = SelfCheck(starts=8, steps=1), torch.Generator().manual_seed(0)
+        found = self_check(short, deltas, ["ball", fills], settings, chance)
+    assert all(end <= 11 for end in found.ends) and any(start > 1 for start, _ in found.said)
+    assert found.words[1::2] == [fills] * 4
 
 
 def test_a_check_of_nothing_finds_the_concept(pico: DiffusersModel) -> None:

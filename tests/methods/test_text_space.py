@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from erasure_core import Concept, erase
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import find_method
-from erasure_core.methods.text_space import Pair, Phrasing, _rows, phrasing_for, text_error, text_terms
+from erasure_core.methods.text_space import (
+    Pair,
+    Phrasing,
+    _rows,
+    aligned_error,
+    phrasing_for,
+    text_error,
+    text_terms,
+)
 from erasure_core.progress import Silent
 from erasure_core.trainer import Step, Trainer
 
@@ -95,3 +103,11 @@ def test_recomputed_activations_give_the_same_gradient(pico: DiffusersModel) -> 
     plain, again = gradients(False), gradients(True)
     assert plain and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert any(float(gradient.abs().max()) > 0 for gradient in plain)
+
+
+def test_one_prompt_alone_has_a_pooled_state_but_no_spread_of_it(pico_models: dict[str, DiffusersModel]) -> None:
+    model = pico_models["sdxl"]
+    with torch.no_grad():
+        one, other = model.encode(["a red box"]), model.encode(["a red cat"])
+    tokens = [tuple(model.tokenize(["a red box", "a red cat"]))]
+    assert float(aligned_error(one, other, tokens)) < 10  # type: ignore[arg-type]

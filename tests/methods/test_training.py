@@ -15,7 +15,7 @@ from erasure_core import Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
 from erasure_core.domain import Survey, expanded, survey, with_likest
-from erasure_core.errors import Cancelled, InvalidFile, InvalidSettings
+from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
 from erasure_core.methods.registry import TrainingSettings
@@ -100,6 +100,41 @@ def test_all_but_one_notes_drift_and_residual_for_parts_of_the_schedule(pico: Di
     ((step, figures),) = history.figures
     assert step == 6 and any(name.startswith("drift") for name in figures)
     assert all(value >= 0 for value in figures.values())
+
+
+def test_last_figures_are_taken_in_pieces_and_never_cost_the_training(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, predict = 16, pico.predict
+
+    def refusing(z: torch.Tensor, t: torch.Tensor, c: object) -> torch.Tensor:
+        if len(z) > most:
+            raise DeviceOutOfMemory("too much")
+        return predict(z, t, c)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pico, "predict", refusing)
+    settings = replace(settings_of("all_but_one"), max_batch=16)
+    _, history = erase(pico, CONCEPT, "all_but_one", settings)
+    assert history.figures and len(history.losses) == settings.steps
+    monkeypatch.setattr(METHODS["all_but_one"].state, "closing", lambda self: refusing(torch.zeros(99), None, None))  # type: ignore[arg-type]
+    erasure, history = erase(pico, CONCEPT, "all_but_one", settings)
+    assert not history.figures and erasure.manifest.steps_done == settings.steps
+
+
+def test_without_the_search_auto_still_puts_a_kept_word_in_the_place(pico: DiffusersModel) -> None:
+    erasure, _ = erase(pico, CONCEPT, "auto", replace(settings_of("auto"), search=False))
+    assert erasure.manifest.words == CONCEPT.words
+    assert erasure.manifest.alternative in {"red", "box", "cat", "dog"}
+    bare, _ = erase(pico, CONCEPT, "auto", replace(settings_of("auto"), search=False, replace=False))
+    assert bare.manifest.alternative is None
+
+
+def test_auto_looks_around_what_is_kept_as_far_as_it_is_told(pico: DiffusersModel) -> None:
+    few, many = (
+        len(erase(pico, CONCEPT, "auto", replace(settings_of("auto"), neighbours=each))[0].manifest.keep)
+        for each in (0, 6)
+    )
+    assert few < many
 
 
 def test_auto_tells_what_it_erased_and_what_it_put_there(pico: DiffusersModel) -> None:

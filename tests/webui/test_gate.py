@@ -12,9 +12,12 @@ import torch
 from generation import PROMPT, NoPicture, expected, generate
 
 from erasure_core.delta import DeltaSet, DenseDelta
+from erasure_core.errors import DeviceOutOfMemory
+from erasure_core.hosts import webui_patching
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.webui_patching import PatchFailed
 from erasure_core.hosts.webui_slots import Applied
+from erasure_core.hosts.webui_swap import exchange
 from erasure_core.profile import make_profile, write_profile
 
 
@@ -293,6 +296,28 @@ def test_weights_too_coarse_for_the_change_give_no_picture(a1111: SimpleNamespac
     with pytest.raises(PatchFailed, match="so coarsely"):
         patcher.apply([Applied("small", "digest", small)])
     assert patcher.in_effect([])
+
+
+def test_a_failure_half_way_leaves_the_hosts_own_weights(
+    a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patcher = a1111.session.SESSION.patcher()
+    layers = {name: layer for name, layer in patcher.model.layers().items() if name.endswith("attn2.to_k")}
+    wanted = [Applied("one", "digest", DeltaSet({name: _small(layer) for name, layer in layers.items()}))]
+    before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
+    done: list[str] = []
+
+    def short_of_memory(*given: Any) -> torch.nn.Parameter:
+        if done:
+            raise DeviceOutOfMemory("out of memory")
+        done.append("one layer")
+        return exchange(*given)
+
+    monkeypatch.setattr(webui_patching, "exchange", short_of_memory)
+    with pytest.raises(DeviceOutOfMemory):
+        patcher.apply(wanted)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
+    assert patcher.in_effect([]) and not patcher.in_effect(wanted)
 
 
 def _small(layer: Any) -> DenseDelta:

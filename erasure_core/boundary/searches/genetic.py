@@ -15,8 +15,10 @@ from torch import Tensor
 from ..candidate import Candidate
 from ..field import Field
 from ..reading import end_vectors
+from ..wording import with_room
 
 LENGTH = 16
+"""Tokens of a row; fewer where the text encoder reads less."""
 POPULATION, SURVIVORS = 200, 50
 MUTATION, CROSSOVER = 0.25, 0.5
 STRENGTH = 3.0
@@ -32,7 +34,8 @@ CARRIERS = ("a photo of {}", "a picture of {} in the garden", "{} and a tree", "
 def genetic(field: Field) -> Iterator[list[Candidate]]:
     """The fittest rows of tokens, again and again."""
     target, chance, pool = _target(field), field.chance(3), field.vocabulary()
-    population = pool[torch.randint(len(pool), (POPULATION, LENGTH), generator=chance)]
+    length = min(LENGTH, field.subject.length - 2)
+    population = pool[torch.randint(len(pool), (POPULATION, length), generator=chance)]
     for generation in range(1, GENERATIONS + 1):
         if field.over():
             return
@@ -46,13 +49,12 @@ def genetic(field: Field) -> Iterator[list[Candidate]]:
 
 def _target(field: Field) -> Tensor:
     """E0(p) + eta v at the end of the prompt, [PLACES, D], for p the first carrier with a neutral thing in it."""
-    model = field.subject.model
+    model, thing = field.subject.model, "a thing"
+    said = [f"a {word}" for word in field.concept.words]
+    carriers = with_room(model, CARRIERS, [thing, *said])
     with field.subject.original():
-        without = end_vectors(model.encode([carrier.format("a thing") for carrier in CARRIERS]))
-        within = [
-            end_vectors(model.encode([carrier.format(f"a {word}") for carrier in CARRIERS]))
-            for word in field.concept.words
-        ]
+        without = end_vectors(model.encode([carrier.format(thing) for carrier in carriers]))
+        within = [end_vectors(model.encode([carrier.format(word) for carrier in carriers])) for word in said]
     vector = (torch.stack(within) - without).mean((0, 1))
     return without[0] + STRENGTH * vector
 
@@ -64,12 +66,12 @@ def _misfit(field: Field, population: Tensor, target: Tensor) -> Tensor:
 
 def _children(parents: Tensor, pool: Tensor, chance: torch.Generator) -> Tensor:
     """Crossed over at one place and mutated at one, with the usual probabilities."""
-    count = POPULATION - SURVIVORS
+    count, length = POPULATION - SURVIVORS, parents.shape[1]
     mothers, fathers = (parents[torch.randint(len(parents), (count,), generator=chance)] for _ in range(2))
-    cut = torch.randint(1, LENGTH, (count, 1), generator=chance)
+    cut = torch.randint(1, length, (count, 1), generator=chance)
     crossed = torch.rand(count, 1, generator=chance) < CROSSOVER
-    children = torch.where(crossed & (torch.arange(LENGTH) >= cut), fathers, mothers)
-    place = torch.randint(LENGTH, (count, 1), generator=chance)
+    children = torch.where(crossed & (torch.arange(length) >= cut), fathers, mothers)
+    place = torch.randint(length, (count, 1), generator=chance)
     mutated = torch.rand(count, 1, generator=chance) < MUTATION
     fresh = pool[torch.randint(len(pool), (count, 1), generator=chance)]
-    return torch.where(mutated & (torch.arange(LENGTH) == place), fresh, children)
+    return torch.where(mutated & (torch.arange(length) == place), fresh, children)

@@ -16,8 +16,6 @@ from ..field import Field
 from ..subject import Subject
 
 ROUNDS = 3
-LONGEST = 40
-"""Tokens of a concept's word; the templates need the rest."""
 STARTS, STEPS = 8, 15
 
 
@@ -35,10 +33,9 @@ class Together(DeltaSet):
 def self_checks(field: Field) -> Iterator[list[Candidate]]:
     """What each round found."""
     deltas, chance = Together(field.subject), field.chance(17)
-    words = [word for word in field.concept.words if len(field.subject.model.tokenize([word])[0]) <= LONGEST]
     for _ in range(ROUNDS):
         for free in (True, False):
-            for word in words:
+            for word in field.concept.words:
                 if field.over():
                     return
                 settings = SelfCheck(starts=STARTS, steps=STEPS, free=float(free))

@@ -1,0 +1,24 @@
+"""Prompts of the tool's own making: everyday words that do not say the concept, and wordings that leave room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..concept import Concept, says
+from ..everyday import everyday_words
+from ..model import LoadedModel, has_room
+
+
+def unrelated_words(concept: Concept) -> list[str]:
+    """Everyday words that do not say the concept, neither alone nor behind an article."""
+    return [word for word in everyday_words() if not any(says(f"a {word}", erased) for erased in concept.words)]
+
+
+def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
+    """Those prompts that the model reads whole."""
+    return [prompt for prompt in prompts if has_room(model, prompt)]
+
+
+def with_room(model: LoadedModel, templates: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Those templates that leave room for each of the words; the bare word where none does."""
+    return [t for t in templates if all(has_room(model, t.format(word)) for word in words)] or ["{}"]
