@@ -24,7 +24,7 @@ CONCEPT = "ball"
 METHOD = RECOMMENDED
 KEEP = ("a ring", "a red box", "a house", "a blue star", "a green tree", "a striped fish", "a boat", "a heart")
 """What a user might want to stay; none of it is a prompt that is measured."""
-COUNT = 12
+COUNT = 8
 """Pictures in each measured group: few, so that the demonstration takes about three minutes."""
 SEEDS = (1, 2, 3, 4)
 SCALE = 2

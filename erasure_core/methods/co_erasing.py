@@ -36,7 +36,7 @@ class CoErasingSettings(TrainingSettings):
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
-    picture_share: float = option(0.75, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
+    picture_share: float = option(0.35, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
     own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps for learning the picture tokens", low=1, high=10_000)
