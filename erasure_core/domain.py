@@ -40,6 +40,9 @@ a fraction of the cost."""
 FAINT = 0.2
 """A word that steers pictures less than this share of what the concept's words do is not known to the model: what
 direction it steers in is chance."""
+TELLING = 0.8
+"""A word that steers pictures at least this share of what the concept's words do surely means something of its own, and
+takes out of the concept what is closer to it. Those that are less known have chance in common."""
 STAND_IN_LIKENESS = 0.7
 """A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
 
@@ -190,19 +193,22 @@ def survey(
     words = [word for word, is_known in zip(words, known.tolist(), strict=True) if is_known]
     judged, strength = judged[known], strength[known]
     like = similarity(judged, own).amax(dim=1)
-    belongs = belonging(like, similarity(judged, others[anchor_strength >= FAINT]), judged, settings)
+    belongs = belonging(
+        like, similarity(judged, others[anchor_strength >= FAINT]), judged, strength >= TELLING, settings
+    )
     each = zip(words, like.tolist(), belongs.tolist(), strength.tolist(), strict=True)
     found += [Found(word, alike, in_it, near=near.get(word, ""), strength=much) for word, alike, in_it, much in each]
     return sorted(found, key=lambda one: -one.likeness)
 
 
-def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, settings: Survey) -> Tensor:
-    """Which of W judged words belong to the concept, [W]; those that are closer to one outside leave it in turn.
+def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, telling: Tensor, settings: Survey) -> Tensor:
+    """Which of W judged words belong to the concept, [W]; those closer to a telling one outside leave it in turn.
 
     Args:
         like: likeness to the concept, [W].
         to_anchors: likeness to A words that do not belong, [W, A].
         judged: the directions [W, N].
+        telling: which of them surely mean something, [W].
         settings: how alike is alike.
     """
     belongs = like >= settings.alike
@@ -210,7 +216,7 @@ def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, settings: Survey
         belongs = belongs & (like >= to_anchors.amax(dim=1) + settings.margin)
     each = similarity(judged, judged)
     while bool(belongs.any()):
-        outside = each.masked_fill(belongs[None], -1.0)
+        outside = each.masked_fill((belongs | ~telling)[None], -1.0)
         staying = belongs & (like >= outside.amax(dim=1))
         if torch.equal(staying, belongs):
             break

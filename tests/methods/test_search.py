@@ -159,11 +159,17 @@ def test_what_is_closer_to_a_word_outside_does_not_belong() -> None:
     heart, love, valentine = (torch.tensor([x, (1 - x * x) ** 0.5, 0.0]) for x in (0.3, 0.65, 0.7))
     carp = torch.tensor([0.9, 0.0, 0.43])
     judged = torch.stack([heart, love, valentine, carp])
-    found = belonging(judged @ concept, torch.empty(4, 0), judged, Survey(alike=0.55))
+    every = torch.ones(4, dtype=torch.bool)
+    found = belonging(judged @ concept, torch.empty(4, 0), judged, every, Survey(alike=0.55))
     assert found.tolist() == [False, False, False, True]
-    alone = belonging(judged[2:] @ concept, torch.empty(2, 0), judged[2:], Survey(alike=0.55))
+    faint = torch.tensor([False, True, True, True])
+    found = belonging(judged @ concept, torch.empty(4, 0), judged, faint, Survey(alike=0.55))
+    assert found.tolist() == [False, True, True, True], "a word that is hardly known takes none out"
+    alone = belonging(judged[2:] @ concept, torch.empty(2, 0), judged[2:], every[2:], Survey(alike=0.55))
     assert alone.tolist() == [True, True]
-    anchored = belonging(judged[2:] @ concept, torch.tensor([[0.2], [0.88]]), judged[2:], Survey(margin=0.05))
+    anchored = belonging(
+        judged[2:] @ concept, torch.tensor([[0.2], [0.88]]), judged[2:], every[2:], Survey(margin=0.05)
+    )
     assert anchored.tolist() == [True, False], "a carp is hardly more like the concept than like what is kept"
 
 
