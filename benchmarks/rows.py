@@ -16,6 +16,7 @@ from erasure_core.delta import DeltaSet
 from erasure_core.erasure_file import Erasure
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import Method, SolverSettings, TrainingSettings
+from erasure_core.trainer import PLAIN
 from erasure_core.trajectory import TRAINING
 
 from . import published
@@ -94,17 +95,35 @@ class DropFirst(Silent):
 
 
 def pooled_latents(settings: TrainingSettings, concept: Concept) -> float:
-    """Latents that drawing the pools sends through the network, for each optimiser step.
+    """Latents that drawing the pools sends through the network, for each optimiser step, as they are to be expected.
 
-    The concept's pool asks the teacher for every role that its prompts have, the kept one's for two.
+    The concept's pool asks the teacher for every role that its prompts have, the kept one's for two; what a prompt asks
+    as the empty one does is asked once.
     """
-    said = concept.sayings(settings.contexts)
-    without = {saying.without for saying in said} - {""}
-    roles = 2 + bool(without) + concept.has_alternative
-    driven = 2 if settings.driver == TRAINING else 0
-    once = settings.trajectory_steps * settings.trajectories * (roles + driven + 2)
+    said, count = concept.sayings(settings.contexts), settings.trajectories
+    beside = [saying.without for saying in said if saying.without]
+    roles = 2 + concept.has_alternative + (2 if settings.driver == TRAINING else 0)
+    kept = len(dict.fromkeys([*concept.kept_prompts, *beside]))
+    inside = _expected(count, len(said), PLAIN * len(concept.words), 0, len(beside))
+    empty = _expected(count, kept, 1 + len(concept.keep), 1, 1)
+    once = settings.trajectory_steps * (count * roles + inside + 2 * count - empty)
     draws = -(-settings.steps // settings.refresh)
     return once * draws / settings.steps
+
+
+def _expected(count: int, prompts: int, always: int, always_special: int, special: int) -> float:
+    """How many of ``count`` trajectories are of a special prompt, on average.
+
+    Args:
+        count: trajectories of the pool.
+        prompts: all of its prompts, of which ``special`` are special.
+        always: so many of them come first, of which ``always_special`` are special (see ``trajectory.draw_pool``).
+    """
+    lead = min(always, count // 2, prompts)
+    share = always_special / always
+    behind = (special - lead * share) / max(1, prompts - lead)
+    rounds, over = divmod(count, prompts)
+    return rounds * special + min(over, lead) * share + max(0, over - lead) * behind
 
 
 def work_of(setup: Setup, batch: int, **more: Any) -> Work:

@@ -102,14 +102,17 @@ def test_true_sizes() -> None:
     [(BOTH, 0, None), (ORIGINAL, 12, None), (GOAL, 12, "box"), (TRAINING, 12, None), (TRAINING, 0, "box")],
 )
 def test_the_pools_cost_is_that_of_their_calls(driver: str, contexts: int, alternative: str | None) -> None:
-    """As a training really makes them: fewer trajectories than prompts, and the pools drawn twice."""
+    """As a training really makes them: fewer trajectories than prompts, and the pools drawn twice. How many ask
+    nothing more than the empty prompt is chance."""
     settings = EsdSettings(
         steps=3, refresh=2, trajectories=4, trajectory_steps=2, contexts=contexts, driver=driver, batch=1
     )
     concept, meter = replace(CONCEPT, alternative=alternative), Meter("cpu")
     with meter.watching():
         erase(_small(), concept, "esd", settings)
-    assert meter.latents[TRAJECTORY, False] == pytest.approx(settings.steps * pooled_latents(settings, concept))
+    assert meter.latents[TRAJECTORY, False] == pytest.approx(
+        settings.steps * pooled_latents(settings, concept), rel=0.15
+    )
     assert meter.latents[STUDENT, True] == settings.steps * settings.batch * STATES, "what is counted is what is run"
 
 
