@@ -202,9 +202,9 @@ def draw_pool(
     """
     encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
-    leading_prompts = torch.randperm(always, generator=generator)[: settings.trajectories // 2].tolist()
+    first = torch.randperm(min(always, len(texts)), generator=generator)[: settings.trajectories // 2].tolist()
     others = torch.randperm(len(texts), generator=generator).tolist()
-    order = list(dict.fromkeys([*leading_prompts, *others]))
+    order = list(dict.fromkeys([*first, *others]))
     prompts = [order[i % len(texts)] for i in range(settings.trajectories)]
     full = {role: [written[i] for i in prompts] for role, written in roles.items()}
     with deltas.off() if teacher == ORIGINAL else nullcontext():
