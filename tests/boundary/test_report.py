@@ -27,7 +27,7 @@ from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings
 from erasure_core.methods.esd import EsdSettings
 
-QUICK = ReportSettings(calls=1500, states=2, steps=2)
+QUICK = ReportSettings(calls=300, states=2, steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_every_entry_works_with_what_was_imported_at_load(extension: Extension) 
     bodies: dict[str, Any] = {
         "erase": {"words": ["ball"], "side": 64, "method": "esd", "settings": {"steps": 3, "trajectories": 4}},
         "explore": {"words": ["ball"], "calls": 300, "levels": "lexical", "states": 2, "look": 0, "side": 64},
-        "report": {"erasures": ["words"], "calls": 300, "states": 2, "side": 64, "pictures": False},
+        "report": {"erasures": ["words"], "calls": 100, "states": 2, "side": 64, "pictures": False},
         "interrupt": {},
     }
     for (method, path), work in extension.app.routes.items():

@@ -17,7 +17,7 @@ from erasure_core.boundary.report import ReportSettings
 from erasure_core.errors import ErasureError, InvalidSettings
 
 QUICK = ExploreSettings(seconds=None, calls=900, levels="lexical", states=2, look=4)
-MEASURE = ReportSettings(calls=900, states=2, steps=1)
+MEASURE = ReportSettings(calls=250, states=2, steps=1)
 
 
 @pytest.fixture
