@@ -111,6 +111,12 @@ def _checked(phrase: str, what: str) -> str:
     return text
 
 
+def apart_from(words: Sequence[str], prompts: Sequence[str]) -> tuple[str, ...]:
+    """Those prompts that are not just one of some words in a template: they can be kept where the words are erased."""
+    erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
+    return tuple(prompt for prompt in prompts if prompt.casefold() not in erased)
+
+
 def _unique(items: tuple[Item, ...]) -> tuple[Item, ...]:
     return tuple(dict.fromkeys(items))
 
@@ -147,9 +153,9 @@ class Concept:
         _check_alternatives(words, alternative, instead)
         spelled = {word.casefold(): word for word in words}
         instead = tuple((spelled[word.casefold()], other) for word, other in instead)
-        erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
         neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
-        clash = [prompt for prompt in keep if prompt.casefold() in erased]
+        apart = apart_from(words, keep)
+        clash = [prompt for prompt in keep if prompt not in apart]
         if clash:
             raise InvalidConcept(f"{clash[0]!r} is both erased and kept; remove it from one of the two.")
         length = len(json.dumps([words, keep, instead, neighbours]))
@@ -169,8 +175,7 @@ class Concept:
         pairs = tuple((w, c.alternative) for c in concepts for w in c.words if c.alternative is not None)
         own = tuple(pair for c in concepts for pair in c.instead)
         words = tuple(word for c in concepts for word in c.words)
-        erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
-        keep = tuple(prompt for c in concepts for prompt in c.keep if prompt.casefold() not in erased)
+        keep = apart_from(words, [prompt for c in concepts for prompt in c.keep])
         return cls(words, None, keep, tuple(dict([*pairs, *own]).items()))
 
     @property

@@ -46,7 +46,7 @@ class SelfCheck:
         domain: weight l_dom of staying in the domain.
         margin: least similarity m to the concept in the original.
         diversity: weight l_div of differing from past finds.
-        free: share of the searches in which the concept's own tokens change too: finds words that nobody named.
+        free: also the concept's own tokens may change: finds words that nobody named, for exploration.
         space: ``text``, ``keys``, or ``auto``: text where only text encoders changed.
         jitter: spread of the starting noise on the template's embeddings, in units of the table's.
     """
@@ -57,7 +57,7 @@ class SelfCheck:
     domain: float = 1.0
     margin: float = 0.5
     diversity: float = 0.3
-    free: float = 0.0
+    free: bool = False
     space: str = "auto"
     jitter: float = 0.3
 
@@ -175,7 +175,7 @@ class _Search:
         self.model, self.deltas, self.settings = model, deltas, settings
         self.reader = Reader(model, deltas, settings.space)
         turns = torch.randint(len(TEMPLATES), (settings.starts,), generator=generator).tolist()
-        self.ids, self.movable, self.said = _templates(model, turns, phrases, settings)
+        self.ids, self.movable, self.said = _templates(model, turns, phrases, settings.free)
         rows, self.ends = model.token_rows(self.ids)
         self.tables = model.token_tables()
         self.fixed = [table[row].float() for table, row in zip(self.tables, rows, strict=True)]
@@ -248,22 +248,21 @@ class _Search:
 
 
 def _templates(
-    model: PromptModel, turns: Sequence[int], phrases: Sequence[str], settings: SelfCheck
+    model: PromptModel, turns: Sequence[int], phrases: Sequence[str], free: bool
 ) -> tuple[list[list[int]], list[list[int]], tuple[tuple[int, int], ...]]:
     """Token ids of each phrase in the template whose turn it is, among those that leave room for it; alone where none
     does. The places among them that may move. And where the phrase stands in the whole row: its first place there, one
     further because of the begin token, and its length."""
     ids, movable, said = [], [], []
-    bound = len(phrases) - round(settings.free * len(phrases))
     frames = [model.tokenize(template.split("{}")) for template in TEMPLATES]
     room = model.token_rows([[]])[0][0].shape[1] - 2
-    for row, (turn, concept) in enumerate(zip(turns, model.tokenize(phrases), strict=True)):
+    for turn, concept in zip(turns, model.tokenize(phrases), strict=True):
         fitting = [frame for frame in frames if sum(map(len, frame)) + len(concept) <= room] or [[[], []]]
         before, after = fitting[turn % len(fitting)]
         ids.append([*before, *concept, *after])
         said.append((len(before) + 1, len(concept)))
         around = [*range(len(before)), *range(len(before) + len(concept), len(ids[-1]))]
-        movable.append(around if row < bound else list(range(len(ids[-1]))))
+        movable.append(list(range(len(ids[-1]))) if free else around)
     return ids, movable, tuple(said)
 
 

@@ -87,6 +87,6 @@ def implied_settings(options: argparse.Namespace, method: Method) -> dict[str, A
     if options.prompt_file is not None and hasattr(method.settings, "negative"):
         settings["negative"] = _prompt_file(options).negative
         # LECO's target is neutral - scale (positive - unconditional): with a neutral prompt the scale counts as well.
-        if method.name == "leco" and hasattr(method.settings, "negative_beside"):
+        if method.name == "leco":
             settings["negative_beside"] = settings["negative"]
     return settings

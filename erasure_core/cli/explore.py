@@ -11,7 +11,7 @@ from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER
 from ..boundary.subject import GUIDANCE
-from ..concept import TEMPLATES, Concept
+from ..concept import Concept, apart_from
 from ..erasure_file import StoredErasure
 from ..errors import InvalidConcept
 from .erasure_arguments import read_all
@@ -94,9 +94,7 @@ def searched_concept(options: argparse.Namespace, stored: list[StoredErasure]) -
         asked = Concept((*told.words, *options.word), told.alternative, options.keep, told.instead)
     else:
         raise InvalidConcept("There is nothing to search for; give --concept, or an erasure with a manifest.")
-    erased = {template.format(word).casefold() for word in asked.words for template in TEMPLATES}
-    kept = [prompt for prompt in (told.keep if told else ()) if prompt.casefold() not in erased]
-    return replace(asked, keep=(*asked.keep, *kept))
+    return replace(asked, keep=(*asked.keep, *apart_from(asked.words, told.keep if told else ())))
 
 
 def tried_prompts(options: argparse.Namespace) -> list[str]:

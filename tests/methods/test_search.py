@@ -81,7 +81,7 @@ def test_a_search_keeps_the_concepts_own_tokens(pico: DiffusersModel) -> None:
     for row in points.embeddings[0]:
         assert (row == own).all(dim=-1).any()
     assert all("ball" in words for words in points.words)
-    for row in checked(pico, steps=5, free=1.0).embeddings[0]:
+    for row in checked(pico, steps=5, free=True).embeddings[0]:
         assert not (row == own).all(dim=-1).any()
 
 

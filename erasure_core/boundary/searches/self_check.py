@@ -38,7 +38,7 @@ def self_checks(field: Field) -> Iterator[list[Candidate]]:
             for word in field.concept.words:
                 if field.over():
                     return
-                settings = SelfCheck(starts=STARTS, steps=STEPS, free=float(free))
+                settings = SelfCheck(starts=STARTS, steps=STEPS, free=free)
                 found = self_check(field.subject.model, deltas, word, settings, chance)
                 yield _candidates(field, found.words, free)
 
