@@ -46,6 +46,7 @@ ROWS: dict[str, Variant] = {
 """Methods side by side."""
 
 ABLATIONS: dict[str, Variant] = {
+    "sage without search": _variant("sage", search=False),
     "sage without self-check": _variant("sage", check_every=0),
     "sage without relations": _variant("sage", global_weight=0.0),
     "sage without retention": _variant("sage", keep_weight=0.0),

@@ -14,31 +14,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boundary.guard import is_explicit
-from ..concept import Concept
-from ..domain import (
-    Survey,
-    everyday_survey,
-    expanded,
-    survey,
-    with_known_stand_in,
-    with_likest,
-    with_neighbours,
-)
 from ..layers import LAYER_GROUPS
-from ..model import LoadedModel, PromptModel
-from ..progress import Progress
 from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
 from .text_space import text_terms
+from .vocabulary import with_own_words
 
 if TYPE_CHECKING:
     from ..trainer import Step
@@ -51,11 +39,6 @@ class AutoSettings(CheckSettings):
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
-    candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
-    alike: float = option(0.55, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
-    most_words: int = option(12, "most words that are found and erased", low=0, high=100)
-    most_neighbours: int = option(60, "most words near the concept and near what is kept that are kept too", 0, 1000)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     without: str = option(
         "hard",
@@ -100,31 +83,6 @@ class AutoState(Boundary):
         return {"tokens": self.pictures.learned_tokens(chance, 0, s.picture_tokens, s.inversion_steps)}
 
 
-def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progress: Progress) -> Concept:
-    """The concept with the words and neighbours that the model itself tells, and an alternative of the prompts to keep.
-
-    Where the user names none, everyday prompts are kept, but none with a word that the model reads as the concept, and
-    any word may become the alternative that the model knows and reads otherwise. Without any the words still paint the
-    concept in four of ten pictures (measured on ``ball``).
-    """
-    if not settings.search or not hasattr(model, "token_tables"):
-        return concept
-    named = bool(concept.keep)
-    look = Survey(settings.candidates, alike=settings.alike, around_kept=settings.neighbours, seed=settings.seed)
-    reads = cast(PromptModel, model)
-    if named:
-        found = survey(reads, concept, look, progress)
-    else:
-        concept, found = everyday_survey(reads, concept, look, progress)
-    grown = expanded(concept, found, settings.most_words)
-    near = [one for one in found if not (one.belongs or one.kept)]
-    near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
-    grown = with_neighbours(grown, {one.word: one.near for one in near[: settings.most_neighbours]})
-    if not settings.replace:
-        return grown
-    return with_likest(grown, found) if named else with_known_stand_in(grown, found, is_explicit(concept))
-
-
 @method(
     "auto",
     "Combined (recommended)",
@@ -132,7 +90,7 @@ def prepare(model: LoadedModel, concept: Concept, settings: AutoSettings, progre
     "a combination of our own",
     AutoSettings,
     AutoState,
-    prepare,
+    with_own_words,
     wanted_instead,
 )
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:

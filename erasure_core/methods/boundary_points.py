@@ -14,7 +14,8 @@ from ..model import Conditioning, PromptModel
 from ..run_state import RunState
 from ..self_check import BoundaryPoints, SelfCheck, self_check
 from ..trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, predict_roles
-from .registry import TrainingSettings, option
+from .registry import option
+from .vocabulary import VocabularySettings
 
 if TYPE_CHECKING:
     from ..trainer import Step
@@ -25,7 +26,7 @@ POINT = "point."
 
 
 @dataclass(frozen=True)
-class CheckSettings(TrainingSettings):
+class CheckSettings(VocabularySettings):
     """Settings of methods that check themselves while they train."""
 
     warm_up: int = option(50, "steps before the first self-check", low=0, high=100_000)

@@ -17,6 +17,7 @@ from ..self_check import Reader, similarity
 from .boundary_points import Boundary, Bounding, CheckSettings
 from .esd import target
 from .registry import method, option
+from .vocabulary import with_own_words
 
 if TYPE_CHECKING:
     from ..trainer import Step
@@ -36,6 +37,8 @@ class SageSettings(CheckSettings):
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
     boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
@@ -82,7 +85,8 @@ class SageState(Boundary):
     "reconstruction from the published description",
     SageSettings,
     SageState,
-    goal=target,
+    with_own_words,
+    target,
 )
 def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.

@@ -29,7 +29,7 @@ from erasure_core.domain import (
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
-from erasure_core.methods import METHODS, find_method
+from erasure_core.methods import METHODS, find_method, vocabulary
 from erasure_core.methods.closed_form import subject_rows
 from erasure_core.methods.rece import returning
 from erasure_core.progress import Silent
@@ -241,6 +241,17 @@ def test_what_nobody_asked_to_keep_is_not_kept_where_it_is_read_as_the_concept()
     concept, rest = without_alike(Concept(("kitten",), None, ("a cat", "a dog", "a Cat, asleep")), found, 0.55)
     assert concept.keep == ("a dog",) and [one.word for one in rest] == ["dog", "puma"]
     assert with_likest(concept, rest).alternative == "dog"
+
+
+@pytest.mark.parametrize("name", ["auto", "sage"])
+def test_the_models_own_words_are_erased_too(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    found = [Found("orb", 0.9, True), Found("cat", 0.3, False)]
+    monkeypatch.setattr(vocabulary, "survey", lambda *_: found)
+    method, concept = find_method(name), Concept(("ball",), None, ("a red box",))
+    assert method.prepare is not None
+    told = method.prepare(pico, concept, method.settings(), Silent())
+    assert told.words == ("ball", "orb") and told.neighbours == ("a cat",)
+    assert method.prepare(pico, concept, method.settings(search=False), Silent()) is concept
 
 
 def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel) -> None:
