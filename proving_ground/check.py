@@ -20,18 +20,18 @@ from .judge import Judge
 from .lexicon import CONCEPTS
 
 CONCEPT = "ball"
-COUNT = 24
+COUNT = 16
 """Pictures in each group."""
 GROUPS = ("named", "kept")
-MOST_LEAK, LEAST_INTACT, LEAST_RETAINED = 0.4, 0.65, 0.75
+MOST_LEAK, LEAST_INTACT, LEAST_RETAINED = 0.5, 0.65, 0.65
 """Bounds of the named words' leak, and of sound pictures and retention as shares of the untouched model's.
 
-Wide enough for the chance in so few pictures, of which each is 4 %: they tell a working eraser from a broken one, not a
+Wide enough for the chance in so few pictures, of which each is 6 %: they tell a working eraser from a broken one, not a
 good one from a better.
 """
 FLIPS = ("erase", "keep", "guidance")
 """Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
-SHORT = {"steps": 120, "trajectories": 16, "trajectory_steps": 10}
+SHORT = {"steps": 80, "batch": 4, "trajectories": 12, "trajectory_steps": 8}
 """Settings of what is trained: enough to erase, and a wrong sign shows long before the end."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers that use both cores each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test takes two: none may spin while the other waits
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not make helper modules importable
 
 from pico import write_pico
 
+from erasure_core.boundary import wording
+from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -56,3 +60,12 @@ def pico_models(pico_folders: dict[str, Path]) -> dict[str, DiffusersModel]:
 def pico(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
     """The SD1.x pico model."""
     return pico_models["sd1"]
+
+
+@pytest.fixture(scope="session")
+def few_everyday_words() -> Iterator[None]:
+    """A quarter of the everyday words that searches compare with: what they say of random weights means nothing."""
+    words = everyday_words()[::4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wording, "everyday_words", lambda: words)
+        yield

@@ -11,6 +11,7 @@ import torch
 from made_up import CONCEPT
 
 from erasure_core import Concept, DeltaSet, Silent
+from erasure_core.boundary import wording
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.clusters import OTHERS, clusters
 from erasure_core.boundary.evidence import Evidence, paint
@@ -19,6 +20,7 @@ from erasure_core.boundary.reading import Reading, _moments, end_vectors
 from erasure_core.boundary.scores import Scorer, reads_as
 from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.errors import DeviceOutOfMemory
+from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 
 
@@ -62,8 +64,9 @@ def test_nothing_is_always_an_alternative(scorer: Scorer) -> None:
     assert "" in scorer.outside and not set(scorer.synonyms) & set(scorer.outside)
 
 
-def test_what_says_the_concept_is_no_neutral_prompt(subject: Subject) -> None:
+def test_what_says_the_concept_is_no_neutral_prompt(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everyday words can be the concept: labelled as both, they would raise the threshold and hide leaks."""
+    monkeypatch.setattr(wording, "everyday_words", everyday_words)  # all of them
     asked = Scorer(subject, Concept(("Dog", "a horse", "man")), states=2)
     said = " ".join([*asked.neutral, *asked.outside]).split()
     assert not {"dog", "horse", "man"} & set(said) and "woman" in said and "cat" in said

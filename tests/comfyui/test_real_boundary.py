@@ -9,7 +9,7 @@ import pytest
 from comfy_client import GraphFailed, Graphs, Host, picture_of
 
 LINKS: dict[str, Any] = {"model": ["base", 0], "clip": ["base", 1]}
-QUICK: dict[str, Any] = {"seconds": 15, "states": 4, "resolution": 64}
+QUICK: dict[str, Any] = {"seconds": 60, "states": 4, "resolution": 64}
 
 
 @pytest.fixture(scope="module")

@@ -46,16 +46,25 @@ def all_bits(model: DiffusersModel) -> str:
     return digest.hexdigest()
 
 
-def finished(model: DiffusersModel, path: Path, checkpoint: Path | None = None) -> bytes:
-    erasure, _ = erase(model, CONCEPT, "esd", SETTINGS, checkpoint=checkpoint)
+def finished(
+    model: DiffusersModel, path: Path, checkpoint: Path | None = None, settings: EsdSettings = SETTINGS
+) -> bytes:
+    erasure, _ = erase(model, CONCEPT, "esd", settings, checkpoint=checkpoint)
     write_erasure(path, erasure, model)
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(pico_models: dict[str, DiffusersModel], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a training that nothing stopped."""
+    return finished(pico_models["sd1"], tmp_path_factory.mktemp("undisturbed") / "ball.safetensors")
+
+
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
-def test_cancel_and_resume_ends_with_the_same_bytes(pico: DiffusersModel, tmp_path: Path, step: int) -> None:
+def test_cancel_and_resume_ends_with_the_same_bytes(
+    pico: DiffusersModel, tmp_path: Path, undisturbed: bytes, step: int
+) -> None:
     path, weights = tmp_path / "ball.safetensors", all_bits(pico)
-    undisturbed = finished(pico, path)
     checkpoint = checkpoint_path(path)
     with pytest.raises(Cancelled, match=f"step {step} of 10"):
         erase(pico, CONCEPT, "esd", SETTINGS, StopAt(step), checkpoint)
@@ -64,9 +73,8 @@ def test_cancel_and_resume_ends_with_the_same_bytes(pico: DiffusersModel, tmp_pa
     assert all_bits(pico) == weights
 
 
-def test_a_hosts_own_interrupt_keeps_the_work(pico: DiffusersModel, tmp_path: Path) -> None:
+def test_a_hosts_own_interrupt_keeps_the_work(pico: DiffusersModel, tmp_path: Path, undisturbed: bytes) -> None:
     path = tmp_path / "ball.safetensors"
-    undisturbed = finished(pico, path)
     with pytest.raises(HostInterrupt):
         erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(6), checkpoint_path(path))
     assert finished(pico, path, checkpoint_path(path)) == undisturbed
@@ -91,10 +99,9 @@ t.erase(DiffusersModel.load(Path(sys.argv[4])), t.CONCEPT, "esd", t.SETTINGS, Ki
 
 @pytest.mark.parametrize("step", [2, 7])
 def test_kill_9_and_resume_ends_with_the_same_bytes(
-    pico: DiffusersModel, pico_folders: dict[str, Path], tmp_path: Path, step: int
+    pico: DiffusersModel, pico_folders: dict[str, Path], tmp_path: Path, undisturbed: bytes, step: int
 ) -> None:
     path, here = tmp_path / "ball.safetensors", Path(__file__)
-    undisturbed = finished(pico, path)
     checkpoint = checkpoint_path(path)
     arguments = [*here.parents[:3], pico_folders["sd1"], step, checkpoint]
     process = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False)
@@ -142,10 +149,10 @@ def test_states_that_were_tampered_with_are_refused(pico: DiffusersModel, tmp_pa
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_last_good_state(
-    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: DiffusersModel, tmp_path: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ball.safetensors"
-    undisturbed, checkpoint = finished(pico, path), checkpoint_path(path)
+    checkpoint = checkpoint_path(path)
     original, calls = DiffusersModel.predict, []
 
     def broken(self: DiffusersModel, *args: object) -> torch.Tensor:
@@ -176,16 +183,19 @@ def test_a_state_that_cannot_be_saved_stops_nothing_and_hides_nothing(pico: Diff
         erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(3), nowhere)
 
 
-def test_a_finished_training_can_be_written_again_without_training(pico: DiffusersModel, tmp_path: Path) -> None:
+def test_a_finished_training_can_be_written_again_without_training(
+    pico: DiffusersModel, tmp_path: Path, undisturbed: bytes
+) -> None:
     """If only the result cannot be written (disk full), the work is not lost."""
     path = tmp_path / "ball.safetensors"
-    undisturbed = finished(pico, path, checkpoint_path(path))
+    assert finished(pico, path, checkpoint_path(path)) == undisturbed
 
     class NoTraining(Silent):
         def update(self, report: Report) -> None:
             assert report.stage not in ("training", "trajectories")
 
     erasure, history = erase(pico, CONCEPT, "esd", SETTINGS, NoTraining(), checkpoint_path(path))
+    path.unlink()
     write_erasure(path, erasure, pico)
     assert path.read_bytes() == undisturbed and len(history.losses) == SETTINGS.steps
 
@@ -203,12 +213,13 @@ def test_resume_is_exact_with_a_text_encoder_of_real_width(tmp_path: Path) -> No
     """The bits of a wide encoding depend on the batch it is made in, with several threads."""
     folder = write_pico(tmp_path / "model", "sd1", text_width=768)
     model, path = DiffusersModel.load(folder), tmp_path / "ball.safetensors"
+    settings = replace(SETTINGS, steps=4, refresh=2, trajectories=3, trajectory_steps=2, contexts=2, neighbours=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        undisturbed = finished(model, path)
+        undisturbed = finished(model, path, settings=settings)
         with pytest.raises(Cancelled):
-            erase(model, CONCEPT, "esd", SETTINGS, StopAt(3), checkpoint_path(path))
-        assert finished(model, path, checkpoint_path(path)) == undisturbed
+            erase(model, CONCEPT, "esd", settings, StopAt(3), checkpoint_path(path))
+        assert finished(model, path, checkpoint_path(path), settings) == undisturbed
     finally:
         torch.set_num_threads(threads)
