@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from erasure_core.boundary.report import Subjected
-from erasure_core.concept import Concept
+from erasure_core.concept import Concept, apart_from
 from erasure_core.erasure_file import StoredErasure, read_erasure
 from erasure_core.errors import InvalidConcept
 from erasure_core.library import SUFFIX
@@ -30,15 +30,10 @@ def concept_of(words: Sequence[str], keep: Sequence[str], files: Sequence[Stored
     if words:
         # What is searched for is not asked to stay, whatever the file was told to keep.
         kept = told.keep if told is not None else ()
-        return Concept(tuple(words), None, tuple(dict.fromkeys([*keep, *_apart(kept, words)])))
+        return Concept(tuple(words), None, tuple(dict.fromkeys([*keep, *apart_from(words, kept)])))
     if told is None:
         raise InvalidConcept("There is nothing to search for; write the concept, or choose an erasure that tells its.")
     return Concept(told.words, told.alternative, tuple(dict.fromkeys([*keep, *told.keep])), told.instead)
-
-
-def _apart(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
-    said = [f" {word.casefold()} " for word in words]
-    return [prompt for prompt in prompts if not any(word in f" {prompt.casefold()} " for word in said)]
 
 
 def subjected(wish: Wish, file: StoredErasure, model: LoadedModel) -> Subjected:

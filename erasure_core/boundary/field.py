@@ -55,7 +55,7 @@ class Field:
         return {row[0] for row in self.subject.model.tokenize(words) if len(row) == 1}
 
     def names(self, text: str) -> bool:
-        """Whether a text holds one of the concept's words."""
+        """Whether a text holds one of the concept's words. Plurals are others: they may leak on their own."""
         folded = text.casefold()
         return any(re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", folded) for word in self.concept.words)
 
