@@ -106,6 +106,7 @@ def _search(rows: list[dict[str, Any]]) -> str:
     with_leak = [row for row in rows if row["unnamed_leaking"]]
     words, recalled = (sum(len(row[key]) for row in rows) for key in ("unnamed_leaking", "recalled"))
     verdicts, right = (sum(row[key] for row in rows) for key in ("verdicts", "right"))
+    budget = ", ".join(sorted({f"{row['conditions']['budget']:g}" for row in rows}))
     return "\n".join(
         [
             "| figure | value |",
@@ -115,6 +116,7 @@ def _search(rows: list[dict[str, Any]]) -> str:
             f"| unnamed leaking words in the top {TOP} | {recalled} of {words} |",
             f"| verdicts “leaks” that the judge confirms | {right} of {verdicts} |",
             f"| seconds, mean | {_share(_mean(row['seconds'] for row in rows), '.0f')} |",
+            f"| of them the search's budget | {budget} |",
         ]
     )
 

@@ -41,5 +41,6 @@ SMALL = {"steps": 3, "trajectories": 5, "trajectory_steps": 3, "batch": 2, "rank
 
 
 def instant(nodes: Nodes, graph: dict[str, Any], word: str = "ball") -> Any:
+    """An erasure at once, without a look around for other words."""
     chosen = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes, word), "resolution": 64}
-    return nodes.run("Erase_closed_form", **chosen)
+    return nodes.run("Erase_closed_form", **chosen, replace=False, neighbours=0)
