@@ -196,10 +196,10 @@ class _Reporter:
 
     def run(self, files: Sequence[Subjected]) -> ReportCard:
         reports, explorations = [], []
-        self.progress.update(Report("preparing", 0, len(files)))
+        self._tell("preparing", 0, len(files))
         scorer = self._scorer()
         for number, file in enumerate(files):
-            self.progress.update(Report(f"measuring {file.name}", number, len(files)))
+            self._tell(f"searching {file.name}", number, len(files))
             exploration = self._explore(file, scorer)
             explorations.append(exploration)
             reports.append(self._measure(file, exploration, scorer))
@@ -213,6 +213,9 @@ class _Reporter:
             limits=limits(self.detector is not None),
             explorations=tuple(explorations),
         )
+
+    def _tell(self, stage: str, done: int, of: int) -> None:
+        self.progress.update(Report(stage, done, of))
 
     def _scorer(self) -> Scorer:
         """The scores on the untouched model: what they need of it is the same for every file, and every file's budget
@@ -237,6 +240,7 @@ class _Reporter:
 
     @torch.no_grad()
     def _measure(self, file: Subjected, exploration: Exploration, scorer: Scorer) -> FileReport:
+        self._tell(f"measuring what {file.name} keeps", 0, 1)
         with self._subject((file.deltas, file.strength)).opened() as subject:
             scorer = scorer.on(subject)
             everyday = fitting(self.model, [f"a {word}" for word in unrelated_words(self.concept)[::4]])
@@ -284,7 +288,8 @@ class _Reporter:
         leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
         others = [one.text for one in kept[:SWEEP_PROMPTS]]
         curve = []
-        for strength in STRENGTHS:
+        for number, strength in enumerate(STRENGTHS):
+            self._tell(f"measuring {file.name} at strength {strength:g}", number, len(STRENGTHS))
             with self._subject((file.deltas, strength)).opened() as subject:
                 here = scorer.on(subject)
                 leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
@@ -305,6 +310,7 @@ class _Reporter:
         kept = [prompt for prompt in self.concept.keep if guard.allows(self.concept, prompt)]
         wanted += [("look-alike", prompt) for prompt in self.look_alikes[:3]]
         wanted += [("kept", prompt) for prompt in kept if prompt not in self.look_alikes][:3]
+        self._tell("painting", 0, 1)
         columns = [self._paint([prompt for _, prompt in wanted], (), decode)]
         columns += [self._paint([p for _, p in wanted], [(f.deltas, f.strength)], decode) for f in files]
         return tuple(

@@ -14,8 +14,8 @@ import torch
 from made_up import CONCEPT
 from safetensors.torch import load_file
 
-from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
-from erasure_core.boundary import ExploreSettings, scores
+from erasure_core import Concept, DeltaSet, Report, Silent, erase, read_erasure, write_erasure
+from erasure_core.boundary import ExploreSettings, scores, wording
 from erasure_core.boundary import report as reporting
 from erasure_core.boundary.harden import harden, widened
 from erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report, share_of
@@ -23,6 +23,7 @@ from erasure_core.boundary.report_page import merge_into_manifest, report_page, 
 from erasure_core.cli.explore import searched_concept
 from erasure_core.cli.main import main
 from erasure_core.errors import InvalidConcept, InvalidFile
+from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings
 from erasure_core.methods.esd import EsdSettings
@@ -30,10 +31,34 @@ from erasure_core.methods.esd import EsdSettings
 QUICK = ReportSettings(calls=300, states=2, steps=2)
 
 
+class Listening(Silent):
+    """What a user is told meanwhile."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def update(self, report: Report) -> None:
+        self.stages.append(report.stage)
+
+
 @pytest.fixture(scope="module")
-def card(pico_models: dict[str, DiffusersModel], change: DeltaSet) -> ReportCard:
+def progress() -> Listening:
+    return Listening()
+
+
+@pytest.fixture(scope="module")
+def card(pico_models: dict[str, DiffusersModel], change: DeltaSet, progress: Listening) -> ReportCard:
     files = [Subjected("whole", change), Subjected("<i>half</i>", change, 0.5)]
-    return report(pico_models["sd1"], CONCEPT, files, QUICK)
+    return report(pico_models["sd1"], CONCEPT, files, QUICK, progress)
+
+
+def test_no_part_of_the_work_is_silent(card: ReportCard, progress: Listening) -> None:
+    told = list(dict.fromkeys(progress.stages))
+    assert told[:2] == ["preparing", "searching whole"] and "painting" in told
+    assert [stage for stage in told if stage.startswith("measuring whole at")][::3] == [
+        f"measuring whole at strength {strength}" for strength in ("0", "0.75", "1.5")
+    ]
+    assert "measuring what <i>half</i> keeps" in told
 
 
 def test_measures_every_file(card: ReportCard) -> None:
@@ -112,6 +137,7 @@ def test_compares_files_by_one_preparation(
         asked.extend(texts)
         return kept_prompts(scorer, texts)
 
+    monkeypatch.setattr(wording, "everyday_words", everyday_words)  # all of them
     monkeypatch.setattr(scores, "make_probe", counted)
     monkeypatch.setattr(reporting, "kept_prompts", noted)
     files = [Subjected("whole", change), Subjected("half", change, 0.5)]

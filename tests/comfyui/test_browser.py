@@ -17,7 +17,17 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 FAST = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 3},
-    "Erase": {"resolution": 64, "steps": 6, "trajectories": 5, "trajectory_steps": 3, "batch": 1, "preview_every": 3},
+    "Erase": {
+        "resolution": 64,
+        "steps": 6,
+        "trajectories": 5,
+        "trajectory_steps": 3,
+        "batch": 1,
+        "preview_every": 3,
+        "harden_seconds": 10,
+    },
+    "ConceptErasureExplore": {"resolution": 64, "seconds": 10, "states": 2, "look": 2},
+    "ConceptErasureReport": {"resolution": 64, "seconds": 10, "states": 2},
 }
 
 
@@ -121,9 +131,10 @@ def test_chart_and_badge_in_every_look(browse: Any, graphs: Graphs, file: str, l
 
 
 def test_the_pack_speaks_other_languages(browse: Any, graphs: Graphs, file: str) -> None:
+    """Japanese: newer front ends have no German to choose."""
     workflow = small(ROOT / "example_workflows/apply_a_stack.json", graphs)
-    seen = browse("workflow", workflow=workflow, run=False, settings={"Comfy.Locale": "de"})
+    seen = browse("workflow", workflow=workflow, run=False, settings={"Comfy.Locale": "ja"})
     assert seen["badges"]
     for badge in seen["badges"]:
-        assert "Verfahren: " in badge and "Basis: " in badge and "gemessen: noch nichts gemessen" in badge
+        assert "手法: " in badge and "ベース: " in badge and "測定値: まだ測定されていません" in badge
         assert "method: " not in badge and "base: " not in badge and "measured: " not in badge
