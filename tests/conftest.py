@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsNoPackage())
 
 
-LONG = ("test_check.py", "test_resume.py", "test_benchmarks.py", "test_report.py", "test_faults.py")
+LONG = ("test_check.py", "test_resume.py", "test_benchmarks.py", "test_report.py", "test_faults.py", "test_exploring.py")
 """Files that take longest: they start first, or one process would end with them while the other waits."""
 
 
