@@ -37,12 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsNoPackage())
 
 
-LONG = ("test_check.py", "test_resume.py", "test_benchmarks.py", "test_report.py", "test_faults.py", "test_exploring.py")
+LONG = ("test_check", "test_resume", "test_benchmarks", "test_report", "test_faults", "test_exploring")
 """Files that take longest: they start first, or one process would end with them while the other waits."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")
