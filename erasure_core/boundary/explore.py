@@ -129,6 +129,7 @@ class _Explorer:
         scorer = scorer.on(subject) if scorer else Scorer(subject, concept, settings.states, settings.seed)
         reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
         self.field = Field(subject, concept, reading, scorer, tries, settings.seed)
+        subject.budget.begin()
         self.points: list[Point] = []
         self.candidates: dict[str, Candidate] = {}
         self.sketches: list[Tensor] = []

@@ -34,13 +34,18 @@ class Budget:
     """How long to search. Both limits may be given; with calls alone the result depends on the seed only.
 
     Args:
-        seconds: wall-clock time; ``None`` sets no limit.
-        calls: predictions of the diffusion network, counted one for each latent; ``None`` sets no limit.
+        seconds: wall-clock time of searching, from ``begin`` on; ``None`` sets no limit.
+        calls: predictions of the diffusion network, counted one for each latent, the preparation's too; ``None`` sets
+            no limit.
     """
 
     seconds: float | None = 60.0
     calls: int | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Start the clock anew: on a slow machine the preparation takes minutes, and would leave nothing to search."""
+        self.started = time.monotonic()
 
     def spent(self, calls: int) -> float:
         """The share of the budget that is used up, 0 to 1 and above, after so many calls."""

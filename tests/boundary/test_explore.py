@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
@@ -16,8 +17,9 @@ import torch
 from made_up import CONCEPT, QUICK
 
 from erasure_core import Concept, DeltaSet, Report
-from erasure_core.boundary import Candidate, Exploration, ExploreSettings, explore
+from erasure_core.boundary import Candidate, Exploration, ExploreSettings, explore, subject
 from erasure_core.boundary.field import Field
+from erasure_core.boundary.scores import Scorer
 from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
@@ -52,6 +54,22 @@ def test_what_no_text_reaches_cannot_be_erased_in_another_round(explored: Explor
     typed = {point.origin: bool(point.word) for point in explored.points}
     assert not any(point.hidden for point in explored.points if not point.word)
     assert not typed["inversion"] and not typed["closed form"] and typed["vocabulary"] and typed["prefix"]
+
+
+def test_a_long_preparation_takes_nothing_from_the_search(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow machine it takes longer than the budget: then only the concept's own words would be tried."""
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(subject, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def slow(*given: Any) -> Scorer:
+        clock.now += 1000
+        return Scorer(*given)
+
+    monkeypatch.setattr(sys.modules["erasure_core.boundary.explore"], "Scorer", slow)
+    found = explore(pico, CONCEPT, settings=ExploreSettings(60.0, 2500, levels="lexical+vocabulary", states=2, look=0))
+    assert found.levels == ("lexical", "vocabulary") and "vocabulary" in {point.origin for point in found.points}
 
 
 def test_looks_at_the_worst(explored: Exploration) -> None:
