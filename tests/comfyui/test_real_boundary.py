@@ -40,7 +40,7 @@ def test_exploring_leads_to_a_map_and_a_wider_concept(host: Host, graphs: Graphs
     graph["sure"] = graphs.node("Inspect", erasure=["again", 2])
     outputs = host.run(graph)
     text = outputs["explore"]["text"][0]
-    assert "in the erased model" in text and "vocabulary:" in text and "not a proof" in text
+    assert "in the erased model" in text and "misspelling:" in text and "not a proof" in text
     page = host.picture_bytes(outputs["map"]["boundary_map"][0]).decode()
     assert "Content-Security-Policy" in page and '"words": ["ball"]' in page
     assert "erased: ball, bouncy sphere" in outputs["sure"]["text"][0]
