@@ -62,9 +62,12 @@ def pico(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
     return pico_models["sd1"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def few_everyday_words() -> Iterator[None]:
-    """A quarter of the everyday words that searches compare with: what they say of random weights means nothing."""
+    """A quarter of the everyday words that searches compare with: what they say of random weights means nothing.
+
+    In all tests, so that none depends on which ran before it.
+    """
     words = everyday_words()[::4]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wording, "everyday_words", lambda: words)

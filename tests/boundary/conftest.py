@@ -18,7 +18,7 @@ from erasure_core.hosts.diffusers import DiffusersModel
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_searches(few_everyday_words: None) -> Iterator[None]:
+def short_searches() -> Iterator[None]:
     """Searches of a few steps: what they find on random weights means nothing, that they run does."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (

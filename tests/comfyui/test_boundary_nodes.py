@@ -14,7 +14,6 @@ from fake_comfy import Interrupted, Switches
 from pack_nodes import PACK, Nodes, concept, instant
 
 FEW: dict[str, Any] = {"states": 2, "resolution": 64, "seconds": 20}
-pytestmark = pytest.mark.usefixtures("few_everyday_words")
 QUICK: dict[str, Any] = {**FEW, "searches": "lexical", "look": 0}
 
 

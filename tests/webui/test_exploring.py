@@ -18,7 +18,6 @@ from erasure_core.errors import ErasureError, InvalidSettings
 
 QUICK = ExploreSettings(seconds=None, calls=900, levels="lexical", states=2, look=4)
 MEASURE = ReportSettings(calls=250, states=2, steps=1)
-pytestmark = pytest.mark.usefixtures("few_everyday_words")
 
 
 @pytest.fixture
