@@ -120,8 +120,8 @@ class ExploreBoundary(io.ComfyNode):
                     min=0,
                     max=1000,
                     control_after_generate=False,
-                    tooltip="So many of the worst prompts are painted and looked at; a prompt leaks only if its "
-                    "picture shows the concept as well. 0 looks at none.",
+                    tooltip="So many of the worst prompts are painted and looked at; a prompt leaks only if most of "
+                    "its pictures show the concept as well. 0 looks at none.",
                 ),
                 io.Int.Input(
                     "add_words",

@@ -49,9 +49,10 @@ class Point:
         similarity: to the concept in what the original model reads, 1 like the concept, 0 like a neutral prompt.
         leak: probability that the erased model steers towards the concept (nearest-direction posterior), 0 to 1.
         residual: share of the original guidance towards the concept that the prompt has in the erased model.
-        leaks: whether ``leak`` is above the threshold, and ``evidence`` too where that was measured.
-        evidence: what the original model sees in a picture that the erased one made of the prompt, above 0 for the
-            concept; ``None`` where none was made.
+        leaks: whether ``leak`` is above the threshold and the pictures confirm it; without a picture, whether those of
+            other suspects were.
+        evidence: what the original model sees in the pictures that the erased one made of the prompt, their median,
+            above 0 for the concept; ``None`` where none was made.
         hidden: far from the concept in text, and still leaking.
         cluster: index into the exploration's clusters.
         thumbnail: data URI of a small PNG, or empty.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from time import monotonic
 
 import torch
@@ -24,13 +25,17 @@ from .field import Field
 from .reading import Reading
 from .scores import Scorer
 from .searches import LADDER, LEVELS, Level
-from .subject import GUIDANCE, Budget, Subject
+from .subject import GUIDANCE, Budget, Subject, derived
 from .thumbnails import thumbnail
 from .wording import with_room
 
-LOOKING = 0.2
+LOOKING = 0.3
 """Share of the budget that is kept for looking at pictures of the worst candidates."""
+BELIEVED = 0.75
+"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look."""
 LOOKED_AT_ONCE = 8
+SIGHTS = 3
+"""Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
 LOOK_ALIKES = 6
 """What a picture is compared with besides the concept and the empty prompt."""
 HIDDEN_BELOW = 0.5
@@ -134,7 +139,9 @@ class _Explorer:
         self.candidates: dict[str, Candidate] = {}
         self.sketches: list[Tensor] = []
         self.levels: list[str] = []
-        self.looked, self.stopped = 0, False
+        self.suspects: list[int] = []
+        self.seen: dict[int, list[float]] = {}
+        self.stopped = False
 
     def run(self) -> Exploration:
         failed: ErasureError | None = None
@@ -147,6 +154,7 @@ class _Explorer:
             self._look()
         except Cancelled:
             self.stopped = True
+        self._settle()
         self.stopped = self.stopped or self.subject.progress.cancelled()
         if not self.points and self.stopped:
             raise Cancelled("Stopped before anything was found.")
@@ -221,21 +229,27 @@ class _Explorer:
 
     @torch.no_grad()
     def _look(self) -> None:
-        """Paint the worst candidates and see what is in the pictures."""
+        """Paint the worst candidates and see what is in the pictures; those that still leak then are painted again."""
         count = min(self.settings.look, len(self.points))
         if not count:
             return
         see = self._eyes()
         worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].leak)[:count]
-        for start in range(0, count, LOOKED_AT_ONCE):
+        self.suspects = [place for place in worst if self.points[place].leaks]
+        for sight in range(SIGHTS):
+            self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see)
+        self._look_at([place for place in worst if place not in self.seen], 0, see)
+
+    def _look_at(self, places: Sequence[int], sight: int, see: Callable[[Tensor], Sequence[float]]) -> None:
+        """Paint points from the noise of one sight and judge them, until the budget is used up."""
+        for start in range(0, len(places), LOOKED_AT_ONCE):
             if self.subject.stopped():
                 return
             self._tell("looking")
-            places = worst[start : start + LOOKED_AT_ONCE]
-            latents = paint(
-                self.subject, [self.candidates[self.points[i].text.casefold()] for i in places], self.settings.seed
-            )
-            for place, latent, evidence in zip(places, latents, see(latents), strict=True):
+            some = places[start : start + LOOKED_AT_ONCE]
+            candidates = [self.candidates[self.points[i].text.casefold()] for i in some]
+            latents = paint(self.subject, candidates, derived(self.settings.seed, sight))
+            for place, latent, evidence in zip(some, latents, see(latents), strict=True):
                 self._judge(place, latent, evidence)
 
     def _eyes(self) -> Callable[[Tensor], Sequence[float]]:
@@ -251,11 +265,23 @@ class _Explorer:
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]
-        leaks = point.leaks and evidence > 0
+        seen = self.seen.setdefault(place, [])
+        seen.append(evidence)
         if self.settings.pictures:
-            self.painted[point.text] = latent.cpu()
-        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(evidence, 4))
-        self.looked += 1
+            self.painted.setdefault(point.text, latent.cpu())
+        usual = median(seen)
+        leaks = point.leaks and usual > 0
+        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(usual, 4))
+
+    def _settle(self) -> None:
+        """Decide on the suspects that the budget left no look at by what became of the others."""
+        looked_at = [place for place in self.suspects if place in self.seen]
+        confirmed = sum(self.points[place].leaks for place in looked_at)
+        if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at
+            return
+        for place, point in enumerate(self.points):
+            if point.leaks and place not in self.seen:
+                self.points[place] = replace(point, leaks=False, hidden=False)
 
     def illustrated(self, found: Exploration) -> Exploration:
         """With small pictures of what was painted, where they are wanted."""
@@ -277,7 +303,7 @@ class _Explorer:
             calls=self.subject.calls,
             seed=self.settings.seed,
             stopped=self.stopped,
-            looked=self.looked,
+            looked=len(self.seen),
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from made_up import CONCEPT, QUICK
 
 from erasure_core import Concept, DeltaSet, Report
-from erasure_core.boundary import Candidate, Exploration, ExploreSettings, explore, subject
+from erasure_core.boundary import Candidate, Exploration, ExploreSettings, evidence, explore, subject
 from erasure_core.boundary.field import Field
 from erasure_core.boundary.scores import Scorer
 from erasure_core.boundary.searches import LADDER, LEVELS
@@ -168,6 +168,36 @@ def test_a_detector_looks_in_the_models_place(pico: DiffusersModel) -> None:
     found = explore(pico, CONCEPT, (), settings, detector=blind)
     assert set(shapes) == {(torch.uint8, (3, 64, 64))} and found.looked == 4
     assert all(point.evidence == -0.4 and not point.leaks for point in found.points if point.evidence is not None)
+
+
+@pytest.mark.parametrize(("answers", "leaks"), [((0.9, 0.2, 0.9), True), ((0.9, 0.2, 0.2), False)])
+def test_a_leak_needs_most_of_its_pictures(
+    pico: DiffusersModel, answers: tuple[float, ...], leaks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One picture shows a concept by chance now and then: where it does, two more are looked at."""
+    painted: list[int] = []
+    monkeypatch.setattr(
+        sys.modules["erasure_core.boundary.explore"],
+        "paint",
+        lambda subject, candidates, seed: painted.append(seed) or evidence.paint(subject, candidates, seed, 2),
+    )
+    monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)  # else a random model lets little through
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical", "look": 1, "seed": 5})
+    detector = iter(answers)
+    found = explore(pico, CONCEPT, (), settings, detector=lambda pictures: [next(detector)] * len(pictures))
+    (looked_at,) = (point for point in found.points if point.evidence is not None)
+    assert looked_at.leaks is leaks and looked_at.evidence == pytest.approx(sorted(answers)[1] - 0.5)
+    assert len(set(painted)) == len(painted) == 3 and found.looked == 1
+
+
+@pytest.mark.parametrize(("answer", "believed"), [(0.9, True), (0.1, False)])
+def test_what_was_not_looked_at_is_believed_as_far_as_the_others(
+    pico: DiffusersModel, answer: float, believed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical", "look": 2})
+    found = explore(pico, CONCEPT, (), settings, detector=lambda pictures: [answer] * len(pictures))
+    assert found.looked == 2 < len(found.points) and {point.leaks for point in found.points} == {believed}
 
 
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
