@@ -31,6 +31,8 @@ from .wording import fitting, unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SWEEP_PROMPTS = 12
+YARDSTICK_PROMPTS = 24
+"""Prompts of one search that the untouched model is asked about as well."""
 STRIP_SIDE = 128
 
 
@@ -268,12 +270,13 @@ class _Reporter:
         return replace(measured, verdict=verdict(measured, self.concept))
 
     def _yardstick(self, scorer: Scorer, exploration: Exploration) -> dict[str, Share]:
-        """What the untouched model makes of the same prompts; of those that can be typed."""
+        """What the untouched model makes of the same prompts; of some of those that can be typed."""
         shares = {}
         for origin in exploration.shares():
             texts = [point.text for point in exploration.points if point.origin == origin and point.word]
-            if texts:
-                scores = scorer([Candidate(text, origin) for text in texts[:200]], erased=False)
+            some = texts[:: -(-len(texts) // YARDSTICK_PROMPTS) or 1]
+            if some:
+                scores = scorer([Candidate(text, origin) for text in some], erased=False)
                 shares[origin] = share_of(score.leak > scorer.threshold for score in scores)
         return shares
 
@@ -281,7 +284,8 @@ class _Reporter:
     def _sweep(
         self, file: Subjected, scorer: Scorer, exploration: Exploration, kept: Sequence[Kept]
     ) -> tuple[tuple[float, float, float], ...]:
-        """Leak and retention over strengths, on the worst prompts found and on kept ones."""
+        """Leak and retention over strengths, on the worst prompts found and on kept ones. The threshold of ``scorer``,
+        which looks at the file's own strength, holds for all."""
         words = self.concept.words
         named = [template.format(word) for word in words for template in with_room(self.model, TEMPLATES, words)]
         worst = [point.text for point in exploration.points if point.leaks and point.word]
@@ -291,7 +295,7 @@ class _Reporter:
         for number, strength in enumerate(STRENGTHS):
             self._tell(f"measuring {file.name} at strength {strength:g}", number, len(STRENGTHS))
             with self._subject((file.deltas, strength)).opened() as subject:
-                here = scorer.on(subject)
+                here = scorer.on(subject, scorer.threshold)
                 leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
                 stays = [one.recognised for one in kept_prompts(here, others)]
             curve.append((strength, sum(leaks) / len(leaks), sum(stays) / len(stays)))

@@ -42,23 +42,21 @@ class Kept:
 @torch.no_grad()
 def kept_prompts(scorer: Scorer, texts: Sequence[str]) -> list[Kept]:
     """How prompts fared; ``scorer`` looks at the erased model."""
-    subject = scorer.subject
-    with subject.original():
-        before = scorer.probe.directions(subject, subject.encode_texts(texts), erased=False)
+    if not texts:
+        return []
     after = scorer.directions([Candidate(text, "kept") for text in texts])
-    return _compared(texts, before, after, scorer.towards)
+    return _compared(texts, scorer.original_directions(texts), after, scorer.towards)
 
 
 @torch.no_grad()
 def attributes(scorer: Scorer) -> list[Kept]:
     """Whether what a prompt says besides the concept is still heard: the difference that a modifier makes, of those
     that leave room for it."""
-    subject, bare = scorer.subject, f"a {scorer.concept.name}"
-    texts = fitting(subject.model, [f"{bare} {modifier}" for modifier in MODIFIERS])
+    bare = f"a {scorer.concept.name}"
+    texts = fitting(scorer.subject.model, [f"{bare} {modifier}" for modifier in MODIFIERS])
     if not texts:
         return []
-    with subject.original():
-        read = scorer.probe.directions(subject, subject.encode_texts([bare, *texts]), erased=False)
+    read = scorer.original_directions([bare, *texts])
     heard = scorer.directions([Candidate(text, "attribute") for text in (bare, *texts)])
     return _compared(texts, read[1:] - read[0], heard[1:] - heard[0], read[:0])
 

@@ -30,7 +30,7 @@ CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
 """How prompts are worded that the scores are calibrated on: not as those they were made of."""
 FALSE_ALARMS = 0.01
-"""Share of neutral prompts that the threshold may let pass as leaks, if their scores are bell-shaped."""
+"""Share of neutral prompts that the threshold may let pass."""
 MAX_EXPONENT = 60.0
 
 
@@ -81,12 +81,16 @@ class Scorer:
         self._drop_synonyms()
         self.temperature = self._fit_temperature()
         self.threshold = self._fit_threshold()
+        self._original: dict[str, Tensor] = {}
 
-    def on(self, subject: Subject) -> Scorer:
-        """The same scores for the same model with other erasures on it: what the original model says is kept."""
+    def on(self, subject: Subject, threshold: float | None = None) -> Scorer:
+        """The same scores for the same model with other erasures on it: what the original model says is kept.
+
+        The threshold is fitted anew, unless one is given.
+        """
         other = copy(self)
         other.subject, other.probe = subject, self.probe.seen_by(subject)
-        other.threshold = other._fit_threshold()
+        other.threshold = other._fit_threshold() if threshold is None else threshold
         return other
 
     def _drop_synonyms(self) -> None:
@@ -123,12 +127,14 @@ class Scorer:
 
     @torch.no_grad()
     def _fit_threshold(self) -> float:
-        """From the erased model's scores of neutral prompts: their mean and as many standard deviations as
-        ``FALSE_ALARMS`` asks for, but at least even odds."""
+        """What ``FALSE_ALARMS`` of the neutral prompts pass in the erased model, but at least even odds.
+
+        A quantile, since the scores are no bell: most neutral prompts lie close together just below zero, and some far
+        below. Their mean and deviations would ask for more than the concept's own words reach.
+        """
         read = self.subject.encode_texts(self.neutral)
         margins = self.margins(self.probe.directions(self.subject, read, erased=True)).cpu()
-        deviations = float(torch.special.ndtri(torch.tensor(1 - FALSE_ALARMS, dtype=torch.float64)))
-        edge = float(margins.mean()) + deviations * float(margins.std())
+        edge = float(torch.quantile(margins, 1 - FALSE_ALARMS))
         return self._posterior(max(edge, 0.0))
 
     def _posterior(self, margin: float) -> float:
@@ -156,6 +162,13 @@ class Scorer:
             return self.probe.directions(self.subject, self.subject.encode(candidates), erased=True)
         with self.subject.original():
             return self.probe.directions(self.subject, self.subject.encode(candidates), erased=False)
+
+    def original_directions(self, texts: Sequence[str]) -> Tensor:
+        """The original model's guidance directions of prompts, [N, F]; each is asked for once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._original]
+        if new:
+            self._original |= zip(new, self.directions([Candidate(text, "") for text in new], False), strict=True)
+        return torch.stack([self._original[text] for text in texts])
 
     def _residuals(self, directions: Tensor) -> Tensor:
         """rho = <g_e(z, p), g0(z, c)> / ||g0(z, c)||^2, [N]; c is the mean of the concept's prompts."""

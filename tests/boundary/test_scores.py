@@ -11,7 +11,7 @@ import torch
 from made_up import CONCEPT
 
 from erasure_core import Concept, DeltaSet, Silent
-from erasure_core.boundary import wording
+from erasure_core.boundary import probe, wording
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.clusters import OTHERS, clusters
 from erasure_core.boundary.evidence import Evidence, paint
@@ -88,11 +88,18 @@ def test_what_the_probe_was_chosen_by_is_not_predicted_again(subject: Subject, m
         return directions(probe, *given, **named)
 
     monkeypatch.setattr(Probe, "directions", noted)
-    made = Scorer(subject, CONCEPT, states=2)
-    assert asked == [6, 6, 2, 2]  # concept and all else in the drawn states; temperature and threshold in the chosen
+    made = Scorer(subject, CONCEPT, states=2, look_alikes=[f"a thing {i}" for i in range(20)])
+    # The concept and some others in the drawn states; the rest, temperature and threshold in the chosen ones.
+    assert asked == [6, 6, 2, 2, 2]
     with subject.original(), torch.no_grad():
-        again = made.probe.directions(subject, subject.encode_texts(made.inside), erased=False)
-    torch.testing.assert_close(made.towards, again, atol=1e-4, rtol=1e-3)
+        for prompts, known in ((made.inside, made.towards), (made.outside, made.away)):
+            again = made.probe.directions(subject, subject.encode_texts(prompts), erased=False)
+            torch.testing.assert_close(known, again, atol=1e-4, rtol=1e-3)
+
+
+def test_states_of_large_models_are_small(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LARGEST_SIDE", 4)
+    assert tuple(Scorer(subject, CONCEPT, states=2).probe.latents.shape) == (2, 4, 4, 4)
 
 
 def test_neutral_pictures_keep_to_the_memory_there_is(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +123,14 @@ def test_threshold_follows_the_neutral_prompts(scorer: Scorer) -> None:
     neutral = scorer([Candidate(text, "test") for text in scorer.neutral])
     assert 0.5 <= scorer.threshold < 1
     assert sum(s.leak > scorer.threshold for s in neutral) <= 0.05 * len(neutral)
+
+
+def test_neutral_prompts_far_away_do_not_raise_the_threshold(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By mean and deviation it would be higher than the concept's own words reach."""
+    margins = torch.full((len(scorer.neutral),), -0.3)
+    margins[0] = -30.0
+    monkeypatch.setattr(Scorer, "margins", lambda self, directions: margins)
+    assert scorer._fit_threshold() == 0.5
 
 
 def test_other_strengths_keep_what_the_original_says(scorer: Scorer, subject: Subject) -> None:

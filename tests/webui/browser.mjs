@@ -20,7 +20,8 @@ page.on("request", (request) => {
 
 const at = (id) => page.locator(`#concept_erasure_${id}`);
 const fill = (id, value) => at(id).locator("textarea, input[type=number]").first().fill(String(value));
-const text = async (id) => (await at(id).innerText()).trim();
+// Gradio 3.41 gives the id of an HTML block to the block and to what is in it.
+const text = async (id) => (await at(id).first().innerText()).trim();
 
 async function choose(id, value) {
   await at(id).locator("input").first().click();
@@ -50,7 +51,7 @@ async function explore() {
   await at("explore_pictures").locator("input").check();
   await at("explore").click();
   const live = new Set();
-  const until = Date.now() + 300000;
+  const until = Date.now() + 900000;
   while (Date.now() < until && !(await page.locator("#concept_erasure_map iframe").count())) {
     const told = await text("explore_candidates");
     if (told.includes("Searching")) live.add(told.split("\n")[0]);
@@ -82,10 +83,10 @@ async function interrupted() {
   await open("Explore");
   await fill("explore_seconds", 600);
   await at("explore").click();
-  const until = Date.now() + 120000;
+  const until = Date.now() + 600000;
   while (Date.now() < until && !(await text("explore_candidates")).includes("Searching")) await page.waitForTimeout(500);
   await at("explore_interrupt").click();
-  await page.waitForFunction(() => /Stopped early/.test(document.querySelector("#concept_erasure_explore_message").innerText), null, { timeout: 180000 });
+  await page.waitForFunction(() => /Stopped early/.test(document.querySelector("#concept_erasure_explore_message").innerText), null, { timeout: 600000 });
   return { said: await text("explore_message"), map: await page.locator("#concept_erasure_map iframe").count() };
 }
 
@@ -97,7 +98,7 @@ async function report() {
   await page.waitForTimeout(400);
   for (const [id, value] of [["report_states", 2], ["report_steps", 3], ["report_side", 64]]) await fill(id, value);
   await at("report").click();
-  await page.waitForSelector("#concept_erasure_report_page iframe", { timeout: 400000 });
+  await page.waitForSelector("#concept_erasure_report_page iframe", { timeout: 900000 });
   await page.waitForTimeout(1500);
   const frame = page.frameLocator("#concept_erasure_report_page iframe");
   const seen = { title: await frame.locator("h1").innerText(), pictures: await frame.locator("img").count() };

@@ -111,7 +111,7 @@ class WebUi:
         if auth:
             request.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
         try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
+            with urllib.request.urlopen(request, timeout=1500) as answer:
                 return answer.status, json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

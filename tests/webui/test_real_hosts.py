@@ -201,7 +201,7 @@ def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> Non
     folder = os.environ.get("WEBUI_PICTURES", str(tmp_path))
     task = {"url": web.base, "folder": folder, "erasure": ball, "seconds": 25}
     command = ["node", str(Path(__file__).with_name("browser.mjs")), json.dumps(task)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
     seen = json.loads(ran.stdout or json.dumps({"error": ran.stderr}))
     assert "error" not in seen, (seen, folder)
     assert seen["problems"] == [] and seen["outside"] == []
