@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from proving_ground.captions import caption
 from proving_ground.painting import load_model, paint
@@ -58,6 +59,13 @@ def test_diffusers_agrees_with_our_sampler(model_dir: Path) -> None:
         generator=torch.Generator().manual_seed(5),
     ).images[0]  # fmt: skip
     assert (theirs * 255 - ours).abs().max() <= 2
+
+
+def test_every_norm_group_has_two_channels_or_more(model_dir: Path) -> None:
+    """With one, a layer cannot hand on a channel's mean, which carries colour and background."""
+    model = load_model(model_dir)
+    norms = [part for net in (model.unet, model.vae) for part in net.modules() if isinstance(part, nn.GroupNorm)]
+    assert len(norms) > 20 and all(norm.num_channels >= 2 * norm.num_groups for norm in norms)
 
 
 def test_the_mean_of_the_noise_is_predicted(model_dir: Path) -> None:
