@@ -22,10 +22,6 @@ SAMPLING_STEPS = 8
 LEAST_NOISE, MOST_NOISE = 0.30, 0.98
 """Timesteps of the states as a share of the schedule."""
 OVERSAMPLED = 3
-NOISED = 2
-"""States drawn from one picture, at noise levels far apart."""
-CHOOSING = 16
-"""Prompts besides the concept's by which states are chosen; the others are compared at the chosen states alone."""
 LARGEST_SIDE = 64
 """Latent pixels along a side of the states: which way a prompt steers shows in smaller pictures too, and
 for SDXL at less than a quarter of the cost."""
@@ -131,24 +127,21 @@ def make_probe(
     """
     drawn, shape = OVERSAMPLED * states, state_shape(subject)
     model = subject.model
-    painted = -(-drawn // NOISED)
-    clean = neutral_latents(subject, neutral, painted, seed, shape)[[i % painted for i in range(drawn)]]
+    clean = neutral_latents(subject, neutral, drawn, seed, shape)
     noise = seeded_noise(shape, [derived(seed, 500_000 + i) for i in range(drawn)]).to(model.device)
     share = torch.linspace(LEAST_NOISE, MOST_NOISE, drawn)
     t = (share * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)
-    some = others[range(min(CHOOSING, len(others)))]
     with subject.original():
         empty = empty_predictions(subject, latents, t)
-        bare = Probe(latents, t, empty, empty, torch.full((drawn,), float(drawn), device=model.device))
+    bare = Probe(latents, t, empty, empty, torch.full((drawn,), float(drawn), device=model.device))
+    with subject.original():
         inside = bare.directions(subject, concept, erased=False).reshape(len(concept), drawn, -1)
-        outside = bare.directions(subject, some, erased=False).reshape(len(some), drawn, -1)
-        usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
-        chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values.tolist()
-        probe = replace(bare, scale=1 / usual).take(chosen)
-        rest = others[range(len(some), len(others))]
-        away = [probe.weighed(outside[:, chosen]), *([probe.directions(subject, rest, erased=False)] if rest else [])]
-    return probe.seen_by(subject), probe.weighed(inside[:, chosen]), torch.cat(away)
+        outside = bare.directions(subject, others, erased=False).reshape(len(others), drawn, -1)
+    usual = outside.pow(2).sum(-1).mean(0).clamp_min(1e-12)
+    chosen = fisher_ratio(inside, outside).topk(states).indices.sort().values.tolist()
+    probe = replace(bare, scale=1 / usual).take(chosen)
+    return probe.seen_by(subject), probe.weighed(inside[:, chosen]), probe.weighed(outside[:, chosen])
 
 
 def empty_predictions(subject: Subject, latents: Tensor, t: Tensor) -> Tensor:

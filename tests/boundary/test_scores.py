@@ -88,9 +88,8 @@ def test_what_the_probe_was_chosen_by_is_not_predicted_again(subject: Subject, m
         return directions(probe, *given, **named)
 
     monkeypatch.setattr(Probe, "directions", noted)
-    made = Scorer(subject, CONCEPT, states=2, look_alikes=[f"a thing {i}" for i in range(20)])
-    # The concept and some others in the drawn states; the rest, temperature and threshold in the chosen ones.
-    assert asked == [6, 6, 2, 2, 2]
+    made = Scorer(subject, CONCEPT, states=2)
+    assert asked == [6, 6, 2, 2]  # concept and all else in the drawn states; temperature and threshold in the chosen
     with subject.original(), torch.no_grad():
         for prompts, known in ((made.inside, made.towards), (made.outside, made.away)):
             again = made.probe.directions(subject, subject.encode_texts(prompts), erased=False)
