@@ -57,7 +57,7 @@ def candidates(points: Sequence[Point], told: str = "") -> str:
     head = f"{reaching} of {len(points)} prompts reach the concept. {told}".strip()
     if not points:
         return f"<p class='concept-erasure-message'>{html.escape(told or 'Nothing was tried yet.')}</p>"
-    columns = ("Prompt", "Word to erase", "Found by", "Steers to it", "Similarity", "Its picture", "")
+    columns = ("Prompt", "Verdict", "Steers to it", "Its pictures", "Found by", "Similarity", "Word to erase")
     titles = "".join(f"<th style='text-align:left;padding-right:1em'>{title}</th>" for title in columns)
     rows = "".join(_row(point) for point in points[:LISTED])
     rest = len(points) - LISTED
@@ -70,10 +70,10 @@ def candidates(points: Sequence[Point], told: str = "") -> str:
 
 
 def _row(point: Point) -> str:
-    seen = "" if point.evidence is None else "shows it" if point.evidence > 0 else "does not"
+    seen = "" if point.evidence is None else "show it" if point.evidence > 0 else "do not"
     verdict = "reaches it, hidden" if point.hidden else "reaches it" if point.leaks else ""
     share = f"{point.leak:.1%}"
-    texts = (point.text, point.word, point.origin, share, f"{point.similarity:.2f}", seen, verdict)
+    texts = (point.text, verdict, share, seen, point.origin, f"{point.similarity:.2f}", point.word)
     return "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
 
 

@@ -229,6 +229,14 @@ def test_foreign_texts_stay_texts(part: Any) -> None:
     assert "script" not in _Seen(pages.verdicts(card)).tags
 
 
+def test_what_matters_of_a_candidate_stands_left(part: Any) -> None:
+    """The column is narrow: what is to the right of it is seen only by who scrolls."""
+    worst = next(point for point in made_up(300).points if point.leaks and not point.hidden)
+    row = part("pages").candidates([worst]).split("<tbody>")[1]
+    cells = [html.unescape(cell.split("</td>")[0]) for cell in row.split("<td>")[1:]]
+    assert cells[:4] == [worst.text, "reaches it", f"{worst.leak:.1%}", "show it"]
+
+
 @pytest.fixture
 def routes(part: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The routes; with a stand-in for FastAPI where that is not installed, as in a test environment without a host."""
