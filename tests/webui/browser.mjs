@@ -84,7 +84,8 @@ async function interrupted() {
   await fill("explore_seconds", 600);
   await at("explore").click();
   const until = Date.now() + 600000;
-  while (Date.now() < until && !(await text("explore_candidates")).includes("Searching")) await page.waitForTimeout(500);
+  // Not while it prepares: nothing is found then, and nothing could be kept.
+  while (Date.now() < until && !(await text("explore_candidates")).includes("Searching: lexical")) await page.waitForTimeout(500);
   await at("explore_interrupt").click();
   await page.waitForFunction(() => /Stopped early/.test(document.querySelector("#concept_erasure_explore_message").innerText), null, { timeout: 600000 });
   return { said: await text("explore_message"), map: await page.locator("#concept_erasure_map iframe").count() };
