@@ -22,8 +22,8 @@ SAMPLING_STEPS = 8
 LEAST_NOISE, MOST_NOISE = 0.30, 0.98
 """Timesteps of the states as a share of the schedule."""
 OVERSAMPLED = 3
-"""States drawn for each that is kept. To draw fewer, to noise one picture twice, or to choose by a part of the prompts alone
-was tried, and made the posterior much worse."""
+"""States drawn for each that is kept. To draw fewer, to noise a picture twice, or to choose by some of the prompts
+alone was tried, and made the posterior much worse."""
 LARGEST_SIDE = 64
 """Latent pixels along a side of the states: which way a prompt steers shows in smaller pictures too, and
 for SDXL at less than a quarter of the cost."""
