@@ -11,11 +11,12 @@ const browser = await chromium.launch({
 });
 const page = await browser.newPage({ viewport: { width: 1400, height: 1150 }, acceptDownloads: true });
 const problems = [], outside = [];
+const GRADIOS_OWN = /^https:\/\/(cdnjs\.cloudflare\.com\/ajax\/libs\/iframe-resizer|fonts\.googleapis\.com|fonts\.gstatic\.com)\//;
 const ours = (text) => /concept.erasure/i.test(text);
 page.on("pageerror", (error) => ours(error.stack ?? "") && problems.push(error.stack));
 page.on("console", (message) => message.type() === "error" && ours(message.text() + message.location().url) && problems.push(message.text()));
 page.on("request", (request) => {
-  if (!request.url().startsWith(task.url) && /^https?:/.test(request.url())) outside.push(request.url());
+  if (!request.url().startsWith(task.url) && /^https?:/.test(request.url()) && !GRADIOS_OWN.test(request.url())) outside.push(request.url());
 });
 
 const at = (id) => page.locator(`#concept_erasure_${id}`);
@@ -37,6 +38,13 @@ async function open(name) {
 const picture = async (name) => {
   await page.evaluate(() => window.scrollTo(0, 0));
   await page.screenshot({ path: `${task.folder}/${name}.jpg`, type: "jpeg", quality: 80, fullPage: true });
+};
+
+// A whole-page screenshot leaves frames of other origins white.
+const framed = async (name, frame) => {
+  await page.locator(frame).scrollIntoViewIfNeeded();
+  await page.waitForTimeout(700);
+  await page.screenshot({ path: `${task.folder}/${name}.jpg`, type: "jpeg", quality: 80 });
 };
 
 async function explore() {
@@ -68,6 +76,7 @@ async function explore() {
   seen.rows = await page.locator("#concept_erasure_candidates_table tbody tr").count();
   seen.escaped = (await text("explore_candidates")).includes("<img src=x");
   await picture("explore");
+  await framed("explore-map", "#concept_erasure_map iframe");
   const [download] = await Promise.all([page.waitForEvent("download"), at("map").locator("a[download]").first().click()]);
   seen.download = download.suggestedFilename();
   await at("harden_selected").click();
@@ -105,6 +114,7 @@ async function report() {
   const seen = { title: await frame.locator("h1").innerText(), pictures: await frame.locator("img").count() };
   seen.said = await text("report_message");
   await picture("report");
+  await framed("report-page", "#concept_erasure_report_page iframe");
   return seen;
 }
 
