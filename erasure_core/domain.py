@@ -20,7 +20,7 @@ from .errors import Cancelled
 from .everyday import PROMPTS
 from .model import PromptModel, has_room
 from .progress import Progress, Report, Silent
-from .sampling import seeded_noise
+from .sampling import at_most, seeded_noise
 from .self_check import similarity
 from .trajectory import encode_each, predict_in_batches
 
@@ -328,10 +328,8 @@ def _directions(
 def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tensor]:
     """States on the way to pictures without a prompt, each from its own point of the noisier half of the way."""
     count = settings.states
-    channels, *sides = model.latent_shape
-    z = seeded_noise(
-        (channels, *(min(side, LARGEST_SIDE) for side in sides)), range(settings.seed, settings.seed + count)
-    ).to(model.device)
+    shape = at_most(model.latent_shape, LARGEST_SIDE)
+    z = seeded_noise(shape, range(settings.seed, settings.seed + count)).to(model.device)
     timesteps = model.schedule.timesteps(12)
     states, times = [], []
     for i, now in enumerate(timesteps[:8]):

@@ -17,6 +17,12 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def at_most(shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:
+    """The shape of latents [C, H, W] with no side longer than ``side``."""
+    channels, height, width = shape
+    return channels, min(height, side), min(width, side)
+
+
 @torch.no_grad()
 def sample(
     model: LoadedModel,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..model import Conditioning
-from ..sampling import seeded_noise
+from ..sampling import at_most, seeded_noise
 from ..trajectory import encode_each
 from .subject import Subject, derived
 
@@ -78,12 +78,6 @@ class Probe:
         return (guided * (self.scale / len(self)).sqrt()[:, None]).flatten(1)
 
 
-def state_shape(subject: Subject) -> tuple[int, int, int]:
-    """The shape of a state: that of the model's latents, but no larger than ``LARGEST_SIDE``."""
-    channels, height, width = subject.model.latent_shape
-    return channels, min(height, LARGEST_SIDE), min(width, LARGEST_SIDE)
-
-
 @torch.no_grad()
 def neutral_latents(
     subject: Subject, prompts: Sequence[str], count: int, seed: int, shape: tuple[int, int, int] | None = None
@@ -127,8 +121,8 @@ def make_probe(
     Returns:
         The probe with the original model's directions of ``concept`` and of ``others`` there.
     """
-    drawn, shape = OVERSAMPLED * states, state_shape(subject)
-    model = subject.model
+    drawn, model = OVERSAMPLED * states, subject.model
+    shape = at_most(model.latent_shape, LARGEST_SIDE)
     clean = neutral_latents(subject, neutral, drawn, seed, shape)
     noise = seeded_noise(shape, [derived(seed, 500_000 + i) for i in range(drawn)]).to(model.device)
     share = torch.linspace(LEAST_NOISE, MOST_NOISE, drawn)
