@@ -10,6 +10,7 @@ from modules import call_queue
 
 from erasure_core.boundary import ExploreSettings
 from erasure_core.boundary.searches import LADDER, LEVELS
+from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.errors import ErasureError, InvalidSettings
 
 from . import exploring, pages, places, show
@@ -76,6 +77,10 @@ def build(tab: Any, form: Form) -> None:
                     False, label="The concept is explicit, whatever its words say: pictures of it are stored blurred",
                     elem_id=f"{PREFIX}_explore_sensitive",
                 )  # fmt: skip
+                guidance = gr.Slider(
+                    1.0, 30.0, value=GUIDANCE, step=0.5, label="Guidance (CFG) of the pictures that are looked at",
+                    elem_id=f"{PREFIX}_explore_guidance",
+                )  # fmt: skip
         with gr.Column():
             with gr.Row():
                 start = gr.Button("Explore", variant="primary", elem_id=f"{PREFIX}_explore")
@@ -93,6 +98,7 @@ def build(tab: Any, form: Form) -> None:
         )  # fmt: skip
         harden = gr.Button("Put them into the Erase form", variant="primary", elem_id=f"{PREFIX}_harden_selected")
     wanted = [words, keep, tries, erasure, strength, seconds, levels, look, pictures, states, side, seed, sensitive]
+    wanted.append(guidance)
     start.click(
         call_queue.wrap_gradio_gpu_call(explore, extra_outputs=["", ""]),
         _js="concept_erasure_submit_explore",
@@ -137,6 +143,7 @@ def search_of(
     side: float,
     seed: float,
     sensitive: bool = False,
+    guidance: float = GUIDANCE,
 ) -> Search:
     """What the form asks for.
 
@@ -149,7 +156,7 @@ def search_of(
         raise InvalidSettings("Pictures, latents and seed of the search must be whole numbers.") from error
     settings = ExploreSettings(
         seconds=float(seconds), levels="+".join(levels or ()), pictures=bool(pictures), sensitive=bool(sensitive),
-        **numbers,
+        guidance=float(guidance), **numbers,
     )  # fmt: skip
     wish = Wish(erasure, float(strength), float(strength)) if erasure and erasure != NONE else None
     return Search(tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), wish, settings, latent_side(side))

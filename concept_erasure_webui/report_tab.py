@@ -11,6 +11,7 @@ from modules import call_queue
 
 from erasure_core.boundary.report import ReportSettings
 from erasure_core.boundary.report_page import report_page
+from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.errors import ErasureError, InvalidSettings
 
 from . import pages, places, reporting, saved, show
@@ -63,6 +64,8 @@ def build(tab: Any) -> None:
                     False, label="The measured concept is explicit, whatever its words say",
                     elem_id=f"{PREFIX}_report_sensitive",
                 )  # fmt: skip
+                guidance = gr.Slider(1.0, 30.0, value=GUIDANCE, step=0.5, label="Guidance of the report's pictures",
+                                     elem_id=f"{PREFIX}_report_guidance")  # fmt: skip
         with gr.Column():
             with gr.Row():
                 start = gr.Button("Make the report card", variant="primary", elem_id=f"{PREFIX}_report")
@@ -78,7 +81,7 @@ def build(tab: Any) -> None:
     page = gr.HTML(elem_id=f"{PREFIX}_report_page")
     # API clients send these by place: what is new goes behind what was there.
     wanted = [erasures, strength, words, keep, tries, seconds, pictures, explicit, states, steps, side, seed, merge]
-    wanted.append(sensitive)
+    wanted += [sensitive, guidance]
     start.click(
         call_queue.wrap_gradio_gpu_call(measure, extra_outputs=[""]),
         _js="concept_erasure_submit_report",
@@ -118,6 +121,7 @@ def measurement_of(
     seed: float,
     merge: bool,
     sensitive: bool = False,
+    guidance: float = GUIDANCE,
 ) -> Measurement:
     """What the form asks for.
 
@@ -129,7 +133,7 @@ def measurement_of(
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidSettings("Latents, steps and seed of the report must be whole numbers.") from error
     shown = {"pictures": bool(pictures), "explicit": bool(explicit), "sensitive": bool(sensitive)}
-    settings = ReportSettings(seconds=float(seconds), **shown, **numbers)
+    settings = ReportSettings(seconds=float(seconds), guidance=float(guidance), **shown, **numbers)
     wishes = tuple(Wish(name, float(strength), float(strength)) for name in erasures or ())
     return Measurement(
         wishes, tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), settings, latent_side(side), bool(merge)

@@ -18,6 +18,7 @@ from modules import call_queue, shared
 
 from erasure_core.boundary import ExploreSettings
 from erasure_core.boundary.report import ReportSettings
+from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import SUFFIX, Hardening
@@ -140,21 +141,22 @@ def _answer(job: Job) -> dict[str, Any]:
 
 def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels),
-    harden (rounds), harden_seconds, preset, pictures (base64, never paths)."""
+    harden (rounds), harden_seconds, harden_guidance, preset, pictures (base64, never paths)."""
     request = _asked(_erasing, body)
     return _answer(_in_turn(lambda: jobs.run_erase(request)))
 
 
 def _erasing(body: dict[str, Any]) -> jobs.Request:
-    known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "harden_seconds", "preset"}
-    _check_fields(body, known | {"pictures"})
+    known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "preset", "pictures"}
+    _check_fields(body, known | {"harden_seconds", "harden_guidance"})
     method = find_method(str(body.get("method", RECOMMENDED)))
     concept = Concept(_texts(body, "words"), body.get("alternative"), _texts(body, "keep"))
     preset = body.get("preset")
     implied = {} if preset is None else preset_settings(str(preset), method)
     settings = method.settings(**implied | body.get("settings", {}))
     rounds = int(body.get("harden", 0))
-    search = ExploreSettings(seconds=float(body.get("harden_seconds", 60)), seed=settings.seed)
+    seconds, guidance = float(body.get("harden_seconds", 60)), float(body.get("harden_guidance", GUIDANCE))
+    search = ExploreSettings(seconds=seconds, guidance=guidance, seed=settings.seed)
     hardening = Hardening(rounds, search) if rounds else None
     pictures = given_pictures.from_base64(_texts(body, "pictures"))
     return jobs.Request(concept, method, settings, latent_side(body.get("side")), hardening, pictures=pictures)
@@ -162,7 +164,7 @@ def _erasing(body: dict[str, Any]) -> jobs.Request:
 
 def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Search for prompts that reach a concept; answers when it is done. Fields: words, keep, try, erasure, strength,
-    side, and the settings of a search: seconds, calls, levels, states, look, pictures, seed, sensitive."""
+    side, and the settings of a search: seconds, calls, levels, states, guidance, look, pictures, seed, sensitive."""
     search = _asked(_search, body)
     job = _in_turn(lambda: exploring.run_explore(search))
     answer = _answer(job)
@@ -171,7 +173,7 @@ def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 
 
 def _search(body: dict[str, Any]) -> Search:
-    own = {"seconds", "calls", "levels", "states", "look", "pictures", "seed", "sensitive"}
+    own = {"seconds", "calls", "levels", "states", "guidance", "look", "pictures", "seed", "sensitive"}
     _check_fields(body, own | {"words", "keep", "try", "erasure", "strength", "side"})
     settings = {name: body[name] for name in own if name in body}
     if "calls" in settings:
@@ -185,15 +187,15 @@ def _search(body: dict[str, Any]) -> Search:
 
 def report(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Measure erasures; answers with the figures when it is done. Fields: erasures (names, or objects with erasure and
-    strength), words, keep, try, side, merge, and the settings of a report: seconds, calls, states, pictures, explicit,
-    steps, seed, sensitive."""
+    strength), words, keep, try, side, merge, and the settings of a report: seconds, calls, states, guidance, pictures,
+    explicit, steps, seed, sensitive."""
     wanted = _asked(_measurement, body)
     job, card = _in_turn(lambda: reporting.run_report(wanted))
     return _answer(job) | {"report": None if card is None else json.loads(card.to_json())}
 
 
 def _measurement(body: dict[str, Any]) -> Measurement:
-    own = {"seconds", "calls", "states", "pictures", "explicit", "steps", "seed", "sensitive"}
+    own = {"seconds", "calls", "states", "guidance", "pictures", "explicit", "steps", "seed", "sensitive"}
     _check_fields(body, own | {"erasures", "words", "keep", "try", "side", "merge"})
     named = body.get("erasures")
     if not isinstance(named, list):

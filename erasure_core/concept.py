@@ -26,6 +26,10 @@ TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
 
 All end with the word: the closed form edits the token vectors from the last one of the concept onwards.
 """
+NAMED = dict(zip(TEMPLATES, ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}"), strict=True))
+"""The same for names, of people and of those whose style it is: nobody asks for "a photo of a Van Gogh"."""
+SMALL_WORDS = frozenset(["and", "da", "de", "del", "der", "di", "du", "la", "of", "the", "van", "von", "y"])
+"""Parts of names that are often written small."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,20 @@ def says(prompt: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(said)}(?:e?s)?(?!\w)", text) is not None
 
 
+def is_name(word: str) -> bool:
+    """Whether a phrase is written as a name: of several words, the telling ones with capital letters. One word alone may
+    be any thing at the beginning of a line."""
+    words = word.split()
+    telling = [part for part in words if part not in SMALL_WORDS]
+    return len(words) > 1 and bool(telling) and all(part[0].isupper() for part in telling)
+
+
+def worded(template: str, word: str, instead: str | None = None) -> str:
+    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``NAMED``."""
+    chosen = NAMED.get(template, template) if is_name(word) else template
+    return chosen.format(word if instead is None else instead).strip()
+
+
 def _checked(phrase: str, what: str) -> str:
     text = " ".join(phrase.split())
     if len(text) > MAX_LENGTH:
@@ -113,7 +131,7 @@ def _checked(phrase: str, what: str) -> str:
 
 def apart_from(words: Sequence[str], prompts: Sequence[str]) -> tuple[str, ...]:
     """Those prompts that are not just one of some words in a template: they can be kept where the words are erased."""
-    erased = {template.format(word).casefold() for word in words for template in TEMPLATES}
+    erased = {worded(template, word).casefold() for word in words for template in TEMPLATES}
     return tuple(prompt for prompt in prompts if prompt.casefold() not in erased)
 
 
@@ -197,7 +215,7 @@ class Concept:
         """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
         own = dict(self.instead)
         return tuple(
-            (template.format(word), template.format(own.get(word, self.alternative or "")).strip())
+            (worded(template, word), worded(template, word, own.get(word, self.alternative or "")))
             for word in self.words
             for template in TEMPLATES
         )
@@ -217,7 +235,7 @@ class Concept:
         own = dict(self.instead)
         fillers = self._fillers()
         said = [
-            Saying(place, template.format(word), template.format(own.get(word, self.alternative or "")).strip(), "")
+            Saying(place, worded(template, word), worded(template, word, own.get(word, self.alternative or "")), "")
             for place, word in enumerate(self.words)
             for template in TEMPLATES
         ]

@@ -43,6 +43,9 @@ direction it steers in is chance."""
 TELLING = 0.8
 """A word that steers pictures at least this share of what the concept's words do surely means something of its own, and
 takes out of the concept what is closer to it. Those that are less known have chance in common."""
+SAME = 0.8
+"""An everyday word that no user named, and that steers pictures this much alike, is no neighbour of the concept but
+another word for it: who erases cottages means houses, where the model paints the same."""
 STAND_IN_LIKENESS = 0.7
 """A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
 
@@ -164,13 +167,19 @@ def _read(model: PromptModel, words: Sequence[str], frames: Sequence[Frame]) -> 
 
 @torch.no_grad()
 def survey(
-    model: PromptModel, concept: Concept, settings: Survey, progress: Progress | None = None, everyday: bool = True
+    model: PromptModel,
+    concept: Concept,
+    settings: Survey,
+    progress: Progress | None = None,
+    everyday: bool = True,
+    named: bool = True,
 ) -> list[Found]:
     """Judge the words around a concept, most alike first, and the words of the prompts to keep.
 
     A word belongs to the concept if it is alike enough, and more like the concept than like any word of a prompt to
     keep or, with ``everyday``, of everyday prompts, or any other that does not belong. Words that the model does not
-    know are left out; of the prompts to keep they are told.
+    know are left out; of the prompts to keep they are told. ``named`` says that the user named those prompts; else,
+    and of everyday prompts, words that steer the ``SAME`` way are judged as all others are.
 
     Raises:
         Cancelled: the user stopped.
@@ -186,6 +195,12 @@ def survey(
     own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     unit = own.norm(dim=1).mean().clamp_min(1e-12)
     to_anchors, anchor_strength = similarity(others, own).amax(dim=1), others.norm(dim=1) / unit
+    loose = torch.tensor([not (named and word in user) for word in anchors], dtype=torch.bool)
+    same = loose & (to_anchors >= SAME) & (anchor_strength >= FAINT)
+    words += [word for word, is_same in zip(anchors, same.tolist(), strict=True) if is_same]
+    judged = torch.cat([judged, others[same]])
+    anchors = [word for word, is_same in zip(anchors, same.tolist(), strict=True) if not is_same]
+    others, to_anchors, anchor_strength = others[~same], to_anchors[~same], anchor_strength[~same]
     rows = zip(anchors, to_anchors.tolist(), anchor_strength.tolist(), strict=True)
     found = [Found(word, like, False, True, strength=much) for word, like, much in rows if word in user]
     strength = judged.norm(dim=1) / unit
@@ -258,15 +273,16 @@ def everyday_survey(
     at: nobody asked to keep either.
     """
     concept = with_everyday_keep(concept)
-    found = survey(model, concept, replace(settings, around_kept=0), progress)
+    found = survey(model, concept, replace(settings, around_kept=0), progress, named=False)
     return without_alike(concept, found, settings.alike)
 
 
 def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tuple[Concept, list[Found]]:
-    """A concept without those prompts to keep that say a word at least so ``alike``, and the finds without that word:
-    for prompts that no user asked to keep."""
+    """A concept without those prompts to keep that say a word that is at least so ``alike`` or belongs to it, and the
+    finds without those of the first kind: for prompts that no user asked to keep."""
     alike_words = {one.word for one in found if one.kept and one.likeness >= alike}
-    keep = tuple(prompt for prompt in concept.keep if not alike_words & set(map(_bare, prompt.split())))
+    gone = alike_words | {one.word for one in found if one.belongs}
+    keep = tuple(prompt for prompt in concept.keep if not gone & set(map(_bare, prompt.split())))
     return replace(concept, keep=keep), [one for one in found if one.word not in alike_words]
 
 
@@ -375,8 +391,9 @@ def with_everyday_keep(concept: Concept) -> Concept:
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
     """A concept with the words that the model reads as it, at most ``most`` of them, but none that a prompt to keep or
-    the alternative says."""
-    said = {word for prompt in (*concept.keep, concept.alternative or "") for word in prompt.casefold().split()}
+    an alternative says."""
+    instead = (concept.alternative or "", *(other for _, other in concept.instead))
+    said = {word for prompt in (*concept.keep, *instead) for word in prompt.casefold().split()}
     words = [one.word for one in found if one.belongs and one.word.casefold() not in said][:most]
     return replace(concept, words=(*concept.words, *words))
 

@@ -134,7 +134,9 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
         )
     is_dense, layers = dense.pop(), model.layers()
     names = file_names(layers, erasure.manifest.family, is_dense)
-    whole = _with_whole_text_attention(erasure.deltas, layers, is_dense)
+    # Hosts differ in what they have beside: SD2's last text layer, which nothing trains, is in some only.
+    changed = DeltaSet({name: erasure.deltas[name] for name in erasure.deltas.changed()})
+    whole = _with_whole_text_attention(changed, layers, is_dense)
     wanted = dtype or (torch.float32 if is_dense else torch.float16)
     for stored_as in (wanted, torch.float32):
         error, left = _storage_error(erasure, stored_as), _changed_as(erasure.deltas, stored_as)

@@ -10,7 +10,7 @@ without pictures. Without an adapter's weights the model's own W_k and W_v read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +138,9 @@ def _numbered(tensors: Mapping[str, Tensor], kind: str) -> list[Tensor]:
 class ImageBranch:
     """The second attention, hung on a model. It reads ``tokens``, one row for each row of the running batch."""
 
-    def __init__(self, adapter: ImageAdapter, family: str) -> None:
-        self.adapter, self.family = adapter, family
+    def __init__(self, adapter: ImageAdapter, model: LoadedModel) -> None:
+        self.adapter, self.family = adapter, model.family
+        self.heads: Callable[[str], int] | None = getattr(model, "attention_heads", None)
         self.tokens: Tensor | None = None
         self._queries: dict[str, Tensor] = {}
 
@@ -177,9 +178,13 @@ class ImageBranch:
         tokens = tokens.to(queries.dtype)
         keys = F.linear(tokens, self.adapter.keys[name].to(queries.dtype))
         values = F.linear(tokens, self.adapter.values[name].to(queries.dtype))
-        heads = SD1_HEADS if self.family == "sd1" else max(1, queries.shape[-1] // HEAD_WIDTH)
+        heads = self.heads(name) if self.heads is not None else self._usual_heads(queries.shape[-1])
         q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys, values))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def _usual_heads(self, width: int) -> int:
+        """The heads that the family's own networks have, for models that cannot be asked."""
+        return SD1_HEADS if self.family == "sd1" else max(1, width // HEAD_WIDTH)
 
 
 class ImagePrompted:

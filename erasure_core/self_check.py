@@ -241,7 +241,10 @@ class _Search:
         ids = list(self.ids[row])
         places = self.movable[row]
         if places:
-            near = similarity(embeddings[[place + 1 for place in places]], self.tables[0].float()).argmax(dim=1)
+            near = similarity(embeddings[[place + 1 for place in places]], self.tables[0].float())
+            (frame, *_), _ = self.model.token_rows([[]])
+            near[:, torch.unique(frame[0])] = -torch.inf  # begin, end and padding: nobody can type those
+            near = near.argmax(dim=1)
             for place, token in zip(places, near.tolist(), strict=True):
                 ids[place] = token
         return self.model.detokenize(ids)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import identity, load_checkpoint, save_checkpoint
-from .concept import TEMPLATES, Concept
+from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
 from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
@@ -73,10 +73,6 @@ class Step:
     def predict(self, *draws: Draw) -> list[Tensor]:
         """The student's predictions for the draws' own prompts, all in one call."""
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
-
-    def predict_empty(self, draw: Draw) -> Tensor:
-        """The student's prediction at the draw's states for the empty prompt."""
-        return self.trainer.predict([(draw, [""] * len(draw.prompts))])[0]
 
 
 @dataclass
@@ -202,7 +198,7 @@ class Trainer:
         self.pools: dict[str, TrajectoryPool] = {}
         # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
         self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
-        self._updating = False
+        self._updating = self._all_ran = False
         self._encoded: dict[str, Conditioning] = {}
 
     def run(self) -> None:
@@ -278,7 +274,7 @@ class Trainer:
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""
         # The plain ones first: they are what users type, and must be in every pool.
-        plain = {template.format(word) for template in TEMPLATES[:PLAIN] for word in self.concept.words}
+        plain = {worded(template, word) for template in TEMPLATES[:PLAIN] for word in self.concept.words}
         said = sorted(self.sayings.values(), key=lambda saying: saying.prompt not in plain)
         without = [saying.without for saying in said]
         concept: dict[str, Sequence[str]] = {EMPTY: [""] * len(said), PROMPT: [saying.prompt for saying in said]}
@@ -330,6 +326,9 @@ class Trainer:
         losses = self._check(self._backward())
         while losses is None:
             losses = self._check(self._backward())
+        if not self._all_ran:  # also where a training goes on, and before a step is counted that could be saved
+            self._check_all_layers_ran()
+            self._all_ran = True
         self._updating = True
         self._set_rates()
         self.optimizer.step()
@@ -337,8 +336,6 @@ class Trainer:
         self.history.losses.append(losses)
         self._updating = False
         self.optimizer.zero_grad()
-        if self.step == 1:
-            self._check_all_layers_ran()
         self.progress.update(Report("training", self.step, self.settings.steps, losses))
 
     def _set_rates(self) -> None:

@@ -195,7 +195,8 @@ def draw_pool(
         teacher: who predicts: ``original``, or ``training``, the model as it is at this step.
         encode: encodes the prompts of a role, where that is not just ``model.encode``.
         goal: what the model in training is to predict, for drivers that lead there.
-        always: so many of the first prompts are in every pool, or as many of them as fill half of it.
+        always: so many of the first prompts are in every pool, or as many of them as fill half of it; the very first
+            one, in any case.
 
     Raises:
         Cancelled: the user stopped.
@@ -203,6 +204,8 @@ def draw_pool(
     encode = encode or (lambda role, written: encode_each(model, written))
     texts = tuple(roles[PROMPT])
     first = torch.randperm(min(always, len(texts)), generator=generator)[: settings.trajectories // 2].tolist()
+    if first and 0 not in first:
+        first[-1] = 0
     others = torch.randperm(len(texts), generator=generator).tolist()
     order = list(dict.fromkeys([*first, *others]))
     prompts = [order[i % len(texts)] for i in range(settings.trajectories)]

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..erasure_core.boundary.explore import ExploreSettings
+from ..erasure_core.boundary.subject import GUIDANCE
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
@@ -120,12 +121,23 @@ def harden_inputs() -> list[Any]:
             control_after_generate=False,
             tooltip="How long each of these searches may take, in seconds.",
         ),
+        io.Float.Input(
+            "harden_guidance",
+            default=GUIDANCE,
+            min=1.0,
+            max=30.0,
+            step=0.5,
+            tooltip="Guidance scale of the pictures that these searches look at: what you paint with.",
+        ),
     ]
 
 
 def _hardening(request: ConceptRequest, values: dict[str, Any]) -> Hardening:
     search = ExploreSettings(
-        seconds=float(values["harden_seconds"]), seed=values.get("seed", 0), sensitive=request.explicit
+        seconds=float(values["harden_seconds"]),
+        guidance=values["harden_guidance"],
+        seed=values.get("seed", 0),
+        sensitive=request.explicit,
     )
     return Hardening(values["harden"], search)
 

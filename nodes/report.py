@@ -95,6 +95,7 @@ def _settings(request: ConceptRequest, how: dict[str, Any]) -> ReportSettings:
     return ReportSettings(
         seconds=float(how["seconds"]),
         states=how["states"],
+        guidance=how["guidance"],
         pictures=how["pictures"],
         explicit=how["show_explicit"],
         sensitive=request.explicit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InvalidFile
@@ -148,11 +148,6 @@ def _point(raw: Any) -> Point:
     known = _typed(raw, POINT)
     evidence = None if raw["evidence"] is None else _typed(raw, {"evidence": float})["evidence"]
     return Point(**known, evidence=evidence)
-
-
-def without_pictures(exploration: Exploration) -> Exploration:
-    """The same without thumbnails."""
-    return replace(exploration, points=tuple(replace(point, thumbnail="") for point in exploration.points))
 
 
 def ordered(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from ..concept import Concept
+from ..concept import Concept, worded
 from ..delta import DeltaSet
 from ..errors import Cancelled, ErasureError, InvalidConcept, InvalidSettings
 from ..methods.registry import check_settings, option
@@ -260,7 +260,7 @@ class _Explorer:
         # One wording of each word: a concept of many words would make every look many times as long.
         words = self.concept.words[:3]
         (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
-        said = [template.format(word) for word in words]
+        said = [worded(template, word) for word in words]
         return Evidence(self.subject, said, self.field.scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:

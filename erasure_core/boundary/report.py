@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..concept import TEMPLATES, Concept
+from ..concept import TEMPLATES, Concept, worded
 from ..delta import DeltaSet
 from ..erasing import applied
 from ..manifest import Manifest
@@ -22,7 +22,7 @@ from . import guard
 from .candidate import Candidate
 from .exploration import Exploration
 from .explore import Detector, ExploreSettings, explore
-from .retention import Kept, attributes, drift, kept_prompts
+from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import Scorer
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import picture_uri
@@ -104,7 +104,7 @@ class FileReport:
         retention: by group, the share of prompts that still steer where they did.
         change: by group, the mean relative change of the guidance.
         drift: timestep and relative change of the unconditional prediction.
-        sweep: strength, share that leaks, share that is kept.
+        sweep: strength, share that leaks, share that is kept; the last is ``None`` where there is nothing to keep.
         found: the worst prompts that reach the concept.
         about: method, settings, base, cost.
         verdict: sentences for people.
@@ -117,7 +117,7 @@ class FileReport:
     retention: dict[str, Share]
     change: dict[str, float]
     drift: tuple[tuple[int, float], ...]
-    sweep: tuple[tuple[float, float, float], ...]
+    sweep: tuple[tuple[float, float, float | None], ...]
     found: tuple[str, ...]
     about: dict[str, Any]
     verdict: tuple[str, ...] = ()
@@ -246,7 +246,7 @@ class _Reporter:
         with self._subject((file.deltas, file.strength)).opened() as subject:
             scorer = scorer.on(subject)
             everyday = fitting(self.model, [f"a {word}" for word in unrelated_words(self.concept)[::4]])
-            kept = [*self.concept.keep, *everyday]
+            kept = [*self.concept.keep, *known_prompts(scorer, everyday)]
             groups = {
                 "kept prompts": kept_prompts(scorer, list(dict.fromkeys(kept))),
                 "look-alikes": kept_prompts(scorer, self.look_alikes),
@@ -263,7 +263,7 @@ class _Reporter:
             retention={name: share_of(k.recognised for k in found) for name, found in groups.items()},
             change={name: round(sum(k.change for k in found) / len(found), 5) for name, found in groups.items()},
             drift=tuple(drifted),
-            sweep=self._sweep(file, scorer, exploration, groups["kept prompts"]),
+            sweep=self._sweep(file, scorer, exploration, groups.get("kept prompts", ())),
             found=exploration.leaking_words(20),
             about=_about(file, exploration),
         )
@@ -283,22 +283,22 @@ class _Reporter:
     @torch.no_grad()
     def _sweep(
         self, file: Subjected, scorer: Scorer, exploration: Exploration, kept: Sequence[Kept]
-    ) -> tuple[tuple[float, float, float], ...]:
+    ) -> tuple[tuple[float, float, float | None], ...]:
         """Leak and retention over strengths, on the worst prompts found and on kept ones. The threshold of ``scorer``,
         which looks at the file's own strength, holds for all."""
         words = self.concept.words
-        named = [template.format(word) for word in words for template in with_room(self.model, TEMPLATES, words)]
+        named = [worded(template, word) for word in words for template in with_room(self.model, TEMPLATES, words)]
         worst = [point.text for point in exploration.points if point.leaks and point.word]
         leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
         others = [one.text for one in kept[:SWEEP_PROMPTS]]
-        curve = []
+        curve: list[tuple[float, float, float | None]] = []
         for number, strength in enumerate(STRENGTHS):
             self._tell(f"measuring {file.name} at strength {strength:g}", number, len(STRENGTHS))
             with self._subject((file.deltas, strength)).opened() as subject:
                 here = scorer.on(subject, scorer.threshold)
                 leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
                 stays = [one.recognised for one in kept_prompts(here, others)]
-            curve.append((strength, sum(leaks) / len(leaks), sum(stays) / len(stays)))
+            curve.append((strength, sum(leaks) / len(leaks), sum(stays) / len(stays) if stays else None))
         return tuple(curve)
 
     def _strips(self, files: Sequence[Subjected]) -> tuple[Strip, ...]:
@@ -308,11 +308,14 @@ class _Reporter:
             return ()
         words = self.concept.words[:2]
         (template,) = with_room(self.model, ["a photo of a {}"], words)
-        wanted = [("erased", template.format(word)) for word in words]
+        wanted = [("erased", worded(template, word)) for word in words]
         if self.explicit and not self.settings.explicit:
             wanted = []
-        kept = [prompt for prompt in self.concept.keep if guard.allows(self.concept, prompt)]
-        wanted += [("look-alike", prompt) for prompt in self.look_alikes[:3]]
+        kept, alike = (
+            [prompt for prompt in prompts if guard.allows(self.concept, prompt)]
+            for prompts in (self.concept.keep, self.look_alikes)
+        )
+        wanted += [("look-alike", prompt) for prompt in alike[:3]]
         wanted += [("kept", prompt) for prompt in kept if prompt not in self.look_alikes][:3]
         self._tell("painting", 0, 1)
         columns = [self._paint([prompt for _, prompt in wanted], (), decode)]

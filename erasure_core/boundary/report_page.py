@@ -101,7 +101,8 @@ def charts(card: ReportCard) -> list[Sheet]:
     sweep, drifted = [], []
     for file in card.files:
         sweep.append((f"{file.name}: leak", [(s, leak) for s, leak, _ in file.sweep]))
-        sweep.append((f"{file.name}: kept", [(s, kept) for s, _, kept in file.sweep]))
+        if kept_curve := [(s, kept) for s, _, kept in file.sweep if kept is not None]:
+            sweep.append((f"{file.name}: kept", kept_curve))
         drifted.append((file.name, [(float(t), value) for t, value in file.drift]))
     top = max([0.02, *(value for _, curve in drifted for _, value in curve)]) * 1.1
     return [

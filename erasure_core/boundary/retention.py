@@ -49,16 +49,30 @@ def kept_prompts(scorer: Scorer, texts: Sequence[str]) -> list[Kept]:
 
 
 @torch.no_grad()
+def known_prompts(scorer: Scorer, texts: Sequence[str]) -> list[str]:
+    """Those prompts that the original model knows: where the others steer is chance, so nothing is lost with them."""
+    if not texts:
+        return []
+    known = scorer.knows(scorer.original_directions(texts)).tolist()
+    return [text for text, is_known in zip(texts, known, strict=True) if is_known]
+
+
+@torch.no_grad()
 def attributes(scorer: Scorer) -> list[Kept]:
     """Whether what a prompt says besides the concept is still heard: the difference that a modifier makes, of those
-    that leave room for it."""
+    that leave room for it and that the original model knows."""
     bare = f"a {scorer.concept.name}"
     texts = fitting(scorer.subject.model, [f"{bare} {modifier}" for modifier in MODIFIERS])
     if not texts:
         return []
-    read = scorer.original_directions([bare, *texts])
+    bare_one, *read = scorer.original_directions([bare, *texts])
+    before = torch.stack(read) - bare_one
+    known = scorer.knows(before).nonzero().flatten().tolist()
+    if not known:
+        return []
+    texts = [texts[i] for i in known]
     heard = scorer.directions([Candidate(text, "attribute") for text in (bare, *texts)])
-    return _compared(texts, read[1:] - read[0], heard[1:] - heard[0], read[:0])
+    return _compared(texts, before[known], heard[1:] - heard[0], before[:0])
 
 
 def _compared(texts: Sequence[str], before: Tensor, after: Tensor, rivals: Tensor) -> list[Kept]:

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..concept import Concept
+from ..concept import Concept, worded
+from ..domain import FAINT
+from ..self_check import similarity
 from .candidate import Candidate
 from .probe import make_probe
 from .subject import Subject
@@ -66,7 +68,7 @@ class Scorer:
     ) -> None:
         self.subject, self.concept, model = subject, concept, subject.model
         self.templates = with_room(model, CONCEPT_TEMPLATES, concept.words)
-        self.inside = [template.format(word) for word in concept.words for template in self.templates]
+        self.inside = [worded(template, word) for word in concept.words for template in self.templates]
         words = unrelated_words(concept)
         # Every other neutral word only: the rest is held out, to calibrate on.
         everyday = fitting(model, [f"a {word}" for word in words[::2]])
@@ -110,7 +112,7 @@ class Scorer:
         concept's words and neutral words, worded otherwise."""
         words = self.concept.words
         templates = with_room(self.subject.model, HELD_OUT_TEMPLATES, words)
-        said = [template.format(word) for word in words for template in templates]
+        said = [worded(template, word) for word in words for template in templates]
         with self.subject.original():
             read = self.subject.encode_texts([*said, *self.neutral])
             margins = self.margins(self.probe.directions(self.subject, read, erased=False)).cpu().double()
@@ -176,10 +178,18 @@ class Scorer:
         return directions @ mean / mean.pow(2).sum().clamp_min(1e-12)
 
     def nearest_others(self, count: int) -> list[str]:
-        """The prompts that look most like the concept and are not: its look-alikes, nearest first."""
-        nearest = _distances(self.away, self.towards).amin(1)
-        order = [i for i in nearest.argsort().tolist() if self.outside[i]]
-        return [self.outside[i] for i in order[:count]]
+        """The prompts that steer most like the concept and are not it: its look-alikes, likest first.
+
+        By angle: what the model does not know hardly steers, and so lies near to everything.
+        """
+        known = self.knows(self.away).tolist()
+        order = similarity(self.away, self.towards).amax(dim=1).argsort(descending=True).tolist()
+        return [self.outside[i] for i in order if self.outside[i] and known[i]][:count]
+
+    def knows(self, directions: Tensor) -> Tensor:
+        """Which directions [N, F] of the original model are more than chance, bool [N]."""
+        known: Tensor = directions.norm(dim=1) >= FAINT * self.towards.norm(dim=1).mean()
+        return known
 
 
 def reads_as(away: Tensor, towards: Tensor, wordings: int) -> Tensor:

@@ -82,6 +82,8 @@ def _attacks(measured: FileReport) -> list[str]:
 
 
 def _kept(measured: FileReport) -> str:
+    if not measured.retention:
+        return "What else was harmed is not known: the model knows none of the everyday words. Give prompts to keep."
     worst = min(measured.retention, key=lambda name: measured.retention[name].share)
     share = measured.retention[worst].share
     if share >= KEPT_WELL:

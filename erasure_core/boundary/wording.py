@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..concept import Concept, says
+from ..concept import Concept, says, worded
 from ..everyday import everyday_words
 from ..model import LoadedModel, has_room
 
@@ -21,4 +21,4 @@ def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
 
 def with_room(model: LoadedModel, templates: Sequence[str], words: Sequence[str]) -> list[str]:
     """Those templates that leave room for each of the words; the bare word where none does."""
-    return [t for t in templates if all(has_room(model, t.format(word)) for word in words)] or ["{}"]
+    return [t for t in templates if all(has_room(model, worded(t, word)) for word in words)] or ["{}"]

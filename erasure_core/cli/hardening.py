@@ -7,6 +7,7 @@ import sys
 
 from ..boundary.exploration import Exploration
 from ..boundary.explore import ExploreSettings
+from ..boundary.subject import GUIDANCE
 from .explore import seconds
 from .terminal import printable
 
@@ -27,11 +28,17 @@ def add_harden_arguments(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         help="how long each of these searches may take, such as 5m (default 60s)",
     )
+    parser.add_argument(
+        "--harden-guidance",
+        type=float,
+        default=GUIDANCE,
+        help=f"guidance scale of the pictures that these searches look at (default {GUIDANCE:g})",
+    )
 
 
 def search_settings(options: argparse.Namespace) -> ExploreSettings:
     """How each round searches."""
-    return ExploreSettings(seconds=options.harden_budget, seed=options.seed or 0)
+    return ExploreSettings(seconds=options.harden_budget, guidance=options.harden_guidance, seed=options.seed or 0)
 
 
 def tell_round(number: int, found: Exploration) -> None:

@@ -144,6 +144,11 @@ class DiffusersModel:
                 self._layers |= dict(_linear_layers(prefix, encoder))
         return self._layers
 
+    def attention_heads(self, name: str) -> int:
+        """The heads of a cross-attention, such as ``unet.mid_block.attentions.0.transformer_blocks.0.attn2``."""
+        attention: Any = self.unet.get_submodule(name.removeprefix("unet."))
+        return int(attention.heads)
+
     def base_weight(self, name: str) -> Tensor:
         return weight_of(self.layers()[name])
 

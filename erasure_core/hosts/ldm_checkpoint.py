@@ -169,7 +169,12 @@ def prediction_of(source: _Source, family: str) -> str:
 
     SDXL v-prediction models carry an empty tensor ``v_pred``. SD2.1-v differs from SD2.1-base in one norm's bias, whose
     spread is above 0.09 in the v model: that is how ComfyUI decides.
+
+    Raises:
+        ModelError: the model is marked as one with another noise schedule.
     """
+    if "ztsnr" in source.shapes:
+        raise ModelError("its noise schedule ends in pure noise (zero terminal SNR), which is not supported")
     if "v_pred" in source.shapes:
         return "v_prediction"
     if family == "sd2" and V_PROBE in source.shapes:

@@ -67,7 +67,7 @@ class WebuiModel:
         return self.texts[0].detokenize(ids)
 
     def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
-        return [side.rows(rows).to(self.device) for side in self.texts], tuple(len(row) + 1 for row in rows)
+        return [side.rows(rows).to(side.table.device) for side in self.texts], tuple(len(row) + 1 for row in rows)
 
     def token_tables(self) -> list[Tensor]:
         return [side.table for side in self.texts]
@@ -81,7 +81,7 @@ class WebuiModel:
         with ExitStack() as stack:
             for side, vectors in zip(self.texts, embeddings, strict=True):
                 stack.enter_context(side.reading(vectors))
-            rows = [side.placed(ends, length).to(self.device) for side in self.texts]
+            rows = [side.placed(ends, length) for side in self.texts]
             encoded = self._encode(rows, tuple(ends))
         # Longer only where every encoder reads whole rows.
         return Conditioning(encoded.context[:, :length], encoded.ends, encoded.pooled)
@@ -92,7 +92,7 @@ class WebuiModel:
         contexts, pooled = [], None
         with self._precision():
             for side, ids in zip(self.texts, rows, strict=True):
-                context, pooled = side.encode(ids)
+                context, pooled = side.encode(ids.to(self.device))
                 contexts.append(context[:, :length].to(self.device))
         return Conditioning(torch.cat(contexts, dim=-1).float(), ends, None if pooled is None else pooled.float())
 

@@ -164,7 +164,7 @@ class ForgePatcher:
         The first question after a patching compares the weights with the host's backup of the originals; the following
         ones only whether they are still the same objects.
         """
-        changes = summed(wanted, self.view.slots, text)
+        changes = self._changes(wanted, text)
         if not changes:
             return True
         side = self.objects.clip.patcher if text else self.objects.unet

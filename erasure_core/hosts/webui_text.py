@@ -95,7 +95,7 @@ class TextSide:
         """
 
         def replace(layer: nn.Module, inputs: Any, looked_up: Tensor) -> Tensor:
-            return torch.cat([vectors.to(looked_up.dtype), looked_up[:, vectors.shape[1] :]], dim=1)
+            return torch.cat([vectors.to(looked_up), looked_up[:, vectors.shape[1] :]], dim=1)
 
         handle = self.embedding.register_forward_hook(replace)
         try:
@@ -105,12 +105,22 @@ class TextSide:
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Canonical names of the linear layers whose forward the host calls."""
+        unread = self._unread()
         for path, layer in self.network.named_modules():
             # open_clip's attention reads the weight of its output layer without ever calling that layer.
             if is_layer(layer) and not (self.is_open_clip and path.endswith("attn.out_proj")):
                 name = self.canonical(path)
-                if name is not None:
+                if name is not None and not path.startswith(unread):
                     yield name, layer
+
+    def _unread(self) -> tuple[str, ...]:
+        """Where the blocks stand that SD2's text encoder stops before. SDXL's, which pools the last one's, does not."""
+        wrapped = getattr(self.engine, "wrapped", None)
+        if not self.is_open_clip or hasattr(wrapped, "return_pooled"):
+            return ()
+        network: Any = self.network
+        count = len(network.transformer.resblocks)
+        return tuple(f"transformer.resblocks.{count - 1 - i}." for i in range(int(getattr(wrapped, "layer_idx", 0))))
 
     def canonical(self, path: str) -> str | None:
         """The canonical name of a module of this encoder; ``None`` for one that other hosts do not have."""

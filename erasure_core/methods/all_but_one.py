@@ -81,7 +81,9 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
         if rows.any():
             drift = (empty - draw.teacher["empty"])[rows].norm() / draw.teacher["empty"][rows].norm()
             found[f"drift {part + 1}/{BINS}"] = float(drift)
-            found[f"residual {part + 1}/{BINS}"] = float(missed[rows].norm() / draw.guidance[rows].norm())
+            found[f"residual {part + 1}/{BINS}"] = float(
+                missed[rows].norm() / draw.guidance[rows].norm().clamp_min(1e-12)
+            )
     return found
 
 

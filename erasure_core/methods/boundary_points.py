@@ -18,7 +18,7 @@ from .registry import option
 from .vocabulary import VocabularySettings
 
 if TYPE_CHECKING:
-    from ..trainer import Step
+    from ..trainer import Step, Trainer
 
 
 POINT = "point."
@@ -41,6 +41,10 @@ class CheckSettings(VocabularySettings):
 
 class Boundary(RunState):
     """The boundary points found so far, a ring of ``check_memory``, and how the last check found the boundary."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._vectors: dict[str, list[Tensor]] = {}
 
     @property
     def settings(self) -> CheckSettings:
@@ -114,10 +118,9 @@ class Boundary(RunState):
         own = dict(trainer.concept.instead)
         instead = [own.get(trainer.concept.words[word], trainer.concept.alternative or "") for word in words]
         with torch.no_grad(), trainer.deltas.off():
-            tables = self.model.token_tables()
-            roles = {PROMPT: self.encoded(chosen), WITHOUT: self.replaced(chosen, [""] * len(chosen), tables)}
+            roles = {PROMPT: self.encoded(chosen), WITHOUT: self.replaced(chosen, [""] * len(chosen))}
             if trainer.concept.has_alternative:
-                roles[ALTERNATIVE] = self.replaced(chosen, instead, tables)
+                roles[ALTERNATIVE] = self.replaced(chosen, instead)
             most, progress = self.settings.max_batch, trainer.progress
             taught = predict_roles(trainer.model, roles, states.latents, states.t, most, progress)
             teacher = {EMPTY: states.teacher[EMPTY], **taught}
@@ -128,17 +131,26 @@ class Boundary(RunState):
         """Boundary points as the model encodes them now."""
         return self.model.encode_embeddings(self._embeddings(chosen), [int(self.points["ends"][i]) for i in chosen])
 
-    def replaced(self, chosen: Sequence[int], instead: Sequence[str], tables: Sequence[Tensor]) -> Conditioning:
-        """Boundary points with other words in the place of the concept's, from the model's token ``tables``."""
-        tokens, said = self.model.tokenize(instead), [self.points["said"][i].tolist() for i in chosen]
+    def replaced(self, chosen: Sequence[int], instead: Sequence[str]) -> Conditioning:
+        """Boundary points with other words in the place of the concept's."""
+        others, said = [self._vectors_of(word) for word in instead], [self.points["said"][i].tolist() for i in chosen]
         embeddings = []
-        for table, rows in zip(tables, self._embeddings(chosen), strict=True):
-            others = [table[torch.tensor(ids, dtype=torch.long, device=table.device)].to(rows) for ids in tokens]
+        for encoder, rows in enumerate(self._embeddings(chosen)):
             places = zip(rows, said, others, strict=True)
-            embeddings.append(torch.stack([_put(row, start, length, other) for row, (start, length), other in places]))
-        changes = zip(chosen, tokens, said, strict=True)
-        ends = [int(self.points["ends"][i]) + len(ids) - length for i, ids, (_, length) in changes]
+            put = [_put(row, start, length, other[encoder].to(row)) for row, (start, length), other in places]
+            embeddings.append(torch.stack(put))
+        changes = zip(chosen, others, said, strict=True)
+        ends = [int(self.points["ends"][i]) + len(other[0]) - length for i, other, (_, length) in changes]
         return self.model.encode_embeddings(embeddings, ends)
+
+    def _vectors_of(self, words: str) -> list[Tensor]:
+        """The token embeddings [K, D] of words for each text encoder, asked for once: hosts copy whole tables."""
+        if words not in self._vectors:
+            (ids,) = self.model.tokenize([words])
+            tables = self.model.token_tables()
+            rows = [torch.tensor(ids, dtype=torch.long, device=table.device) for table in tables]
+            self._vectors[words] = [table[row].clone() for table, row in zip(tables, rows, strict=True)]
+        return self._vectors[words]
 
     def _embeddings(self, chosen: Sequence[int]) -> list[Tensor]:
         """Of each text encoder, [B, L, D]."""

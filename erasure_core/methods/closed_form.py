@@ -13,8 +13,11 @@ behind it, which differ with their position. Most of these are nearly alike, so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +34,9 @@ from .registry import SolverSettings, option, solver
 EIGEN_NOISE = 1e-7
 """Singular values below this share of the largest are lost when they are roots of eigenvalues in float64."""
 
-
 SAME = 1e-4
-"""Token vectors that differ by less, as a share of the largest entry, are those of equal words before the concept."""
+"""Token vectors that differ by less, as a share of the largest entry, are those of equal words before the concept, for
+models that cannot be asked for tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,26 @@ class ClosedFormSettings(SolverSettings):
     rank: int = option(0, "largest rank of the change; 0 sets no limit", low=0, high=1024)
 
 
-def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Tensor, Tensor]:
+def partings(model: LoadedModel, prompts: Sequence[str], replacements: Sequence[str]) -> list[int] | None:
+    """For each prompt the row at which its replacement's tokens begin to differ, the begin token being row 0; ``None``
+    for models that cannot be asked. Token vectors would not tell in 16 bits: there, equal words before the concept
+    differ by rounding."""
+    if not hasattr(model, "tokenize"):
+        return None
+    asked: Any = model
+    pairs = zip(asked.tokenize(list(prompts)), asked.tokenize(list(replacements)), strict=True)
+    return [1 + sum(1 for _ in takewhile(lambda same: same[0] == same[1], zip(*pair, strict=False))) for pair in pairs]
+
+
+def subject_rows(
+    prompts: Conditioning, replacements: Conditioning, parted: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Token vectors from where a prompt and its replacement part to the end of the padding, paired by their distance
     from the end token. Where words are missing in the replacement, the last of them is paired with what stands before.
+
+    Args:
+        prompts, replacements: N of each.
+        parted: what ``partings`` says of them.
 
     Returns:
         Concept vectors C and their replacements A, both float64 [P, D] (rows are vectors).
@@ -58,7 +78,7 @@ def subject_rows(prompts: Conditioning, replacements: Conditioning) -> tuple[Ten
     for i in range(len(prompts)):
         c, a = prompts.context[i].cpu().double(), replacements.context[i].cpu().double()
         apart = ((c - a).abs().amax(dim=1) > SAME * c.abs().amax()).tolist()
-        first = apart.index(True) if any(apart) else len(c)
+        first = parted[i] if parted is not None else apart.index(True) if any(apart) else len(c)
         longer = prompts.ends[i] - replacements.ends[i]
         start = first + longer - 1 if longer > 0 else first
         shared = len(c) - max(start, start - longer)
@@ -149,10 +169,8 @@ def _truncated(square: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Ten
 def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) -> tuple[Tensor, Tensor, Tensor]:
     """C, A and R of the module's docstring, R with its weight."""
     sayings = concept.sayings(settings.contexts, partial(has_room, model))
-    subject, instead = subject_rows(
-        encode_each(model, [saying.prompt for saying in sayings]),
-        encode_each(model, [saying.instead for saying in sayings]),
-    )
+    said, other = [saying.prompt for saying in sayings], [saying.instead for saying in sayings]
+    subject, instead = subject_rows(encode_each(model, said), encode_each(model, other), partings(model, said, other))
     keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
     return subject, instead, kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
 

@@ -24,7 +24,7 @@ class PictureState(RunState):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         adapter = trainer.pictures.adapter if trainer.pictures is not None else None
-        self.branch = ImageBranch(adapter or ImageAdapter.of_model(trainer.model), trainer.model.family)
+        self.branch = ImageBranch(adapter or ImageAdapter.of_model(trainer.model), trainer.model)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,19 +25,23 @@ class ReceSettings(ClosedFormSettings):
     search_damping: float = option(0.1, "lambda of that search: pull towards small embeddings", low=1e-8, high=1e4)
 
 
-def returning(weights: Mapping[str, Tensor], changed: Mapping[str, Tensor], concept: Tensor, damping: float) -> Tensor:
+def returning(gram: Tensor, change: Tensor, concept: Tensor, damping: float) -> Tensor:
     """The embeddings that the changed layers read as the original ones read the concept.
 
     c' = (lambda I + sum W'^T W')^-1 (sum W'^T W) c for each row of ``concept`` [P, D], over all layers, with lambda
-    relative to the mean diagonal of the sum.
+    relative to the mean diagonal of the first sum. All layers change by the same matrix, W' = W M, so that one sum is
+    enough: sum W'^T W' = M^T (sum W^T W) M.
+
+    Args:
+        gram: sum W^T W, [D, D].
+        change: M, [D, D].
+        concept: [P, D].
+        damping: lambda.
     """
-    width = concept.shape[1]
-    moment, mixed = concept.new_zeros(width, width), concept.new_zeros(width, width)
-    for name, weight in weights.items():
-        moment += changed[name].T @ changed[name]
-        mixed += changed[name].T @ weight
+    mixed = change.T @ gram
+    moment = mixed @ change
     scale = moment.diagonal().mean()
-    found: Tensor = torch.linalg.solve(moment + damping * scale * torch.eye(width).to(moment), mixed @ concept.T)
+    found: Tensor = torch.linalg.solve(moment + damping * scale * torch.eye(len(gram)).to(gram), mixed @ concept.T)
     return found.T
 
 
@@ -55,8 +58,12 @@ def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress:
     names = [name for name in select(model.layers(), settings.layers) if reads_context(name)]
     if not names:
         raise InvalidSettings("RECE edits keys and values of cross-attention; choose layers with them.")
-    weights = {name: model.weight(name).cpu().double() for name in names}
     subject, instead, kept = vectors(model, concept, settings)
+    same = torch.eye(subject.shape[1], dtype=subject.dtype)
+    gram = torch.zeros_like(same)
+    for name in names:  # one layer at a time: those of SDXL are gigabytes in float64
+        weight = model.weight(name).cpu().double()
+        gram += weight.T @ weight
     erased, goals = subject, instead
     for step in range(settings.rounds + 1):
         if progress.cancelled():
@@ -64,8 +71,8 @@ def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress:
         factor = shared_factor(erased, kept, settings.damping)
         up, down = low_rank_product(goals - erased, factor, settings.rank, settings.tolerance)
         if step < settings.rounds:
-            changed = {name: weight + weight @ up @ down for name, weight in weights.items()}
-            erased = torch.cat([erased, returning(weights, changed, subject, settings.search_damping)])
+            erased = torch.cat([erased, returning(gram, same + up @ down, subject, settings.search_damping)])
             goals = torch.cat([goals, instead])
         progress.update(Report("solving", step + 1, settings.rounds + 1))
-    return DeltaSet({name: LowRankDelta(down.float(), (weight @ up).float()) for name, weight in weights.items()})
+    ups = {name: (model.weight(name).cpu().double() @ up).float() for name in names}
+    return DeltaSet({name: LowRankDelta(down.float(), moved) for name, moved in ups.items()})

@@ -46,7 +46,10 @@ class SageSettings(CheckSettings):
 
 
 def relations(features: Tensor) -> Tensor:
-    """log softmax of S_ij = cos(E(r_i), E(r_j)) / 0.07 over all other prompts j, [N, N] with 0 on the diagonal."""
+    """log softmax of S_ij = cos(f_i, f_j) / 0.07 over all other prompts j, [N, N] with 0 on the diagonal.
+
+    The features f [N, F] are what the text encoder makes of the prompts, relative to the empty one.
+    """
     scores: Tensor = similarity(features, features) / TEMPERATURE
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     logs: Tensor = torch.log_softmax(scores.masked_fill(itself, float("-inf")), dim=-1)

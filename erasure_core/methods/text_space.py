@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame
-from ..domain import LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
+from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, worded
+from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
 from ..model import Conditioning, has_room
 
@@ -68,7 +68,7 @@ class Phrasing:
         instead = dict(self.concept.instead).get(word, self.concept.alternative or "")
         if _index(4, chance) == 0:
             template = _one(TEMPLATES, chance)
-            return Pair(template.format(word), template.format(instead))
+            return Pair(worded(template, word), worded(template, word, instead))
         where = (IN_PLACE, BEFORE, BESIDE)[_index(3, chance)]
         room = frame(self._varied(_one(self.kept, chance), chance), where, first=_sometimes(chance))
         pair = room.say(word), room.say(instead)
@@ -112,7 +112,9 @@ def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
             break
     with trainer.deltas.off():  # a run that goes on must find the same words
         near = neighbours_of_kept(model, trainer.concept, NEAR_EACH)
-    close = set(nearest_words(model, trainer.concept.words, CLOSE_TO_CONCEPT))
+    # Of a small vocabulary a small part: forty words would be most of what it can say.
+    barred = min(CLOSE_TO_CONCEPT, max(CLOSE, size // 50))
+    close = set(nearest_words(model, trainer.concept.words, barred))
     words = [word for word in dict.fromkeys([*everyday_words(), *found]) if word not in close]
     return Phrasing(trainer.concept, words, list(near))
 

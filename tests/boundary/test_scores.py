@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_scores_do_not_depend_on_the_batch(scorer: Scorer) -> None:
     together, alone = scorer(candidates), [scorer([candidate])[0] for candidate in candidates]
     for one, other in zip(together, alone, strict=True):
         assert one.margin == pytest.approx(other.margin, abs=1e-4)
+
+
+def test_what_the_model_does_not_know_is_no_look_alike(scorer: Scorer) -> None:
+    """It hardly steers, so it lies near to everything."""
+    other = copy(scorer)
+    ball, ring, box = torch.eye(8)[:3]
+    other.towards = ball[None]
+    other.outside = ["", "unknown", "a box", "a big ring"]
+    other.away = torch.stack([torch.zeros(8), 0.1 * ball, 0.2 * ball + box, 2 * (ball + ring)])
+    assert other.nearest_others(3) == ["a big ring", "a box"]
 
 
 def test_synonyms_are_no_alternative() -> None:

@@ -179,10 +179,16 @@ class ModelPatcher:
         self.wrappers.setdefault(kind, []).append(wrapper)
 
 
-class EPS: ...
+class EPS:
+    def calculate_denoised(self) -> None: ...
 
 
-class V_PREDICTION(EPS): ...
+class V_PREDICTION(EPS):
+    def calculate_denoised(self) -> None: ...
+
+
+class X0(EPS):
+    def calculate_denoised(self) -> None: ...
 
 
 class EDM(V_PREDICTION): ...
@@ -206,6 +212,13 @@ class Velocity(ModelSamplingDiscrete, V_PREDICTION): ...
 
 
 class Continuous(ModelSamplingDiscrete, EDM): ...
+
+
+class Distilled(ModelSamplingDiscrete, X0): ...
+
+
+class FewSteps(ModelSamplingDiscrete, EPS):
+    num_timesteps = 50
 
 
 class DiffusionModel(nn.Module):

@@ -9,7 +9,18 @@ from pathlib import Path
 import fake_comfy
 import pytest
 import torch
-from fake_comfy import CLIP, VAE, Continuous, Interrupted, LoRAAdapter, ModelPatcher, Switches, loaded
+from fake_comfy import (
+    CLIP,
+    VAE,
+    Continuous,
+    Distilled,
+    FewSteps,
+    Interrupted,
+    LoRAAdapter,
+    ModelPatcher,
+    Switches,
+    loaded,
+)
 
 from erasure_core import Concept, erasure_file, read_erasure, write_erasure
 from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
@@ -224,10 +235,11 @@ def test_quantised_weights_are_not_trained(oracle: DiffusersModel) -> None:
 
 
 def test_models_with_another_noise_schedule_are_refused(oracle: DiffusersModel) -> None:
-    patcher, clip, _ = on_host(oracle)
-    patcher.model.model_sampling = Continuous(patcher.model.model_sampling.sigmas)
-    with pytest.raises(ModelError, match="noise schedule"):
-        _ = ComfyModel(patcher, clip).schedule
+    for other in (Continuous, Distilled, FewSteps):
+        patcher, clip, _ = on_host(oracle)
+        patcher.model.model_sampling = other(patcher.model.model_sampling.sigmas)
+        with pytest.raises(ModelError, match="noise schedule"):
+            _ = ComfyModel(patcher, clip).schedule
 
 
 def test_applied_patches_paint_as_the_deltas_do(oracle: DiffusersModel) -> None:

@@ -1,5 +1,7 @@
 """The closed form against the layer-by-layer formula of the paper in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from erasure_core.methods.closed_form import (
     ClosedFormSettings,
     kept_rows,
     low_rank_product,
+    partings,
     shared_factor,
     solved_change,
     subject_rows,
@@ -51,6 +54,19 @@ def test_equals_the_layer_by_layer_formula(pico_models: dict[str, DiffusersModel
             expected = uce(weight, concept, instead, kept, damping) - weight
             found = erasure.deltas[name].change().double()
             assert (found - expected).abs().max() < 1e-5 * weight.abs().max()
+
+
+@torch.no_grad()
+def test_where_prompts_part_is_told_by_their_tokens(pico: DiffusersModel) -> None:
+    """In 16 bits equal words before the concept are not encoded to equal bits."""
+    prompts, others = ["a red ball", "a ball", "ball"], ["a red box", "a", ""]
+    parted = partings(pico, prompts, others)
+    assert parted == [3, 2, 1]
+    exact, instead = pico.encode(prompts), pico.encode(others)
+    rounded = replace(exact, context=exact.context + 1e-2 * torch.randn_like(exact.context))
+    wanted, found = subject_rows(exact, instead, parted), subject_rows(rounded, instead, parted)
+    assert [len(rows) for rows in found] == [len(rows) for rows in wanted]
+    assert torch.equal(found[1], wanted[1])
 
 
 @pytest.mark.parametrize("count", [5, 60])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure_core import Concept
-from erasure_core.concept import TEMPLATES, says
+from erasure_core.concept import NAMED, TEMPLATES, is_name, says
+from erasure_core.errors import InvalidConcept
 
 WORD = st.text("abcdefgh", min_size=1, max_size=6)
 PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
@@ -46,6 +47,18 @@ def test_without_contexts_the_sayings_are_the_templates() -> None:
     assert [(s.prompt, s.instead) for s in concept.sayings()] == list(concept.prompts())
     assert {s.without for s in concept.sayings()} == {""}
     assert [s.word for s in concept.sayings()] == [0] * len(TEMPLATES) + [1] * len(TEMPLATES)
+
+
+def test_names_are_said_as_names_are() -> None:
+    concept = Concept(("Vincent van Gogh", "ball"), "a painter")
+    assert ("in the style of Vincent van Gogh", "in the style of a painter") in concept.prompts()
+    assert not any("a Vincent" in s.prompt for s in concept.sayings())
+    assert len(concept.prompts()) == 2 * len(TEMPLATES) == 2 * len(NAMED)
+    assert [is_name(word) for word in ("Ada Lovelace", "Ada lovelace", "van der", "Ball", "van Gogh")] == [
+        True, False, False, False, True,
+    ]  # fmt: skip
+    with pytest.raises(InvalidConcept, match="both erased and kept"):
+        Concept(("Ada Lovelace",), None, ("in the style of Ada Lovelace",))
 
 
 def test_what_is_kept_is_not_erased() -> None:

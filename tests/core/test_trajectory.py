@@ -47,8 +47,11 @@ def test_of_more_leading_prompts_than_fill_half_a_pool_a_part_is_in_it(pico: Dif
     roles = {EMPTY: [""] * len(prompts), PROMPT: prompts}
     chance = torch.Generator().manual_seed(0)
     with pico.trainable():
-        pool = draw_pool(pico, roles, PoolSettings(4, 1), chance, Silent(), DeltaSet({}), always=8)
-    assert len(texts(pool)) == 4 and len(texts(pool) & set(prompts[:8])) >= 2
+        pools = [draw_pool(pico, roles, PoolSettings(4, 1), chance, Silent(), DeltaSet({}), always=8) for _ in range(6)]
+    for pool in pools:
+        assert len(texts(pool)) == 4 and len(texts(pool) & set(prompts[:8])) >= 2
+        assert prompts[0] in texts(pool), "the very first, which is the empty one where prompts are kept"
+    assert len({frozenset(texts(pool)) for pool in pools}) > 1
 
 
 def test_what_asks_nothing_more_than_the_empty_prompt_is_asked_once(

@@ -62,7 +62,7 @@ def test_equals_diffusers_own_ip_adapter(
     z, t, text, embedded = inputs(model)
     adapter = ImageAdapter.read(tmp_path / "adapter.safetensors", model)
     assert adapter.projector is not None
-    branch = ImageBranch(adapter, model.family)
+    branch = ImageBranch(adapter, model)
     with branch.attached(model.layers()):
         prompt = Conditioning(text.context, text.ends, text.pooled, adapter.projector(embedded))
         ours = ImagePrompted(model, branch).predict(z, t, prompt)
@@ -82,7 +82,7 @@ def test_equals_diffusers_own_ip_adapter(
 def test_without_pictures_the_prediction_is_the_same_bits(pico: DiffusersModel) -> None:
     z, t, text, _ = inputs(pico)
     plain = pico.predict(z, t, text)
-    branch = ImageBranch(ImageAdapter.of_model(pico), pico.family)
+    branch = ImageBranch(ImageAdapter.of_model(pico), pico)
     with branch.attached(pico.layers()):
         prompted = ImagePrompted(pico, branch)
         assert torch.equal(prompted.predict(z, t, text), plain)
@@ -113,7 +113,7 @@ def test_other_kinds_and_other_models_are_refused(pico_models: dict[str, Diffuse
 
 def test_learned_tokens_lower_the_error_on_their_pictures(pico: DiffusersModel) -> None:
     latents = torch.randn(2, *pico.latent_shape, generator=torch.Generator().manual_seed(0))
-    branch = ImageBranch(ImageAdapter.of_model(pico), pico.family)
+    branch = ImageBranch(ImageAdapter.of_model(pico), pico)
     with pico.trainable(), branch.attached(pico.layers()):
         prompted = ImagePrompted(pico, branch)
 

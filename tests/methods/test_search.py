@@ -17,6 +17,7 @@ from erasure_core.domain import (
     Found,
     Survey,
     belonging,
+    everyday_survey,
     expanded,
     nearest_words,
     survey,
@@ -191,6 +192,25 @@ def test_a_word_that_the_model_does_not_know_is_not_found(
     assert found["dog"].strength < FAINT and with_likest(concept, list(found.values())).alternative is None
 
 
+def test_an_everyday_word_that_steers_the_same_way_belongs(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands for everything that no user names only where it is something else than the concept."""
+    encode = pico.encode
+
+    def heard(prompts: list[str]) -> Any:
+        return encode([prompt.replace("cat", "ball") for prompt in prompts])
+
+    monkeypatch.setattr(pico, "encode", heard)
+    look = Survey(candidates=4, states=3, frames=0)
+    (cat,) = [one for one in survey(pico, Concept(("ball",)), look) if one.word == "cat"]
+    assert cat.belongs and not cat.kept
+    kept = survey(pico, Concept(("ball",), None, ("a cat",)), look)
+    assert not any(one.belongs for one in kept if one.word == "cat"), "what the user keeps stays"
+    concept, found = everyday_survey(pico, Concept(("ball",)), look, Silent())
+    assert "a cat" not in concept.keep and "cat" in expanded(concept, found, 5).words
+
+
 def test_words_are_judged_on_small_pictures(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a full-size model an instant method would otherwise wait for minutes."""
     sizes, predict = set(), pico.predict
@@ -225,6 +245,8 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
 
 def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
     found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
+    several = Concept.joined([Concept(("ball",)), Concept(("dog",), "orb")])
+    assert expanded(several, found, 5).words == ("ball", "dog", "sphere"), "what takes another's place is not erased"
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
     kept = with_neighbours(Concept(("dog",)), {"box": ""})
@@ -266,7 +288,7 @@ def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [Found("sphere", 0.9, True), Found("flower", 0.8, False, True), Found("box", 0.4, False)]
-    monkeypatch.setattr(domain, "survey", lambda *_: found)
+    monkeypatch.setattr(domain, "survey", lambda *_, **__: found)
     solve = METHODS["closed_form"].settings
     erasure, _ = erase(pico, Concept(("ball",)), "closed_form", solve())
     assert erasure.manifest.alternative == "box" and "a cat" in erasure.manifest.keep
@@ -275,12 +297,17 @@ def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
     assert bare.manifest.alternative is None
 
 
+def sum_of_squares(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([w.T @ w for w in weights.values()]).sum(0)
+
+
 def test_returning_embeddings_are_read_as_the_concept_was() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {str(i): torch.randn(20, 8, dtype=torch.float64, generator=generator) for i in range(3)}
-    changed = {name: w + torch.randn(20, 8, dtype=torch.float64, generator=generator) for name, w in weights.items()}
+    change = torch.eye(8, dtype=torch.float64) + torch.randn(8, 8, dtype=torch.float64, generator=generator)
+    changed = {name: w @ change for name, w in weights.items()}
     concept = torch.randn(2, 8, dtype=torch.float64, generator=generator)
-    found = returning(weights, changed, concept, 1e-10)
+    found = returning(sum_of_squares(weights), change, concept, 1e-10)
 
     def missed(embedding: torch.Tensor) -> float:
         return sum(float((changed[n] @ embedding - weights[n] @ concept[0]).pow(2).sum()) for n in weights)
@@ -301,7 +328,9 @@ def test_rece_moves_what_would_bring_the_concept_back(pico: DiffusersModel) -> N
         erasure, _ = erase(pico, CONCEPT, name, METHODS[name].settings(**options, **more))
         weights = {layer: pico.weight(layer).double() for layer in erasure.deltas}
         changed[name] = {layer: w + erasure.deltas[layer].change().double() for layer, w in weights.items()}
-    found = returning(weights, changed["closed_form"], subject, 0.01)
+    stacked, first = (torch.cat([every[layer] for layer in weights]) for every in (weights, changed["closed_form"]))
+    change = torch.linalg.lstsq(stacked, first).solution
+    found = returning(sum_of_squares(weights), change, subject, 0.01)
 
     def missed(name: str) -> float:
         return sum(float((changed[name][n] @ found.T - weights[n] @ instead.T).norm()) for n in weights)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import fakes
 import pytest
 import torch
+from torch import nn
 
 from erasure_core import Concept, erase
 from erasure_core.errors import ModelError, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.ldm_modules import canonical_unet_names
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.hosts.webui_text import TextSide
 from erasure_core.hosts.webui_training import OutOfPlace, recomputing
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.naming import ldm_paths
@@ -72,6 +75,21 @@ def test_prompts_taken_apart_encode_to_the_same_bits(
         torch.testing.assert_close(short, whole[:, : ends[0] + 2])
     with pytest.raises(PromptTooLong, match="75 are read"):
         model.token_rows([[5] * 76])
+
+
+def test_text_blocks_that_the_host_stops_before_are_not_there() -> None:
+    """SD2's text encoder leaves out its last block; SDXL's second one pools what it says."""
+
+    def names(**wrapped: Any) -> set[str]:
+        blocks = [nn.ModuleDict({"mlp": nn.ModuleDict({"c_fc": nn.Linear(2, 2)})}) for _ in range(3)]
+        network: Any = nn.Module()
+        network.token_embedding, network.transformer = nn.Embedding(2, 2), nn.Module()
+        network.transformer.resblocks = nn.ModuleList(blocks)
+        engine = SimpleNamespace(wrapped=SimpleNamespace(model=network, **wrapped))
+        return {name.split(".")[4] for name, _ in TextSide(engine, "text_encoder").layers()}
+
+    assert names(layer_idx=1) == {"0", "1"}
+    assert names(layer_idx=0) == names(layer_idx=1, return_pooled=True) == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("kind", ["a1111", "forge"])

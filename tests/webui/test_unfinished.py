@@ -50,7 +50,7 @@ def test_an_interrupted_training_keeps_the_words_that_its_method_found(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [Found("orb", 0.9, True), Found("cat", 0.5, False, True)]  # a pico model finds whatever chance wants
-    monkeypatch.setattr(domain, "survey", lambda *_: found)
+    monkeypatch.setattr(domain, "survey", lambda *_, **__: found)
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     stopped = jobs.run_erase(request(jobs, "auto", **SHORT, **SEARCH))
     assert stopped.status == "stopped", stopped.message

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ...model import gradient_scale
 from ..aim import take_aim
 from ..candidate import Candidate
 from ..field import Field
@@ -48,7 +49,7 @@ def inversion(field: Field) -> Iterator[list[Candidate]]:
         chosen = torch.randperm(STATES, generator=chance)[:STATES_AT_ONCE].tolist()
         loss = aim.loss(subject, prompts, chosen).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * gradient_scale(subject.model.dtype)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step == STEPS // 2:
             yield _candidates(learned, row, before, subject.tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...concept import TEMPLATES
+from ...concept import TEMPLATES, worded
 from ..candidate import Candidate
 from ..field import Field
 
@@ -30,7 +30,7 @@ def lexical(field: Field) -> Iterator[list[Candidate]]:
     """Batches of candidates: the user's prompts, the concept's own, its misspellings."""
     yield [Candidate(text, "yours") for text in field.tries]
     words = field.concept.words
-    yield [Candidate(template.format(word), "named", word) for word in words for template in TEMPLATES]
+    yield [Candidate(worded(template, word), "named", word) for word in words for template in TEMPLATES]
     for word in words:
         slips = misspelled(word)
         spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...model import Conditioning
+from ...model import Conditioning, gradient_scale
 from ..aim import Aim, take_aim
 from ..candidate import Candidate
 from ..field import Field
@@ -110,7 +110,7 @@ def _descend(
     places = torch.randperm(len(aim.t), generator=chance)[:STATES_AT_ONCE].tolist()
     losses = aim.loss(subject, prompts, places)
     optimizer.zero_grad()
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    (losses.sum() * gradient_scale(subject.model.dtype)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     with torch.no_grad():
         prefixes.weights.copy_(onto_simplex(prefixes.weights))
