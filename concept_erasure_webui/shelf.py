@@ -90,7 +90,7 @@ def import_file(source: Path | None, words: str) -> str:
     origin: dict[str, Any] = {"file": source.name}
     if looks_foreign(source):
         found = read_foreign(source, model, model.other_parameters())
-        origin |= {"left_out": found.left_out, "left_out_share": found.left_out_share}
+        origin = found.source(source)
         deltas, error = _low_rank(found.deltas)
         origin["conversion_error"] = error
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command line; without torch, say in one sentence how to get it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
     try:
         from .cli.main import main as run
     except ModuleNotFoundError as error:
@@ -17,6 +19,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 3
+    except KeyboardInterrupt:
+        print("concept-erasure: stopped before it began.", file=sys.stderr)
+        return 130
     return run()
 
 

@@ -21,6 +21,9 @@ MAX_LENGTH = 300
 MAX_TOTAL = 500_000
 """Characters of all phrases together, as JSON: an erasure's manifest must hold them."""
 
+MAX_WORDS = 2000
+"""Words and phrases of one concept: each is said in many prompts."""
+
 TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
 """How a concept's words are put into prompts, so that the erasure does not hang on the bare word.
 
@@ -105,8 +108,8 @@ def says(prompt: str, word: str) -> bool:
 
 
 def is_name(word: str) -> bool:
-    """Whether a phrase is written as a name: of several words, the telling ones with capital letters. One word alone may
-    be any thing at the beginning of a line."""
+    """Whether a phrase is written as a name: of several words, the telling ones with capital letters. One word alone
+    may be any thing at the beginning of a line."""
     words = word.split()
     telling = [part for part in words if part not in SMALL_WORDS]
     return len(words) > 1 and bool(telling) and all(part[0].isupper() for part in telling)
@@ -166,6 +169,8 @@ class Concept:
         keep = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.keep if prompt.strip()))
         if not words or not all(words):
             raise InvalidConcept("The concept is empty; give at least one word or phrase to erase.")
+        if len(words) > MAX_WORDS:
+            raise InvalidConcept(f"{len(words)} words and phrases are to be erased; at most {MAX_WORDS} are at once.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
         _check_alternatives(words, alternative, instead)
@@ -189,9 +194,17 @@ class Concept:
 
     @classmethod
     def joined(cls, concepts: Sequence[Concept]) -> Concept:
-        """Several concepts as one that is erased in one run, each with its own alternative; raises as ``Concept``."""
+        """Several concepts as one that is erased in one run, each with its own alternative.
+
+        Raises:
+            InvalidConcept: as ``Concept``, or one word is to have two alternatives.
+        """
         pairs = tuple((w, c.alternative) for c in concepts for w in c.words if c.alternative is not None)
         own = tuple(pair for c in concepts for pair in c.instead)
+        chosen: dict[str, str] = {}
+        for word, other in [*pairs, *own]:
+            if chosen.setdefault(word.casefold(), other) != other:
+                raise InvalidConcept(f"{word!r} has two alternatives, {chosen[word.casefold()]!r} and {other!r}.")
         words = tuple(word for c in concepts for word in c.words)
         keep = apart_from(words, [prompt for c in concepts for prompt in c.keep])
         return cls(words, None, keep, tuple(dict([*pairs, *own]).items()))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .methods import Method
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""No others, whatever a file is called: some start other programs (EPS)."""
 MAX_PIXELS = 64 * 2**20
 
 
@@ -78,11 +80,13 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     """One picture, cut to the middle and scaled, uint8 [3, height, width]; raises as ``read_pictures``."""
     height, width = size
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise InvalidFile(f"{path} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
             picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except InvalidFile:
+        raise
+    except Exception as error:  # the decoders raise many types for damaged files
         raise InvalidFile(f"{path} cannot be read as a picture ({error}).") from error
     cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
     return torch.from_numpy(cut.copy()).permute(2, 0, 1)

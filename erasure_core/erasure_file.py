@@ -7,6 +7,7 @@ Low-rank changes are stored as ``<module>.lora_up.weight``, ``.lora_down.weight`
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,9 @@ class StoredErasure:
                 "it was made for another kind of model."
             )
         deltas = {names[file]: delta for file, delta in self.changes.items()}
+        if len(deltas) < len(self.changes):
+            counted = Counter(names[file] for file in self.changes)
+            raise InvalidFile(f"{self.path} changes {counted.most_common(1)[0][0]} twice, by two names.")
         for name, delta in deltas.items():
             change, weight = delta.shape, weight_of(layers[name]).shape
             if change != weight:
@@ -147,7 +151,10 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
             tensors = {k: t for name, delta in whole.items() for k, t in _stored(names[name], delta, stored_as).items()}
             write_tensors(path, tensors, _metadata(path, manifest))
             return manifest
-    raise TrainingFailed("The change is not a finite number, so nothing was written. Lower the learning rate.")
+    raise TrainingFailed(
+        "The change is not a finite number, so nothing was written. After a training lower its learning rate; "
+        "otherwise look for numbers that are too large in the model, the file or its strength."
+    )
 
 
 def _changed_as(deltas: DeltaSet, dtype: torch.dtype) -> list[str]:
@@ -197,7 +204,7 @@ def _metadata(path: Path, manifest: Manifest) -> dict[str, str]:
         "modelspec.architecture": f"{ARCHITECTURES.get((manifest.family, manifest.prediction), manifest.family)}/lora",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(manifest.prediction, manifest.prediction),
         "ss_base_model_version": BASE_VERSIONS.get(manifest.family, manifest.family),
-        "ss_output_name": path.stem,
+        "ss_output_name": path.stem.encode(errors="replace").decode(),
         "ss_v2": str(manifest.family == "sd2"),
     }
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .layers import is_text
 from .model import LoadedModel
 from .naming import ldm_paths
 from .plain_weights import load_weights
-from .safe_files import read_header
+from .safe_files import read_header, read_text
 from .strict_json import parse_json
 
 PREFIXES = ("module.", "unet.", "model.diffusion_model.", "diffusion_model.", "base_model.model.")
@@ -35,6 +36,7 @@ FACTORS = {
     ".lora_linear_layer.up.weight": "up",
 }
 ALPHA = ".alpha"
+NOTE = "lora_adapter_metadata"
 MAX_NOTE = 10_000
 UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
 FAR = 0.9
@@ -50,11 +52,19 @@ class ForeignChange:
         left_out: names of changed tensors that are no weights of linear or convolution layers (norms, biases): no LoRA
             file can hold them.
         left_out_share: their share of the whole change, as a ratio of norms.
+        unread: names of tensors that this model's UNet has not, such as those of a text encoder: whether they are
+            changed is not known.
     """
 
     deltas: DeltaSet
     left_out: list[str]
     left_out_share: float
+    unread: tuple[str, ...] = ()
+
+    def source(self, path: Path) -> dict[str, Any]:
+        """Where the change is from and what of it is missing, for a manifest's settings."""
+        missing = {"left_out": self.left_out, "left_out_share": self.left_out_share, "unread": len(self.unread)}
+        return {"file": path.name, **missing}
 
 
 def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -> ForeignChange:
@@ -66,13 +76,13 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
         others: the base UNet's parameters that are no layer weights (biases, norms), by diffusers' names.
 
     Raises:
-        InvalidFile: unreadable, unsafe, or no weights of this model's UNet in it.
+        InvalidFile: unreadable, unsafe, no weights of this model's UNet in it, or one of them twice.
         WrongBase: the weights belong to another base.
     """
     tensors, metadata = load_weights(path)
     tensors = _plain_names(path, tensors)
     if any(name.endswith(tuple(FACTORS)) for name in tensors):
-        return _from_factors(path, tensors, _stated_alpha(path, metadata), model)
+        return _from_factors(path, tensors, _stated_alpha(path, metadata.get(NOTE) or _note_beside(path)), model)
     return _from_weights(path, tensors, model, others)
 
 
@@ -107,7 +117,8 @@ def _from_weights(
     names = _unet_names(model)
     deltas: dict[str, Delta] = {}
     left_out: list[str] = []
-    seen, apart = 0, 0.0
+    read: set[str] = set()
+    apart = 0.0
     for key, tensor in tensors.items():
         name = names.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
         if name is None:
@@ -116,17 +127,21 @@ def _from_weights(
         base = model.base_weight(name).detach().cpu().float()
         if tensor.shape != base.shape:
             raise WrongBase(f"{path} has {key} as {tuple(tensor.shape)}, but this model's is {tuple(base.shape)}.")
+        if name in read:
+            raise InvalidFile(f"{path} holds {name!r} twice, by two names; it cannot be converted.")
+        read.add(name)
         change = tensor.float() - base
-        seen, apart = seen + 1, max(apart, float(change.norm() / base.norm()))
+        apart = max(apart, float(change.norm() / base.norm()))
         if change.abs().max() > 0:
             deltas[name] = DenseDelta(change)
-    if not seen:
+    if not read:
         raise InvalidFile(f"{path} holds no weight of this model's UNet by a known name; it cannot be converted.")
     if apart > FAR:
         raise WrongBase(f"{path} was made on another base: a weight differs from this model's by {apart:.0%}.")
     if not deltas:
         raise InvalidFile(f"{path} holds the base model's own weights; there is nothing to convert.")
-    return ForeignChange(DeltaSet(deltas), *_changed_others(left_out, tensors, deltas, others))
+    unread = tuple(sorted(name for name in left_out if name not in others))
+    return ForeignChange(DeltaSet(deltas), *_changed_others(left_out, tensors, deltas, others), unread)
 
 
 def _changed_others(
@@ -141,13 +156,22 @@ def _changed_others(
     return sorted(changed), (missed / whole) ** 0.5
 
 
-def _stated_alpha(path: Path, metadata: Mapping[str, str]) -> float | None:
+def _note_beside(path: Path) -> str | None:
+    """What peft writes into the same folder about the factors; it calls both files by these names.
+
+    Raises:
+        InvalidFile: it cannot be read.
+    """
+    beside = path.with_name("adapter_config.json")
+    return read_text(beside) if path.stem == "adapter_model" and beside.is_file() else None
+
+
+def _stated_alpha(path: Path, note: str | None) -> float | None:
     """LoRA's alpha as diffusers and peft note it beside the factors; ``None`` where it is the rank.
 
     Raises:
         InvalidFile: the note cannot be read, or each layer has its own.
     """
-    note = metadata.get("lora_adapter_metadata")
     if note is None:
         return None
     try:
@@ -171,13 +195,18 @@ def _from_factors(
         if ending is None:
             left_out.append(key)
         else:
-            pairs.setdefault(key.removesuffix(ending), {})[FACTORS.get(ending, "alpha")] = tensor
+            pair, part = pairs.setdefault(key.removesuffix(ending), {}), FACTORS.get(ending, "alpha")
+            if part in pair:
+                raise InvalidFile(f"{path} holds {key.removesuffix(ending)!r} twice; it cannot be converted.")
+            pair[part] = tensor
     if left_out:
         raise InvalidFile(f"{path} holds {left_out[0][:80]!r} beside LoRA factors; it is no plain LoRA.")
     deltas: dict[str, Delta] = {}
     for module, pair in pairs.items():
         if module not in names or not {"up", "down"} <= pair.keys():
             raise InvalidFile(f"{path} holds an incomplete or unknown change of {module!r}; it cannot be converted.")
+        if names[module] in deltas:
+            raise InvalidFile(f"{path} holds {names[module]!r} twice, by two names; it cannot be converted.")
         deltas[names[module]] = _factored(path, module, pair, stated_alpha, model.base_weight(names[module]).shape)
     return ForeignChange(DeltaSet(deltas), [], 0.0)
 

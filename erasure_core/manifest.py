@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from .concept import Concept
-from .errors import InvalidConcept, InvalidFile
+from .errors import InvalidConcept, InvalidFile, OutputError
 from .strict_json import parse_json
 
 FORMAT_VERSION = 1
@@ -66,7 +66,18 @@ class Manifest:
         return Concept(self.words, self.alternative, self.keep, self.instead)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+        """The manifest as JSON, which ``from_json`` reads again.
+
+        Raises:
+            OutputError: it would be longer than is read.
+        """
+        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        if len(text) > MAX_LENGTH:
+            raise OutputError(
+                f"The description of this erasure would be {len(text)} characters long; at most {MAX_LENGTH} are read. "
+                "Give fewer words and prompts to keep, or leave the figures out."
+            )
+        return text
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:

@@ -40,20 +40,24 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_pickle(path: Path) -> None:
-    """Refuse what would take more memory than its size on disk says: torch never compresses.
+    """Refuse what would take more memory than its size on disk says: torch never compresses. In its form of before
+    2020, which is no archive, storages may claim any size.
 
     Raises:
-        InvalidFile: too large, or compressed.
+        InvalidFile: too large, compressed, or of that form.
     """
     size = check_regular(path)
     if size > MAX_SIZE:
         raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > size:
-                raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
+        if not zipfile.is_zipfile(path):
+            raise InvalidFile(
+                f"{path} is damaged, or older than torch 1.6; only plain weights are read, in the form torch has now."
+            )
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > size:
+            raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
 

@@ -13,6 +13,7 @@ Only this form is read, so that no YAML library is needed. Entries about the siz
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ IGNORED = ("resolution", "dynamic_resolution", "batch_size", "dynamic_crops", "m
 KNOWN = ("target", "positive", "unconditional", "neutral", "action", "guidance_scale")
 NOTHING = ("~", "null", "Null", "NULL")
 """Unquoted texts that YAML reads as no value."""
+INDICATORS = "[]{}&*!|>%@`,?"
+"""What begins something else than a plain text in YAML."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ def _concept(entry: dict[str, str], origin: str) -> Concept:
 
 def _scale(entry: dict[str, str], origin: str) -> float:
     try:
-        return float(entry.get("guidance_scale") or "1")
+        scale = float(entry.get("guidance_scale") or "1")
+        if not math.isfinite(scale):
+            raise ValueError("it is no finite number")
+        return scale
     except ValueError as error:
         raise InvalidFile(f"{origin}: guidance_scale is {entry['guidance_scale']!r}; it must be a number.") from error
 
@@ -111,7 +117,7 @@ def _value(written: str, place: str) -> str:
     """A plain or quoted YAML text without its comment; empty for none.
 
     Raises:
-        InvalidFile: quotes that do not match, or an escape that JSON does not have.
+        InvalidFile: quotes that do not match, an escape that JSON does not have, or no plain text.
     """
     if written.startswith(('"', "'")):
         quote = written[0]
@@ -121,6 +127,8 @@ def _value(written: str, place: str) -> str:
             raise InvalidFile(f"{place}: the quotes around {written[:60]!r} do not match.")
         return _unescaped(found[1], place) if quote == '"' else found[1].replace("''", "'")
     plain = re.sub(r"(^|\s)#.*", "", written).strip()
+    if plain.startswith(tuple(INDICATORS)) or ": " in plain or plain.endswith(":"):
+        raise InvalidFile(f"{place}: {plain[:60]!r} is YAML of another form; for a text put it in quotes.")
     return "" if plain in NOTHING else plain
 
 

@@ -18,6 +18,7 @@ from .erasing import applied
 from .errors import Cancelled, InvalidConcept, InvalidSettings
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
+from .sampling import finite
 
 
 @torch.no_grad()
@@ -119,6 +120,7 @@ def purify(
         Cancelled: the user stopped.
         InvalidConcept: a caption combines minors with sexual content.
         InvalidSettings: the share is not between 0 and 1.
+        ModelError: the picture is made of no finite numbers.
         PromptTooLong: a caption has more tokens than the text encoder reads.
     """
     # Here and not in the front ends: whoever paints by a caption comes through this door.
@@ -134,4 +136,4 @@ def purify(
             empty, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
             z = model.schedule.step(z, t, torch.full_like(t, following), empty + guidance * (within - empty))
-    return z
+    return finite(z)

@@ -44,10 +44,23 @@ NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
 }
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 READABLE = FLOATS | {"I64", "I32", "U8", "BOOL"}
 """Types of tensors in erasures and training states."""
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a name is UTF-8, the only one that the safetensors library opens."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_regular(path: Path) -> int:
@@ -63,6 +76,8 @@ def check_regular(path: Path) -> int:
         raise InvalidFile(f"{path} cannot be read ({reason}); check the path.") from error
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path} cannot be read: it is a folder, a pipe or a device; give a file.")
+    if not is_unicode(path):
+        raise InvalidFile(f"{path} has a name that is no UTF-8; rename it.")
     return status.st_size
 
 
@@ -136,8 +151,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from call to call).
 
     Raises:
-        OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
+        OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind. Or a tensor is of
+            a type that such files are not written with.
     """
+    strange = [tensor.dtype for tensor in tensors.values() if tensor.dtype not in NAMES]
+    if strange:
+        raise OutputError(f"{path} cannot be written: one of its tensors is of type {strange[0]}.")
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     names, offset = sorted(tensors), 0
     for name in names:
@@ -157,7 +176,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
-    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the whole new one.
+    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the whole new one. Of a
+    symbolic link its target is replaced.
 
     Raises:
         OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
@@ -165,6 +185,7 @@ def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(os.path.realpath(path))
         # Not tempfile: its files are private to the user, and a web UI may run as somebody else.
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with part.open("xb") as file:
@@ -194,7 +215,8 @@ def exclusive(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     with _locked(path, lock):
         for stale in path.parent.glob(f".{glob.escape(path.name)}*.part"):
-            stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+                stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
         try:
             yield
         finally:

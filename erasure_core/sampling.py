@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import Cancelled
+from .errors import Cancelled, ModelError
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
 
@@ -49,6 +49,7 @@ def sample(
 
     Raises:
         Cancelled: the user stopped.
+        ModelError: the picture is made of no finite numbers.
         PromptTooLong: a prompt has more tokens than the text encoder reads.
     """
     progress = progress or Silent()
@@ -70,4 +71,18 @@ def sample(
         following = timesteps[i + 1] if i + 1 < steps else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
         progress.update(Report("sampling", i + 1, steps))
-    return z
+    return finite(z)
+
+
+def finite(latents: Tensor) -> Tensor:
+    """Latents as they are.
+
+    Raises:
+        ModelError: they are no finite numbers, so no picture.
+    """
+    if not torch.isfinite(latents).all():
+        raise ModelError(
+            "The model paints no finite numbers. Either its weights hold numbers that are too large or none, or an "
+            "erasure or its strength is too large."
+        )
+    return latents

@@ -23,12 +23,15 @@ def parse_json(text: str, max_items: int) -> Any:
 
     Raises:
         ValueError: not JSON; nested too deep or too many entries; a name twice in one object, which parsers read
-            differently; NaN or a number beyond float64, which are no JSON.
+            differently; NaN or a number beyond float64, which are no JSON; half a character, which no file and no
+            terminal takes.
     """
     _check_size(text, max_items)
-    return json.loads(
+    content = json.loads(
         text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite_number, parse_int=_short_number
     )
+    json.dumps(content, ensure_ascii=False).encode()  # refuses what escapes can spell and UTF-8 cannot
+    return content
 
 
 def _check_size(text: str, most: int) -> None:

@@ -98,9 +98,9 @@ def _foreign(path: Path, words: tuple[str, ...], model: Any) -> Item:
         raise ModelError(f"{path.name} holds whole weights of other software: connect the MODEL that it was made on.")
     loaded = ComfyModel(model)
     found = read_foreign(path, loaded, loaded.other_parameters())
-    source = {"file": path.name, "left_out": found.left_out, "left_out_share": found.left_out_share}
     status = "made by other software; converted to this format"
-    manifest = describe(loaded, found.deltas, Concept(words or (UNKNOWN,)), "converted", status, source)
+    said = Concept(words or (UNKNOWN,))
+    manifest = describe(loaded, found.deltas, said, "converted", status, found.source(path))
     return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..concept import Concept, worded
 from ..domain import FAINT
+from ..sampling import finite
 from ..self_check import similarity
 from .candidate import Candidate
 from .probe import make_probe
@@ -152,7 +153,7 @@ class Scorer:
         scores: list[Score] = []
         for start in range(0, len(candidates), each):
             directions = self.directions(candidates[start : start + each], erased)
-            margins, residuals = self.margins(directions), self._residuals(directions)
+            margins, residuals = finite(self.margins(directions)), self._residuals(directions)
             scores += [
                 Score(float(m), self._posterior(float(m)), float(r)) for m, r in zip(margins, residuals, strict=True)
             ]

@@ -47,7 +47,7 @@ def baked_tensors(model: DiffusersModel, texts: list[str]) -> dict[str, Tensor]:
 def run(options: argparse.Namespace) -> None:
     if not os.path.isfile(options.model):  # pathlib raises an error for a name that is too long
         raise ModelError(f"{options.model} is no checkpoint file; only .safetensors checkpoints can be baked.")
-    check_new_file(options.out, options.overwrite)
+    check_new_file(options.out, options.overwrite, options.model)
     changed = baked_tensors(load_chosen_model(options), options.erasure)
     metadata = read_header(options.model).get("__metadata__", {})
     with safe_open(options.model, framework="pt") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..foreign import looks_foreign, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import check_new_file
+from .terminal import check_new_file, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +45,13 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
         if not options.concept:
             raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
         found = read_foreign(options.file, model, model.other_parameters())
-        source = {"file": options.file.name, "left_out": found.left_out, "left_out_share": found.left_out_share}
-        return found.deltas, _describe(model, found.deltas, options.concept, source)
+        if found.unread:
+            print(
+                f"Not read: {len(found.unread)} tensors that this model's UNet does not have, such as "
+                f"{printable(found.unread[0][:80])!r}. If they belong to the erasure, that part of it is missing.",
+                file=sys.stderr,
+            )
+        return found.deltas, _describe(model, found.deltas, options.concept, found.source(options.file))
     stored = read_erasure(options.file)
     deltas = stored.bind(model)
     if stored.manifest is not None:
@@ -56,7 +62,7 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
 
 
 def run(options: argparse.Namespace) -> None:
-    check_new_file(options.out, options.overwrite)
+    check_new_file(options.out, options.overwrite, options.model)
     if options.rank < 0:
         raise InvalidSettings(f"--rank is {options.rank}; it must be 0, for the least that is exact, or more.")
     model = load_chosen_model(options)
@@ -73,11 +79,18 @@ def run(options: argparse.Namespace) -> None:
         "layers": len(deltas),
         "conversion_error": error,
         "storage_error": stored.storage_error,
-        "left_out": manifest.settings.get("left_out", []),
-        "left_out_share": manifest.settings.get("left_out_share", 0.0),
+        **_missing(manifest.settings),
         "bytes": options.out.stat().st_size,
     }
     print(json.dumps(result) if options.json else _as_text(result))
+
+
+def _missing(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a conversion left out, as the settings tell it; a stranger's may tell anything."""
+    names, share, unread = settings.get("left_out"), settings.get("left_out_share"), settings.get("unread")
+    told = isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(share, (int, float))
+    missing = {"left_out": names, "left_out_share": share} if told else {"left_out": [], "left_out_share": 0.0}
+    return {**missing, "unread": unread if isinstance(unread, int) else 0}
 
 
 def _as_text(result: dict[str, Any]) -> str:

@@ -94,10 +94,12 @@ def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
     return method.settings(**implied_settings(options, method) | given)
 
 
-def _check_output(path: Path, overwrite: bool, resume: bool) -> Path:
+def _check_output(path: Path, overwrite: bool, resume: bool, model: Path) -> Path:
     """Refuse before the work what would fail after it. Returns the checkpoint's path."""
-    check_new_file(path, overwrite)
+    check_new_file(path, overwrite, model)
     checkpoint = checkpoint_path(path)
+    if checkpoint.is_dir():
+        raise OutputError(f"{checkpoint}, where an unfinished training would be, is a folder; choose another name.")
     if checkpoint.exists() and not resume and not overwrite:
         raise OutputError(
             f"{checkpoint} holds an unfinished training; go on with --resume or start anew with --overwrite."
@@ -150,10 +152,12 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
     if options.harden < 0:
         raise InvalidSettings(f"--harden is {options.harden}; it must be a number of rounds, 0 or more.")
-    checkpoint = _check_output(options.out, options.overwrite, options.resume)
+    checkpoint = _check_output(options.out, options.overwrite, options.resume, options.model)
     started = time.monotonic()
     with exclusive(options.out):
-        _check_output(options.out, options.overwrite, options.resume)  # another process may just have made it
+        _check_output(
+            options.out, options.overwrite, options.resume, options.model
+        )  # another process may just have made it
         manifest, layers = _erase(options, concept, method, settings, checkpoint)
     result = {
         "path": str(options.out),

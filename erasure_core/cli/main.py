@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import ErasureError, OutOfMemory, is_out_of_memory
+from ..errors import ErasureError, OutOfMemory, OutputError, is_out_of_memory
 from ..version import __version__
 from . import bake, convert, erase, explore, generate, inspect, merge, purify, report
 from .terminal import printable
@@ -20,7 +22,10 @@ EXIT_CODES = """exit codes:
   5    a result cannot be written
   6    the device has too little memory
   130  stopped by the user (Ctrl-C); `erase` goes on with --resume
+  141  whoever read the output stopped reading, as `head` does; the rest was not made
 """
+CLOSED_PIPE = 141
+"""As shells tell of a program that a closed pipe ended."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
+    _ready_streams()
     try:
         options.run(options)
         sys.stdout.flush()
@@ -61,13 +67,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). Python would complain about it again on leaving.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _silence()
+        return CLOSED_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _silence()
+        return _failed(OutputError("The output cannot be written: there is no space left."))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _failed(OutOfMemory("The device has too little memory; try a smaller --batch or --size."))
+        return _failed(OutOfMemory("The device has too little memory; try a smaller --batch, --max-batch or --size."))
     return 0
+
+
+def _ready_streams() -> None:
+    """Have outputs that take every character, also where they are closed or of a narrow encoding."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence() -> None:
+    """Let go of what could not be printed, or Python complains about it again on leaving."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _failed(error: ErasureError) -> int:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    check_new_file(options.out, options.overwrite)
+    check_new_file(options.out, options.overwrite, options.model)
     parts = read_all(options.files)
     model = load_chosen_model(options)
     erasure = merge(model, [Part(stored, strength, strength) for stored, strength in parts])

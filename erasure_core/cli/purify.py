@@ -19,6 +19,9 @@ from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_arguments import PATCH
 from .terminal import check_folder, terminal_progress
 
+LONGEST_STEM = 50
+"""Characters of a given picture's name that its new one repeats: file systems allow 255 bytes."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, "the model to paint with")
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
             captions = [options.caption] * len(batch)
             clean = purify(model, latents, captions, erasures, options.steps, options.guidance, options.share, progress)
             for place, (source, picture) in enumerate(zip(batch, model.decode(clean), strict=True), start):
-                path = options.out / f"{place:04d}_{source.stem}.png"
+                path = options.out / f"{place:04d}_{source.stem[:LONGEST_STEM]}.png"
                 write_bytes(path, png(picture))
                 print(json.dumps({"source": str(source), "path": str(path)}) if options.json else path, flush=True)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..errors import OutputError
 from ..hosts.diffusers import DiffusersModel
 from ..progress import Report
-from ..safe_files import LONGEST_NAME, read_text
+from ..safe_files import LONGEST_NAME, is_unicode, read_text
 
 
 class TerminalProgress:
@@ -98,20 +98,29 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another folder.") from error
 
 
-def check_new_file(path: Path, overwrite: bool) -> None:
+def check_new_file(path: Path, overwrite: bool, model: Path) -> None:
     """Refuse a result's name before the work.
 
     Raises:
-        OutputError: not a .safetensors file, of too long a name, existing and not to be replaced, or in a folder that
-            cannot be written.
+        OutputError: not a .safetensors file, of a name that is too long or no UTF-8, existing and not to be replaced,
+            the model itself or a part of it, or in a folder that cannot be written.
     """
     if path.suffix != ".safetensors":
         raise OutputError(f"{path} must end in .safetensors.")
+    if not is_unicode(path):
+        raise OutputError(
+            f"{printable(path)} is no UTF-8, which safetensors files must be named in; choose another name."
+        )
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise OutputError(f"{path} has a name of more than {LONGEST_NAME} bytes; choose a shorter one.")
     # os.path, for pathlib raises an error where a folder's name is too long; check_folder tells of that.
     if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder; choose another name.")
+    place, own = os.path.realpath(path), os.path.realpath(model)
+    if os.path.exists(path) and (place == own or place.startswith(own + os.sep)):
+        raise OutputError(f"{path} is the model itself or a part of it, which is never changed; choose another name.")
     check_folder(path.parent)
 
 

@@ -20,6 +20,9 @@ from ..schedule import NoiseSchedule
 from .ldm_checkpoint import LATENT_SIZE, ModelParts, read_checkpoint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+LARGEST_SIDE = 4096
+"""Latent pixels along a side that a model may say it was made for."""
+MOST_TIMESTEPS = 100_000
 DECODED_AT_ONCE = 64 * 64
 """Latent pixels decoded in one call: one picture of 512 x 512, or many small ones."""
 
@@ -72,6 +75,7 @@ class DiffusersModel:
             InvalidFile: the checkpoint is no safetensors file.
         """
         parts = _read(Path(path), _device(device), pictures, prediction)
+        _check_parts(Path(path), parts)
         return cls(parts.unet, parts.text_encoders, parts.tokenizers, parts.schedule, parts.vae)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -274,6 +278,8 @@ def _device(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
+        if device.type == "meta":
+            raise ValueError("it holds no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(f"The device {wanted!r} cannot be used ({str(error).splitlines()[0]}).") from error
@@ -287,14 +293,49 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def _check_parts(path: Path, parts: ModelParts) -> None:
+    """Whether the parts of a model fit together, before a library fails inside of one.
+
+    Raises:
+        ModelError: they do not, or the diffusion network is of a kind that is not supported.
+    """
+    config: Any = parts.unet.config
+    read, made = config.in_channels, config.out_channels
+    if read != made:
+        raise ModelError(
+            f"The model {path} reads {read} channels and predicts {made}; inpainting models and the like are not "
+            "supported."
+        )
+    size = config.sample_size
+    sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    fits = len(sides) == 2 and all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides)
+    if size is not None and not fits:
+        raise ModelError(
+            f"The model {path} says that its pictures are {str(size)[:60]} latent pixels large; that cannot be."
+        )
+    encoders: list[Any] = parts.text_encoders
+    width, reads = sum(int(encoder.config.hidden_size) for encoder in encoders), config.cross_attention_dim
+    if set(reads if isinstance(reads, (list, tuple)) else [reads]) != {width}:
+        raise ModelError(
+            f"The model {path} has a text encoder of width {width}, but its diffusion network reads {reads}: they "
+            "belong to different models."
+        )
+    for encoder, tokenizer in zip(encoders, parts.tokenizers, strict=True):
+        if len(tokenizer) > len(_token_layer(encoder).weight):
+            raise ModelError(f"The model {path} has a tokenizer with more words than its text encoder knows.")
+
+
 def _schedule(folder: Path) -> NoiseSchedule:
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    start, end, steps = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    start, end, steps = (config.get(name) for name in ("beta_start", "beta_end", "num_train_timesteps"))
     kind, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     if kind not in ("linear", "scaled_linear") or config.get("trained_betas") or config.get("rescale_betas_zero_snr"):
         raise ModelError(f"The model {folder} has a noise schedule that is not supported ({kind}, or a changed one).")
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(f"The model {folder} predicts {prediction!r}; only epsilon and v_prediction are supported.")
+    numbers = all(isinstance(beta, (int, float)) and 0 < beta < 1 for beta in (start, end))
+    if not (numbers and isinstance(steps, int) and 1 < steps <= MOST_TIMESTEPS):
+        raise ModelError(f"The model {folder} has a noise schedule that cannot be ({start} to {end} in {steps} steps).")
     power = 2 if kind == "scaled_linear" else 1
     betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
     return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
@@ -346,9 +387,6 @@ def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {folder} is incomplete or damaged ({first}); get a fresh copy.") from error
-    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
-        if len(tokenizer) > encoder.config.vocab_size:
-            raise ModelError(f"The model {folder} has a tokenizer with more words than its text encoder knows.")
     return ModelParts(unet, encoders, tokenizers, schedule, vae)
 
 

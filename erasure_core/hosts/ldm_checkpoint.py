@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,8 @@ def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _latent_size(metadata: Mapping[str, Any], family: str) -> int:
     """Side of the latents the model was made for, from ``modelspec.resolution`` or the family."""
-    width = str(metadata.get("modelspec.resolution", "")).partition("x")[0]
-    return int(width) // 8 if width.isdigit() and int(width) >= 8 else LATENT_SIZE[family]
+    width = re.fullmatch(r"([0-9]{1,4})x[0-9]{1,4}", str(metadata.get("modelspec.resolution", "")))
+    return int(width[1]) // 8 if width and int(width[1]) >= 8 else LATENT_SIZE[family]
 
 
 def prediction_of(source: _Source, family: str) -> str:
