@@ -103,8 +103,8 @@ def lent(root: nn.Module, weights: HostWeights, device: torch.device, dtype: tor
     """Inside, the modules below ``root`` compute with constants that gradients may pass, and with nothing else.
 
     Weights in another format or place than wanted are converted in each call, so that no second network is held in
-    memory. Forward and backward belong inside: checkpointing runs the modules again. On leaving, however that happens,
-    every module is as it was.
+    memory (but see ``_converting_forward``). Forward and backward belong inside: checkpointing runs the modules again.
+    On leaving, however that happens, every module is as it was.
 
     Args:
         root: the network whose keys ``weights`` holds below its prefix.
@@ -148,15 +148,23 @@ def _lend(module: nn.Module, prefix: str, weights: HostWeights, device: torch.de
 
 
 def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
-    """The module's forward with its weights converted for the duration of a call."""
+    """The module's forward with its weights converted for the duration of a call.
+
+    Where gradients flow through, autograd keeps what a call has converted until its backward pass: several calls of one
+    step would keep the network several times. There, weights that lie in the right place already are converted once.
+    """
     original = type(module).forward
+    kept: dict[str, Any] = {}
 
     def forward(*inputs: Any, **named: Any) -> Any:
         held = dict(module._parameters)
+        weights = {leaf: weight for leaf, weight in held.items() if weight is not None}
+        converted: dict[str, Any] = kept or {leaf: weight.to(device, dtype) for leaf, weight in weights.items()}
+        passes = any(isinstance(given, Tensor) and given.requires_grad for given in inputs)
+        if passes and all(weight.device == device for weight in weights.values()):
+            kept.update(converted)
         try:
-            for leaf, weight in held.items():
-                if weight is not None:
-                    module._parameters[leaf] = weight.to(device, dtype)  # type: ignore[assignment]
+            module._parameters.update(converted)
             return original(module, *inputs, **named)
         finally:
             module._parameters.update(held)

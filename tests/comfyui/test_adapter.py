@@ -28,6 +28,7 @@ from erasure_core.erasing import applied, erase
 from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong, WrongBase
 from erasure_core.hosts.comfyui import ComfyModel
 from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, is_applied, parse_blocks
+from erasure_core.hosts.comfyui_weights import lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.methods import find_method
@@ -353,3 +354,37 @@ def test_cancelling_saves_the_state(oracle: DiffusersModel, tmp_path: Path) -> N
         erase(adapter(oracle), BALL, "esd", SHORT, Cancelling(), tmp_path / "state")
     assert (tmp_path / "state").exists() and len(fake_comfy.ProgressBar.shown) == 1
     fake_comfy.ProgressBar.shown.clear()
+
+
+class Stored:
+    """Weights of a module as ``HostWeights`` tells of them."""
+
+    prefix = ""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def is_patched(self, key: str) -> bool:
+        return False
+
+    def stored(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+
+def test_weights_in_another_format_are_held_once_however_often_they_are_called() -> None:
+    """SDXL's text encoders are gigabytes, and one step calls them several times."""
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8).half())
+    saved: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (8, 8):
+            saved.append(tensor.data_ptr())
+        return tensor
+
+    x = torch.ones(2, 8, requires_grad=True)
+    with lent(module, Stored(module), torch.device("cpu"), torch.float32):  # type: ignore[arg-type]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            results = [module(x) for _ in range(3)]
+        torch.stack(results).sum().backward()
+    assert len(saved) == 3 and len(set(saved)) == 1
+    assert module[0].weight.dtype == torch.float16 and "forward" not in module[0].__dict__

@@ -290,7 +290,7 @@ def test_ctrl_c_leaves_a_state_that_resume_finishes(model: Path, tmp_path: Path)
         "--method",
         "esd",
         "--steps",
-        "200",
+        "60",
         "--rank",
         "2",
         "--trajectories",

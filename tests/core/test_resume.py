@@ -213,13 +213,13 @@ def test_resume_is_exact_with_a_text_encoder_of_real_width(tmp_path: Path) -> No
     """The bits of a wide encoding depend on the batch it is made in, with several threads."""
     folder = write_pico(tmp_path / "model", "sd1", text_width=768)
     model, path = DiffusersModel.load(folder), tmp_path / "ball.safetensors"
-    settings = replace(SETTINGS, steps=4, refresh=2, trajectories=3, trajectory_steps=2, contexts=2, neighbours=0)
+    settings = replace(SETTINGS, steps=2, refresh=1, trajectories=3, trajectory_steps=1, contexts=2, neighbours=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         undisturbed = finished(model, path, settings=settings)
         with pytest.raises(Cancelled):
-            erase(model, CONCEPT, "esd", settings, StopAt(3), checkpoint_path(path))
+            erase(model, CONCEPT, "esd", settings, StopAt(1), checkpoint_path(path))
         assert finished(model, path, checkpoint_path(path), settings) == undisturbed
     finally:
         torch.set_num_threads(threads)
