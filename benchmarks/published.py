@@ -146,7 +146,7 @@ def _with_pictures(model: DiffusersModel, loop: Loop, stack: ExitStack) -> tuple
     prompts = model.encode(["", "a ball"])
     if not loop.pictures:
         return model, prompts
-    branch = ImageBranch(ImageAdapter.of_model(model), model.family)
+    branch = ImageBranch(ImageAdapter.of_model(model), model)
     stack.enter_context(branch.attached(model.layers()))
     tokens = torch.randn(2, TOKENS, prompts.context.shape[-1], device=model.device).to(prompts.context.dtype)
     return ImagePrompted(model, branch), replace(prompts, image=tokens)

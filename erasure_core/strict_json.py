@@ -30,7 +30,10 @@ def parse_json(text: str, max_items: int) -> Any:
     content = json.loads(
         text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite_number, parse_int=_short_number
     )
-    json.dumps(content, ensure_ascii=False).encode()  # refuses what escapes can spell and UTF-8 cannot
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it spells half a character") from error
     return content
 
 

@@ -183,7 +183,7 @@ def manifests() -> Iterator[Case]:
     yield "an empty word", manifest(words=[""]), "concept is empty"
     yield "a word of 5,000 characters", manifest(words=["x" * 5000]), "5000 characters long"
     yield "a word that rewrites the terminal", manifest(words=["\x1b[2Jball"]), "control characters"
-    yield "half a character", manifest(words=["\ud800"]), "control characters"
+    yield "half a character", manifest(words=["\ud800"]), "half a character"
     yield "a word that is also kept", manifest(words=["ball"], keep=["a ball"]), "both erased and kept"
     text = json.dumps(GOOD)
     for number in ("NaN", "Infinity", "-Infinity"):

@@ -134,9 +134,10 @@ def test_a_concept_can_be_called_explicit(routes: Any, part: Any, page: fake_gra
         assert [read(*form, ticked).settings.sensitive for ticked in (True, False)] == [True, False]
         assert not read(*form).settings.sensitive  # as API clients sent it before there was the box
         assert route(body | {"sensitive": True}).settings.sensitive and not route(body).settings.sensitive
+        assert read(*form, False, 1.5).settings.guidance == route(body | {"guidance": 1.5}).settings.guidance == 1.5
     for name in ("explore", "report"):
         (event,) = [e for e in page.events if e[4] == f"concept_erasure_submit_{name}"]
-        assert event[2][-1] is page.of(f"{name}_sensitive")
+        assert event[2][-2:] == [page.of(f"{name}_sensitive"), page.of(f"{name}_guidance")]
 
 
 HEAD = ["ball", "", "", "closed_form", "As set", 0]
