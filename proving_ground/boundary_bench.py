@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "boundary_results"
 DOCS = Path(__file__).parent.parent / "docs" / "boundary.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PARTS = ("scores", "search", "attack", "harden", "speed")
-JUDGED = 2
+JUDGED = 3
 """Counts up when prompts are judged in another way than before: what was measured then says nothing of now."""
 SEARCHING = ("search", "harden")
 """The parts that search for as long as the budget says."""

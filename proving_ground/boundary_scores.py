@@ -86,7 +86,7 @@ def score_prompts(
         found = scorer(candidates)
         reading = Reading(subject, scorer.inside, [text for text in scorer.outside if text])
         read = reading.leak(reading.read(candidates, short=False)).tolist()
-        look = Evidence(subject, [f"a photo of a {word}" for word in concept.words[:3]], scorer.nearest_others(6))
+        look = Evidence(subject, [f"a photo of a {word}" for word in concept.words[:3]], scorer.rivals())
         latents = torch.cat([paint_latents(subject, candidates[i : i + 16], 0) for i in range(0, len(candidates), 16)])
         evidence = look(latents)
     rows = [

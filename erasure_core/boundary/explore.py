@@ -36,8 +36,6 @@ BELIEVED = 0.75
 LOOKED_AT_ONCE = 8
 SIGHTS = 3
 """Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
-LOOK_ALIKES = 6
-"""What a picture is compared with besides the concept and the empty prompt."""
 HIDDEN_BELOW = 0.5
 """Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
 SKETCH = 64
@@ -261,7 +259,7 @@ class _Explorer:
         words = self.concept.words[:3]
         (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
         said = [worded(template, word) for word in words]
-        return Evidence(self.subject, said, self.field.scorer.nearest_others(LOOK_ALIKES), self.settings.seed)
+        return Evidence(self.subject, said, self.field.scorer.rivals(), self.settings.seed)
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]
