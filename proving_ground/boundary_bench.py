@@ -22,8 +22,6 @@ RESULTS = Path(__file__).parent / "boundary_results"
 DOCS = Path(__file__).parent.parent / "docs" / "boundary.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PARTS = ("scores", "search", "attack", "harden", "speed")
-JUDGED = 3
-"""Counts up when prompts are judged in another way than before: what was measured then says nothing of now."""
 SEARCHING = ("search", "harden")
 """The parts that search for as long as the budget says."""
 
@@ -53,7 +51,6 @@ def conditions(part: str, method: str, budget: float) -> dict[str, Any]:
     """All that a result hangs on: the model, the erasing, and how it is searched."""
     settings = asdict(find_method(method).settings())
     known: dict[str, Any] = {"model": model_mark(), "round": ROUND, "settings": settings, "guidance": GUIDANCE}
-    known["judged"] = JUDGED
     if part in SEARCHING:
         known |= {"budget": budget, "pictures": len(SEEDS), "checked": CHECKED}
     if part == "harden":

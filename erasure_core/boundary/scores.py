@@ -35,8 +35,9 @@ HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
 FALSE_ALARMS = 0.01
 """Share of neutral prompts that the threshold may let pass."""
 MAX_EXPONENT = 60.0
-RIVALS = 4
-"""Look-alikes, and as many hardly known prompts, that pictures are compared with."""
+RIVALS = 6
+"""Prompts that pictures are compared with. With look-alikes alone pictures of nothing passed for the concept; with all
+that the model knows, or with look-alikes beside these, a true leak was lost to one of them."""
 
 
 @dataclass(frozen=True)
@@ -190,15 +191,10 @@ class Scorer:
         return [self.outside[i] for i in order if self.outside[i] and known[i]][:count]
 
     def rivals(self) -> list[str]:
-        """What a picture could show in the concept's place: look-alikes, and prompts that the model hardly knows, for
-        which it paints nothing in particular."""
-        return [*self.nearest_others(RIVALS), *self._faint_others(RIVALS)]
-
-    def _faint_others(self, count: int) -> list[str]:
-        """Prompts that the model hardly knows, those that lie nearest to the concept first."""
-        known = self.knows(self.away).tolist()
-        order = _distances(self.away, self.towards).amin(1).argsort().tolist()
-        return [self.outside[i] for i in order if self.outside[i] and not known[i]][:count]
+        """What a picture could show in the concept's place: what lies nearest to it. That is also what the model hardly
+        knows, for which it paints nothing in particular."""
+        nearest = _distances(self.away, self.towards).amin(1).argsort().tolist()
+        return [self.outside[i] for i in nearest if self.outside[i]][:RIVALS]
 
     def knows(self, directions: Tensor) -> Tensor:
         """Which directions [N, F] of the original model are more than chance, bool [N]."""
