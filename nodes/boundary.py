@@ -15,11 +15,11 @@ from ..erasure_core.boundary.explore import ExploreSettings, explore
 from ..erasure_core.boundary.harden import MOST_ADDED, widened
 from ..erasure_core.boundary.map import map_picture, write_map
 from ..erasure_core.boundary.searches import LEVELS
-from ..erasure_core.boundary.subject import GUIDANCE
 from ..erasure_core.errors import Cancelled
 from .host import CATEGORY, PREFIX, BoundaryType, ConceptRequest, ConceptType, ErasureType, Stack, lines, say, working
 from .subjects import erasures_of, loaded_model, new_folder, shown_file
 from .training_progress import SearchProgress
+from .widgets import guidance_input
 
 SEARCHES = {
     "all": LEVELS,
@@ -80,13 +80,9 @@ def search_inputs(what: str, interrupt: str) -> list[Any]:
             control_after_generate=False,
             tooltip="Noisy latents at which prompts are compared. Fewer are faster and judge less surely.",
         ),
-        io.Float.Input(
+        guidance_input(
             "guidance",
-            default=GUIDANCE,
-            min=1.0,
-            max=30.0,
-            step=0.5,
-            tooltip="Guidance scale of the pictures that are made for judging: what you paint with. Distilled models "
+            "Guidance scale of the pictures that are made for judging: what you paint with. Distilled models "
             "(Turbo, Lightning) want 1 to 2.",
         ),
         io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="Seed of all chance."),

@@ -9,7 +9,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..erasure_core.boundary.explore import ExploreSettings
-from ..erasure_core.boundary.subject import GUIDANCE
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
@@ -23,7 +22,7 @@ from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, It
 from .pictures import adapter_widget, concept_pictures, vision_link
 from .presets import preset_widget, with_preset
 from .training_progress import NodeProgress, preview_latents
-from .widgets import NONE, inputs_of, settings_from
+from .widgets import NONE, guidance_input, inputs_of, settings_from
 
 
 def node_id_of(method: Method) -> str:
@@ -121,13 +120,8 @@ def harden_inputs() -> list[Any]:
             control_after_generate=False,
             tooltip="How long each of these searches may take, in seconds.",
         ),
-        io.Float.Input(
-            "harden_guidance",
-            default=GUIDANCE,
-            min=1.0,
-            max=30.0,
-            step=0.5,
-            tooltip="Guidance scale of the pictures that these searches look at: what you paint with.",
+        guidance_input(
+            "harden_guidance", "Guidance scale of the pictures that these searches look at: what you paint with."
         ),
     ]
 

@@ -8,12 +8,18 @@ from typing import Any, get_args, get_type_hints
 
 from comfy_api.latest import io
 
+from ..erasure_core.boundary.subject import GUIDANCE
 from ..erasure_core.methods import SolverSettings
 
 NONE = "none"
 """The choice in a list that chooses nothing."""
 TOGETHER = "text-encoder+cross-attention-kv"
 """The one combination of layer groups that is worth a place in the list."""
+
+
+def guidance_input(name: str, tooltip: str) -> Any:
+    """A widget for the guidance scale of pictures that searches look at."""
+    return io.Float.Input(name, default=GUIDANCE, min=1.0, max=30.0, step=0.5, tooltip=tooltip)
 
 
 def inputs_of(settings: type[SolverSettings]) -> list[Any]:

@@ -351,15 +351,15 @@ def _schedule(sampling: Any) -> NoiseSchedule:
     edm: tuple[type, ...] = (getattr(ms, "EDM", type(None)), getattr(ms, "ModelSamplingContinuousEDM", type(None)))
     # Distilled models (LCM, X0) are a kind of EPS that reads its network's output in another way, or at fewer sigmas.
     rules = {getattr(kind, "calculate_denoised", None) for kind in (ms.EPS, ms.V_PREDICTION)}
-    sigmas = sampling.sigmas.detach().double().cpu() if hasattr(sampling, "sigmas") else torch.empty(0)
     if (
         not isinstance(sampling, ms.ModelSamplingDiscrete)
         or not isinstance(sampling, ms.EPS)
         or isinstance(sampling, edm)
         or getattr(type(sampling), "calculate_denoised", None) not in rules
-        or getattr(sampling, "num_timesteps", len(sigmas)) != len(sigmas)
+        or getattr(sampling, "num_timesteps", len(sampling.sigmas)) != len(sampling.sigmas)
     ):
         raise ModelError("This model's noise schedule is not supported; those of SD1.x, SD2.x and SDXL are.")
+    sigmas = sampling.sigmas.detach().double().cpu()
     signal = (1 + sigmas**2).rsqrt()
     prediction = "v_prediction" if isinstance(sampling, ms.V_PREDICTION) else "epsilon"
     return NoiseSchedule(signal.float().clone(), (sigmas * signal).float().clone(), prediction)
