@@ -19,16 +19,16 @@ from .architectures import FAMILIES, SIDES, build
 from .counting import all_counted, curves, shares
 from .documents import counted_table, curves_table, fill, solved_table
 from .every_method import verdicts
-from .machine import kind_of, measure
+from .machine import Rates, kind_of, measure
 from .published import LOOPS, MEAN_STEPS
-from .report import compare, rows_table
-from .rows import Setup, rows
+from .report import compare, read, rows_table
+from .rows import PUBLISHED, Row, Setup, rows, with_floor
 from .solving import KEPT, solve
 from .using import apply, predictions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RESULTS, DOCS = (Path(__file__).parent.parent / place for place in ("benchmarks/results", "docs/speed.md"))
-NAMES = [*(f"published {name}" for name in LOOPS), *METHODS]
+NAMES = [*(f"{PUBLISHED}{name}" for name in LOOPS), *METHODS]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the methods")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", type=Path, help="where the results go as JSON, after every family")
+    run.add_argument("--no-floor", action="store_true", help="only measure; `floor` counts later, on any machine")
+    floor = commands.add_parser("floor", help="add what is counted to results of `run --no-floor`")
+    floor.set_defaults(act=_floor)
+    floor.add_argument("results", type=Path)
     counted = commands.add_parser("count", help="operations and memory at true size, computing nothing")
     counted.set_defaults(act=_count)
     counted.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
@@ -103,7 +107,7 @@ def _run(options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         model = build(family, side, options.device, dtype, options.seed, options.tiny)
         setup = Setup(family, side, options.device, dtype, options.tiny, options.steps, _settings(options.set))
-        found = [asdict(row) for row in rows(model, options.method, setup, rates, options.sampling)]
+        found = [asdict(row) for row in rows(model, options.method, setup, options.sampling)]
         results.append(
             {
                 "family": family, "side": side, "dtype": options.dtype, "tiny": options.tiny, "steps": options.steps,
@@ -111,9 +115,26 @@ def _run(options: argparse.Namespace) -> None:
                 "command": _command(options), "rows": found,
             }
         )  # fmt: skip
+        del model
+        if not options.no_floor:
+            results[-1]["rows"] = _counted_rows(results[-1])
         print(rows_table(results[-1]), flush=True)
         _write(options.out, results)
-        del model
+
+
+def _counted_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run with their floors."""
+    dtype, rates = DTYPES[result["dtype"]], Rates(**result["rates"])
+    setup = Setup(result["family"], result["side"], "cpu", dtype, result["tiny"], result["steps"], {})
+    return [asdict(with_floor(Row(**row), setup, rates)) for row in result["rows"]]
+
+
+def _floor(options: argparse.Namespace) -> None:
+    results = read(options.results)
+    for result in results:
+        result["rows"] = _counted_rows(result)
+        print(rows_table(result), flush=True)
+        _write(options.results, results)
 
 
 def _count(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Every check runs on the CPU too (``--device cpu``, which the tests do), where me
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import sys
 import tempfile
@@ -19,15 +20,21 @@ import torch
 from torch import Tensor
 
 from erasure_core import Concept, Erasure, LoadedModel, Report, Silent, applied, erase, read_erasure, write_erasure
+from erasure_core.effort import plan
 from erasure_core.errors import Cancelled, DeviceOutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 
-from .architectures import build
+from .architectures import SIDES, build
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6}
 STEPS = 8
+GIB = 2**30
+SMALL_CARD = {"sd15": 6, "sdxl": 10}
+"""GiB that a training with ``low-vram`` has to do with."""
+SCARCE = 2**22
+"""Bytes said to be free where a small card is acted."""
 EXACT, CLOSE, ROUNDED = 1e-3, 2e-2, 5e-2
 """Relative distances allowed between devices: one call in float32, a training in float32, one call in 16 bits."""
 
@@ -44,9 +51,15 @@ class Bench:
     device: str
     tiny: bool
 
-    def model(self, dtype: torch.dtype = torch.float32, device: str | None = None, tiny: bool = True) -> DiffusersModel:
+    def model(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+        tiny: bool = True,
+        family: str = "sd15",
+    ) -> DiffusersModel:
         is_tiny = tiny or self.tiny
-        return build("sd15", 64 if is_tiny else 512, device or self.device, dtype, tiny=is_tiny)
+        return build(family, 64 if is_tiny else SIDES[family], device or self.device, dtype, tiny=is_tiny)
 
 
 class StopAt(Silent):
@@ -170,6 +183,37 @@ def steps_down(bench: Bench) -> str:
     return f"called with 64, went through with {drawn}"
 
 
+def fits(bench: Bench, family: str) -> str:
+    """A training of the default batch with ``low-vram`` on a small card, the model's own weights included."""
+    on_gpu = bench.device != "cpu"
+    whole = EsdSettings(steps=2, trajectories=8, trajectory_steps=2) if on_gpu else EsdSettings(steps=1, **QUICK)
+    with card_of(bench.device, SMALL_CARD[family] * GIB):
+        model = bench.model(torch.bfloat16 if on_gpu else torch.float32, tiny=False, family=family)
+        left = SMALL_CARD[family] * GIB - torch.cuda.memory_allocated() if on_gpu else SCARCE
+        chosen = plan("low-vram", whole, model, left)
+        _, history = erase(model, CONCEPT, "esd", chosen.settings)
+        peak = torch.cuda.max_memory_reserved() / GIB if on_gpu else 0.0
+        del model
+    expect(len(history.losses) == whole.steps, "the training finished")
+    return f"peak {peak:.2f} GiB of {SMALL_CARD[family]}; {chosen.sentence}"
+
+
+@contextmanager
+def card_of(device: str, size: int) -> Iterator[None]:
+    """Inside, this process gets ``size`` bytes of the device's memory and no more; a CPU has no such limit."""
+    if device == "cpu":
+        yield
+        return
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def equals_the_cpu(bench: Bench) -> str:
     """One call and a short training, the same as on the CPU but for rounding."""
     here, there = bench.model(), bench.model(device="cpu")
@@ -197,6 +241,8 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "training in float16, apply and restore": lambda bench: trains_and_restores(bench, torch.float16),
     "cancel and go on": cancels,
     "out of memory": steps_down,
+    "SD1.5 on a card of 6 GiB": lambda bench: fits(bench, "sd15"),
+    "SDXL on a card of 10 GiB": lambda bench: fits(bench, "sdxl"),
 }
 
 

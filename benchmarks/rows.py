@@ -20,14 +20,18 @@ from erasure_core.trainer import PLAIN
 from erasure_core.trajectory import TRAINING
 
 from . import published
-from .floor import Cost, Work, count
+from .floor import Work, count
+from .gpu_check import prediction
 from .machine import Rates, clock
 from .meter import Meter
 from .parts import PARTS, STUDENT, TRAJECTORY
 
 CONCEPT = Concept(("ball",), None, ("a red box", "a photo of a cat", "a dog in a park"))
-POOLED = {"trajectories": 5, "trajectory_steps": 2}
-"""The pools that are really drawn. Their cost is proportional to their size: the row is reckoned for the settings'."""
+PUBLISHED = "published "
+"""In front of a published loop's name."""
+POOLED = {"cpu": {"trajectories": 5, "trajectory_steps": 2}, "cuda": {"trajectories": 32, "trajectory_steps": 2}}
+"""The pools that are really drawn. Their cost is proportional to their size: the row is reckoned for the settings'.
+On a GPU they fill the largest call, where a latent costs least."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,30 @@ class Row:
     Args:
         name: the method, or "published <loop>".
         seconds: of one optimiser step, its part of the drawing of the pools included.
-        floor: the least seconds that its network calls take on this machine.
-        calls: latents through the network in one step, a backward pass counted by its operations.
         shares: of the seconds, by part.
-        peak: bytes at the peak: measured on a GPU, counted elsewhere.
-        least: bytes at the peak with activations computed again and text encoders away.
         settings: what was run.
+        students: latents that the student predicts in one step, with gradients.
+        pooled: latents through the network for the pools, for each step.
+        peak: bytes at the peak: measured on a GPU, counted elsewhere.
+        file, load, apply: bytes of the file, seconds to read and check it, and to hang it on the model.
+        floor: the least seconds that its network calls take on this machine; this and the rest is counted.
+        calls: latents through the network in one step, a backward pass counted by its operations.
+        least: bytes at the peak with activations computed again and text encoders away.
     """
 
     name: str
     seconds: float
-    floor: float
-    calls: float
     shares: dict[str, float]
-    peak: int
-    least: int
     settings: dict[str, Any]
+    students: int = 0
+    pooled: float = 0.0
+    peak: int | None = None
     file: int | None = None
     load: float | None = None
     apply: float | None = None
+    floor: float | None = None
+    calls: float | None = None
+    least: int | None = None
 
 
 class DropFirst(Silent):
@@ -130,13 +139,16 @@ def work_of(setup: Setup, batch: int, **more: Any) -> Work:
     return Work(setup.family, setup.side, batch, dtype=setup.dtype, tiny=setup.tiny, **more)
 
 
-def method_row(model: DiffusersModel, method: Method, setup: Setup, rates: Rates) -> Row:
+def method_row(model: DiffusersModel, method: Method, setup: Setup) -> Row:
     """Train a few steps; the pools' share is reckoned for the settings' own pools."""
     known = {f.name for f in fields(method.settings)}
     wanted = method.settings(**{name: value for name, value in setup.settings.items() if name in known})
     if not isinstance(wanted, TrainingSettings):
         return _solver_row(model, method, wanted, setup)
-    few = replace(wanted, steps=setup.steps + 1, refresh=setup.steps + 1, **POOLED, **_short(known))
+    pools = POOLED[setup.device.split(":")[0]]
+    few = replace(wanted, steps=setup.steps + 1, refresh=setup.steps + 1, **pools, **_short(known))
+    if setup.device.startswith("cuda"):
+        prediction(model, wanted.max_batch)  # so that what is prepared once is not counted as drawing
     meter = Meter(setup.device)
     timer = DropFirst(meter)
     _reset_peak(setup.device)
@@ -146,20 +158,14 @@ def method_row(model: DiffusersModel, method: Method, setup: Setup, rates: Rates
     pooled = pooled_latents(wanted, CONCEPT)
     parts = {part: meter.seconds[part] / setup.steps for part in PARTS}
     parts[TRAJECTORY] = drawn_seconds / drawn * pooled
-    students = meter.latents[STUDENT, True] // setup.steps
-    student = work_of(setup, students, layers=wanted.layers, rank=wanted.rank, checkpointing=wanted.checkpointing)
-    plain = count(replace(student, checkpointing=False))
-    once = count(work_of(setup, 1)).flops
-    draw = count(work_of(setup, wanted.max_batch)).seconds(rates) / wanted.max_batch
     return Row(
         method.name,
         seconds=sum(parts.values()),
-        floor=plain.seconds(rates) + pooled * draw,
-        calls=plain.flops / once + pooled,
         shares=_shares(parts),
-        peak=_peak(setup.device, count(student)),
-        least=count(replace(student, checkpointing=True)).peak,
         settings=_differing(wanted),
+        students=meter.latents[STUDENT, True] // setup.steps,
+        pooled=pooled,
+        peak=_peak(setup.device),
         **_file_figures(model, erasure, setup.device),
     )
 
@@ -170,7 +176,7 @@ def _short(known: set[str]) -> dict[str, int]:
     return {name: value for name, value in once.items() if name in known}
 
 
-def published_row(model: DiffusersModel, name: str, setup: Setup, rates: Rates, sampling: int) -> Row:
+def published_row(model: DiffusersModel, name: str, setup: Setup, sampling: int) -> Row:
     """Steps of a published loop. ``sampling`` steps are really sampled, and reckoned for the loop's mean."""
     loop, meter = published.LOOPS[name], Meter(setup.device)
     share = setup.family == "sdxl" and setup.device == "cpu" and not setup.tiny
@@ -182,17 +188,14 @@ def published_row(model: DiffusersModel, name: str, setup: Setup, rates: Rates, 
                 running.step(sampling)
     parts = {part: meter.seconds[part] / setup.steps for part in PARTS}
     parts[TRAJECTORY] *= published.MEAN_STEPS / sampling
-    student = work_of(setup, 1, layers=loop.layers, rank=loop.rank, networks=loop.networks, direct=not loop.rank)
-    counted, once, pair = count(student), count(work_of(setup, 1)), count(work_of(setup, 2))
     return Row(
-        f"published {name}",
+        f"{PUBLISHED}{name}",
         seconds=sum(parts.values()),
-        floor=counted.seconds(rates) + 2 * once.seconds(rates) + published.MEAN_STEPS * pair.seconds(rates),
-        calls=counted.flops / once.flops + 2 + 2 * published.MEAN_STEPS,
         shares=_shares(parts),
-        peak=_peak(setup.device, counted),
-        least=count(replace(student, checkpointing=True)).peak,
         settings={"layers": loop.layers, "rank": loop.rank, "batch": 1},
+        students=1,
+        pooled=2 + 2 * published.MEAN_STEPS,
+        peak=_peak(setup.device),
     )
 
 
@@ -200,9 +203,43 @@ def _solver_row(model: DiffusersModel, method: Method, settings: SolverSettings,
     started = clock(setup.device)
     erasure, _ = erase(model, CONCEPT, method.name, settings)
     seconds = clock(setup.device) - started
-    weights = count(work_of(setup, 1)).weights
     figures = _file_figures(model, erasure, setup.device)
-    return Row(method.name, seconds, 0.0, 0.0, {}, weights, weights, _differing(settings), **figures)
+    return Row(method.name, seconds, {}, _differing(settings), peak=_peak(setup.device), **figures)
+
+
+def with_floor(row: Row, setup: Setup, rates: Rates) -> Row:
+    """The row with what is counted for it. That takes longer than measuring on a GPU, which needs not stand by."""
+    once = count(work_of(setup, 1))
+    if not row.students:
+        return replace(row, peak=row.peak or once.weights + once.text, least=once.weights)
+    student = _student(row, setup)
+    kept, again = count(student), count(replace(student, checkpointing=True))
+    plain = count(replace(student, checkpointing=False))
+    return replace(
+        row,
+        peak=row.peak or kept.peak + kept.text,
+        floor=plain.seconds(rates) + _least_pooling(row, setup, rates),
+        calls=plain.flops / once.flops + row.pooled,
+        least=again.peak,
+    )
+
+
+def _student(row: Row, setup: Setup) -> Work:
+    """One step of the student of a row."""
+    more = {name: row.settings[name] for name in ("layers", "rank", "checkpointing") if name in row.settings}
+    if row.name.startswith(PUBLISHED):
+        loop = published.LOOPS[row.name.removeprefix(PUBLISHED)]
+        more |= {"networks": loop.networks, "direct": not loop.rank}
+    return work_of(setup, row.students, **more)
+
+
+def _least_pooling(row: Row, setup: Setup, rates: Rates) -> float:
+    """Seconds of drawing a step's states: in large calls, or in a published loop's two teacher's calls and pairs."""
+    if row.name.startswith(PUBLISHED):
+        once, pair = (count(work_of(setup, latents)).seconds(rates) for latents in (1, 2))
+        return 2 * once + published.MEAN_STEPS * pair
+    batch = row.settings["max_batch"]
+    return row.pooled * count(work_of(setup, batch)).seconds(rates) / batch
 
 
 def _shares(parts: dict[str, float]) -> dict[str, float]:
@@ -213,6 +250,7 @@ def _shares(parts: dict[str, float]) -> dict[str, float]:
 def _differing(settings: SolverSettings) -> dict[str, Any]:
     """The settings that a reader of the row wants to see."""
     shown = ("layers", "rank", "batch", "steps", "trajectories", "trajectory_steps", "refresh", "checkpointing")
+    shown += ("max_batch",)
     return {name: value for name, value in asdict(settings).items() if name in shown}
 
 
@@ -221,11 +259,9 @@ def _reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak(device: str, counted: Cost) -> int:
-    """Bytes: of the device, or counted, text encoders included."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return counted.peak + counted.text
+def _peak(device: str) -> int | None:
+    """Bytes, where the device counts them itself."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
 
 def _file_figures(model: DiffusersModel, erasure: Erasure, device: str) -> dict[str, Any]:
@@ -241,13 +277,13 @@ def _file_figures(model: DiffusersModel, erasure: Erasure, device: str) -> dict[
         return {"file": path.stat().st_size, "load": loaded - started, "apply": hung - loaded}
 
 
-def rows(model: DiffusersModel, names: list[str], setup: Setup, rates: Rates, sampling: int) -> Iterator[Row]:
-    """A row for each name: a registered method, or "published <loop>"."""
+def rows(model: DiffusersModel, names: list[str], setup: Setup, sampling: int) -> Iterator[Row]:
+    """A row for each name: a registered method, or "published <loop>"; without what is counted (``with_floor``)."""
     for name in names:
         started = time.monotonic()
-        if name.startswith("published "):
-            row = published_row(model, name.removeprefix("published "), setup, rates, sampling)
+        if name.startswith(PUBLISHED):
+            row = published_row(model, name.removeprefix(PUBLISHED), setup, sampling)
         else:
-            row = method_row(model, METHODS[name], setup, rates)
+            row = method_row(model, METHODS[name], setup)
         print(f"{setup.family} {name}: measured in {time.monotonic() - started:.0f} s", flush=True)
         yield row
