@@ -100,7 +100,7 @@ class LowRankDelta(Delta):
         return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        down, up = self.down.to(x), self.up.to(x)  # wherever a caller keeps them
         if isinstance(layer, nn.Conv2d):
             return F.conv2d(_convolve(layer, x, down), up)
         return F.linear(F.linear(x, down), up)
@@ -133,7 +133,7 @@ class DenseDelta(Delta):
         return self.weight
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
+        weight = self.weight.to(x)
         return _convolve(layer, x, weight) if isinstance(layer, nn.Conv2d) else F.linear(x, weight)
 
 

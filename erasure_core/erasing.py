@@ -82,7 +82,8 @@ def erase(
             concept = _complete(model, concept, chosen, settings, progress)
         if chosen.solve is not None:
             with model.trainable():
-                deltas, history = chosen.solve(model, concept, settings, progress), History()
+                solved = chosen.solve(model, concept, settings, progress)
+            deltas, history = solved.to(model.device), History()
         else:
             assert isinstance(settings, TrainingSettings)
             (deltas, history), settings = within_memory(

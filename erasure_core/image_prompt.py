@@ -81,8 +81,8 @@ class ImageAdapter:
         """The model's own keys and values as an image branch: no file is needed, the tokens have to be learned."""
         names = attention_names(model.layers())
         return cls(
-            {name: model.weight(f"{name}.to_k").detach() for name in names},
-            {name: model.weight(f"{name}.to_v").detach() for name in names},
+            {name: model.weight(f"{name}.to_k").detach().to(model.device) for name in names},
+            {name: model.weight(f"{name}.to_v").detach().to(model.device) for name in names},
         )
 
     @classmethod

@@ -114,7 +114,11 @@ class ComfyModel:
         contexts, pooled = [], None
         for part, tokens in zip(self.text_parts, rows, strict=True):
             encoder = getattr(root, part)
-            with _embeddings_instead(encoder, tokens, ends) if isinstance(tokens, Tensor) else ExitStack():
+            given = isinstance(tokens, Tensor)
+            with (
+                _embeddings_instead(encoder, tokens, ends) if given else ExitStack(),
+                _reading_at(encoder, self.device),
+            ):
                 context, pooled = encoder.encode(tokens)[:2]
             contexts.append(context)
         joined = torch.cat(contexts, dim=-1).to(self.device)
@@ -378,6 +382,20 @@ def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:
 
     out: Tensor = attention_pytorch(*inputs, **named)
     return out
+
+
+@contextmanager
+def _reading_at(encoder: Any, device: torch.device) -> Iterator[None]:
+    """Inside, a text encoder looks its tokens up on ``device``: the host's own choice is where the table is stored,
+    which is the CPU where it has moved the encoder out of the way."""
+    own, before = encoder.process_tokens, encoder.__dict__.get("process_tokens")
+    encoder.process_tokens = lambda tokens, _: own(tokens, device)
+    try:
+        yield
+    finally:
+        del encoder.process_tokens
+        if before is not None:
+            encoder.process_tokens = before
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import fake_comfy
 import pytest
@@ -88,6 +89,21 @@ def test_encodes_and_predicts_as_diffusers_does(family: str, pico_models: dict[s
     assert torch.allclose(model.schedule.signal, oracle.schedule.signal, atol=1e-5)
     assert set(oracle.layers()) - set(model.layers()) <= {n for n in oracle.layers() if "text_projection" in n}
     assert set(model.layers()) <= set(oracle.layers())
+
+
+def test_text_is_read_where_the_model_computes(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that has moved a text encoder away asks for its tokens on the CPU; the lent layers compute on the GPU."""
+    model, asked = adapter(oracle), []
+    own = fake_comfy.TextEncoder.process_tokens
+
+    def noting(self: Any, tokens: Any, device: Any) -> Any:
+        asked.append(device)
+        return own(self, tokens, device)
+
+    monkeypatch.setattr(fake_comfy.TextEncoder, "process_tokens", noting)
+    model.encode(["a ball"])
+    assert asked == [model.device], "and not what the host says, which is the word cpu here"
+    assert all("process_tokens" not in getattr(model._text_root(), part).__dict__ for part in model.text_parts)
 
 
 def test_training_gives_what_it_gives_stand_alone(oracle: DiffusersModel) -> None:

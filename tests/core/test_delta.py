@@ -101,6 +101,14 @@ def test_layers_that_never_run_are_known() -> None:
         assert deltas.unused() == ["out"]
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_change_kept_elsewhere_is_computed_where_the_layer_computes(dense: bool) -> None:
+    layer = nn.Linear(6, 5, device="meta")
+    delta = DenseDelta(torch.randn(5, 6)) if dense else random_low_rank(torch.Size((5, 6)))
+    with DeltaSet({"layer": delta}).attached({"layer": layer}):
+        assert layer(torch.randn(2, 6, device="meta")).device.type == "meta"
+
+
 def test_layers_called_by_keyword_are_changed_too() -> None:
     layer = nn.Linear(4, 4)
     x, delta = torch.randn(2, 4), random_low_rank(torch.Size((4, 4)))
