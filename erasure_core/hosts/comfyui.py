@@ -209,25 +209,28 @@ class ComfyModel:
         """Pictures, uint8 [B, 3, H, W]. Not inside ``trainable`` on a GPU: the host moves networks to make room."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be shown.")
-        with torch.no_grad():
+        with _as_the_host():
             pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
             shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-            return shown
+        return shown.clone()
 
     def latents_of(self, pictures: Tensor) -> Tensor:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; as ``decode``, not inside ``trainable``."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be read.")
-        with torch.no_grad():
+        with _as_the_host():
             encoded = self.vae.encode(pictures.movedim(1, -1).float() / 255)
             latents: Tensor = self._unet_patcher().model.process_latent_in(encoded.clone())
-            return latents.float().to(self.device)
+            latents = latents.float().to(self.device)
+        return latents.clone()
 
     def _enter_networks(self, stack: ExitStack, checkpointing: bool) -> None:
         import comfy.model_management as mm
 
         if self.device.type != "cpu":
-            mm.load_models_gpu([part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None])
+            wanted = [part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None]
+            with _as_the_host():
+                mm.load_models_gpu(wanted)
             self._held.clear()
         if hasattr(mm, "in_training"):
             stack.callback(setattr, mm, "in_training", mm.in_training)
@@ -382,6 +385,15 @@ def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:
 
     out: Tensor = attention_pytorch(*inputs, **named)
     return out
+
+
+def _as_the_host() -> torch.inference_mode:
+    """Around all that may move a network: in the mode in which the host made it, or the network breaks for everyone.
+
+    Moved in another mode, a weight is half an inference tensor: neither the host nor a training can read it again
+    ("Inference tensors do not track version counter"). What comes out belongs to inference mode; clone it to train.
+    """
+    return torch.inference_mode()
 
 
 @contextmanager

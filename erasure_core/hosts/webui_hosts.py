@@ -101,7 +101,11 @@ class LdmHost:
 
 
 class ForgeHost:
-    """Forge and its descendants: a UNet wrapped by patchers, moved to the device when it is needed."""
+    """Forge and its descendants: a UNet wrapped by patchers, moved to the device when it is needed.
+
+    The host makes weights in inference mode, so they must be moved in it too: moved in another mode, a weight is half
+    an inference tensor, which nobody can read again ("Inference tensors do not track version counter").
+    """
 
     def __init__(self, sd_model: Any) -> None:
         self.sd_model = sd_model
@@ -134,6 +138,7 @@ class ForgeHost:
         # Forge writes into this dictionary, whose default all calls share.
         return {"transformer_options": {}}
 
+    @torch.inference_mode()
     def load(self, patcher: Any) -> None:
         """Have the host put a patcher's model, with its patches, where it will run."""
         _memory().load_model_gpu(patcher)
@@ -144,6 +149,7 @@ class ForgeHost:
     def unet_ready(self) -> None:
         self.load(self.sd_model.forge_objects_original.unet)
 
+    @torch.inference_mode()
     def clean(self) -> None:
         """Take every patch off the weights; the host puts those it needs back at its next generation."""
         # Unloaded first: the host patches when it loads, and takes a patcher that it knows as loaded for patched.

@@ -386,11 +386,17 @@ class CLIP:
         return self.patcher.add_patches(patches, strength)
 
 
+def _moves_networks(*_: Any) -> None:
+    assert torch.is_inference_mode_enabled(), "a weight made in inference mode breaks when it is moved outside of it"
+
+
 class VAE:
     def decode(self, latents: Tensor) -> Tensor:
+        _moves_networks()
         return F.interpolate(latents[:, :3].sigmoid(), scale_factor=8.0).movedim(1, -1)
 
     def encode(self, pictures: Tensor) -> Tensor:
+        _moves_networks()
         small = F.avg_pool2d(pictures.movedim(-1, 1), 8)
         return torch.cat([small, small[:, :1]], 1)
 
@@ -434,7 +440,7 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
             "InterruptProcessingException": Interrupted,
             "processing_interrupted": lambda: Switches.interrupt,
             "throw_exception_if_processing_interrupted": _throw_if_interrupted,
-            "load_models_gpu": lambda patchers: None,
+            "load_models_gpu": _moves_networks,
             "cast_to_device": lambda t, device, dtype, copy=False: t.to(device, dtype, copy=copy),
         },
         "comfy.lora": {"calculate_weight": calculate_weight},

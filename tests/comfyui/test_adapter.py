@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,20 @@ def test_encodes_and_predicts_as_diffusers_does(family: str, pico_models: dict[s
     assert torch.allclose(model.schedule.signal, oracle.schedule.signal, atol=1e-5)
     assert set(oracle.layers()) - set(model.layers()) <= {n for n in oracle.layers() if "text_projection" in n}
     assert set(model.layers()) <= set(oracle.layers())
+
+
+def test_networks_are_moved_in_the_mode_they_were_made_in(
+    oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, loading them in another mode breaks them for good, also for the host's own sampler."""
+    model, loaded = adapter(oracle), []
+    management = sys.modules["comfy.model_management"]
+    monkeypatch.setattr(management, "load_models_gpu", lambda parts: loaded.append(torch.is_inference_mode_enabled()))
+    model.device = torch.device("meta")
+    with model.trainable():
+        assert loaded == [True] and not torch.is_inference_mode_enabled()
+    latents = ComfyModel(*on_host(oracle)).latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert not latents.is_inference(), "a training may use it"
 
 
 def test_text_is_read_where_the_model_computes(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,8 +208,12 @@ class OldPatcher:
         self.backup = {}
 
 
+MOVED = "on a GPU a weight that was made in inference mode breaks when it is moved outside of it"
+
+
 def load_model_gpu(patcher: Any) -> None:
     """Forge refreshes its loader; its forks unpatch other clones of the same model and patch this one."""
+    assert torch.is_inference_mode_enabled(), MOVED
     if isinstance(patcher, Patcher):
         patcher.lora_loader.refresh(patcher.lora_patches)
     elif not any(entry.model is patcher for entry in memory.current_loaded_models):
@@ -221,6 +225,7 @@ def load_model_gpu(patcher: Any) -> None:
 
 
 def unload_all_models() -> None:
+    assert torch.is_inference_mode_enabled(), MOVED
     while memory.current_loaded_models:
         unloaded = memory.current_loaded_models.pop().model
         if isinstance(unloaded, OldPatcher):
@@ -282,7 +287,8 @@ class ForgeModel:
 
     def prepare(self) -> None:
         """What Forge does right before it samples: load the network with the patches of the patcher in use."""
-        memory.load_model_gpu(self.forge_objects.unet)
+        with torch.inference_mode():
+            memory.load_model_gpu(self.forge_objects.unet)
 
 
 class Objects:

@@ -96,7 +96,8 @@ def conditioning(p: fakes.Processing, host: SimpleNamespace) -> Tensor:
     if p.cached_c[0] != key:
         engine = getattr(model, "text_processing_engine", None) or model.cond_stage_model
         if hasattr(model, "forge_objects"):
-            fakes.memory.load_model_gpu(model.forge_objects.clip.patcher)
+            with torch.inference_mode():
+                fakes.memory.load_model_gpu(model.forge_objects.clip.patcher)
         ids = engine.tokenizer([PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
         with torch.no_grad():
             p.cached_c[:] = [key, engine.encode_with_transformers(ids)]
