@@ -7,6 +7,7 @@ counted figure or the projection is told, and called that.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ class Results:
         self.every = [run for path in sorted(folder.glob("every_*.json")) for run in _load(path)["runs"]]
         counted = folder / "counted.json"
         self.counted: Result = _load(counted) if counted.exists() else {"rows": [], "curves": {}}
+        check = folder / "gpu_check.txt"
+        self.checked = check.read_text(encoding="utf-8") if check.exists() else ""
 
     def rows(self, gpu: bool, family: str, side: int, name: str) -> Iterator[tuple[Result, Result]]:
         """(row, the published ESD loop's row of the same run or nothing) of runs at true size."""
@@ -89,6 +92,10 @@ class Results:
                 rows = {row["name"]: row for row in run["rows"]}
                 if name in rows:
                     yield rows[name], rows.get("published esd", {})
+
+    def small_card(self, size: int) -> tuple[float, ...]:
+        """GiB at the peak of the training that ``gpu_check`` makes on a card of ``size`` GiB."""
+        return tuple(float(peak) for peak in re.findall(rf"ok +peak ([\d.]+) GiB of {size};", self.checked))
 
     def of_training(self, family: str, name: str) -> list[Result]:
         """Counted trainings."""
@@ -113,11 +120,12 @@ def _loops(results: Results) -> Iterator[Goal]:
     ratios = tuple((b["student"] + b["pool"]) / (a["student"] + a["pool"]) for a, b in fewer)
     yield Goal("the same in operations, effort fast", 10, False, ratios, " times", COUNTED)
     measured = tuple(ours["peak"] / esd["peak"] for ours, esd in gpu if esd)
+    yield Goal("peak memory, of the published ESD loop's, SD1.5, 512 px, GPU", 0.5, True, measured, " times")
     name = "ours, fast, computing activations again"
     pairs = [(a, b) for a in results.of_training("sd15", name) for b in results.of_training("sd15", "published esd")]
     counted = tuple((a["peak"] + a["text"]) / (b["peak"] + b["text"]) for a, b in pairs)
-    yield Goal("peak memory, of the published ESD loop's, SD1.5, 512 px", 0.5, True, measured or counted, " times",
-               "" if measured else COUNTED)  # fmt: skip
+    yield Goal("the same with a batch of 1, as that loop has, activations computed again", 0.5, True, counted, " times",
+               COUNTED)  # fmt: skip
 
 
 def _floors(results: Results) -> Iterator[Goal]:
@@ -138,6 +146,8 @@ def _whole(results: Results) -> Iterator[Goal]:
         yield Goal(
             f"peak memory of a training with low-vram, {what}", size, True, least, " GiB", COUNTED if least else ""
         )
+        text = f"the same with what libraries and fragments take, {what}, GPU"
+        yield Goal(text, size, True, results.small_card(size), " GiB")
         steps = EsdSettings().steps
         took = tuple(row["seconds"] * steps for row, _ in results.rows(True, family, side, "esd"))
         yield Goal(f"one concept with the default steps, {what}, GPU", duration, True, took, " s")

@@ -35,6 +35,11 @@ class Meter:
         self.latents: Counter[tuple[str, bool]] = Counter()
         self._since = clock(self.device)
 
+    def until_now(self) -> Counter[str]:
+        """The seconds of each part so far."""
+        self._settle()
+        return self.seconds.copy()
+
     def _settle(self) -> None:
         now = clock(self.device)
         self.seconds[self._open[-1]] += now - self._since

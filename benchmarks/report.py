@@ -69,8 +69,13 @@ def heading(result: Result) -> str:
     return (
         f"{size}{result['family']}, {result['side']} px, {result['dtype']}, seed {result['seed']}, "
         f"{result['steps']} steps timed; {result['machine']}: {rates['flops'] / 1e9:.0f} GFLOP/s, "
-        f"{rates['bandwidth'] / 1e9:.1f} GB/s. `{result['command']}`"
+        f"{rates['bandwidth'] / 1e9:.1f} GB/s. `{result['command']}`{_note(result)}"
     )
+
+
+def _note(result: Result) -> str:
+    """What a reader has to know of this one run."""
+    return f" ({result['note']})" if "note" in result else ""
 
 
 def compare(first: Path, second: Path) -> str:

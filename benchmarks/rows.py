@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -90,17 +91,23 @@ class Row:
     least: int | None = None
 
 
-class DropFirst(Silent):
-    """Forgets what the first training step cost: memory and kernels are prepared in it."""
+class StepsAlone(Silent):
+    """Forgets what the first training step cost, in which memory and kernels are prepared, and stops the meter after
+    the last one: what a training does once is not in a step."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self.pools: tuple[float, int] = (0.0, 0)
+        self.seconds: Counter[str] = Counter()
 
     def update(self, report: Report) -> None:
-        if report.stage == "training" and report.step == 1:
+        if report.stage != "training":
+            return
+        if report.step == 1:
             self.pools = self.meter.seconds[TRAJECTORY], self.meter.latents[TRAJECTORY, False]
             self.meter.reset()
+        if report.step == report.total:
+            self.seconds = self.meter.until_now()
 
 
 def pooled_latents(settings: TrainingSettings, concept: Concept) -> float:
@@ -150,13 +157,13 @@ def method_row(model: DiffusersModel, method: Method, setup: Setup) -> Row:
     if setup.device.startswith("cuda"):
         prediction(model, wanted.max_batch)  # so that what is prepared once is not counted as drawing
     meter = Meter(setup.device)
-    timer = DropFirst(meter)
+    timer = StepsAlone(meter)
     _reset_peak(setup.device)
     with meter.watching():
         erasure, _ = erase(model, CONCEPT, method.name, few, timer)
     drawn_seconds, drawn = timer.pools
     pooled = pooled_latents(wanted, CONCEPT)
-    parts = {part: meter.seconds[part] / setup.steps for part in PARTS}
+    parts = {part: timer.seconds[part] / setup.steps for part in PARTS}
     parts[TRAJECTORY] = drawn_seconds / drawn * pooled
     return Row(
         method.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures everywhere; what needs a GPU is `make gpu-check`
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers that use both cores each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test takes two: none may spin while the other waits

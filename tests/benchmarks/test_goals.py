@@ -53,6 +53,9 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     _write(tmp_path, "solve_sdxl.json", content)
     verdict = {"faults": ["the prediction did not change"]}
     _write(tmp_path, "every_all.json", {"runs": [{"tiny": False, "verdicts": [verdict]}]})
+    (tmp_path / "gpu_check.txt").write_text(
+        "SDXL on a card of 10 GiB 9.0 s  ok      peak 9.50 GiB of 10; low-vram: …\n"
+    )
     said = {goal.text: (goal.value, goal.verdict) for goal in goals(tmp_path)}
 
     def of(start: str) -> tuple[float | None, str]:
@@ -71,6 +74,8 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     assert of("a prediction with 8 files merged")[0] == pytest.approx(1.8 / 1.1)
     assert of("a prediction with 8 files baked") == (1, "reached")
     assert of("faults of any method") == (1, "missed by 1")
+    assert of("the same with what libraries and fragments take, sdxl") == (9.5, "reached")
+    assert of("the same with what libraries and fragments take, sd15")[1] == "not measured"
     assert of("closed form, sdxl, 20 kept prompts, 100 concepts, with")[1] == "not measured"
 
 
