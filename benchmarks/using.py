@@ -52,7 +52,7 @@ class Applied:
 @torch.no_grad()
 def apply(model: DiffusersModel, device: str) -> Applied:
     """Write an erasure of the closed form, then use it as a host does."""
-    erasure, _ = erase(model, concept_of(1), "closed_form", ClosedFormSettings())
+    erasure, _ = erase(model, concept_of(1), "closed_form", ClosedFormSettings(replace=False, neighbours=0))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "erasure.safetensors"
         write_erasure(path, erasure, model)
