@@ -50,6 +50,10 @@ class Delta(nn.Module):
         """Whether the change is a number that float32 can hold."""
         return self.norm() <= LARGEST
 
+    def acts(self) -> bool:
+        """Whether the change is more than zeros; cheaper than its norm."""
+        raise NotImplementedError
+
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """What the change adds to the layer's output for input ``x``."""
         raise NotImplementedError
@@ -96,6 +100,10 @@ class LowRankDelta(Delta):
         # ||up down|| <= ||up|| ||down|| is nearly always enough, and far cheaper than the norm itself.
         return float(self.up.norm()) * float(self.down.norm()) <= LARGEST or super().is_bounded()
 
+    @torch.no_grad()
+    def acts(self) -> bool:
+        return bool((self.up.flatten(1).any(dim=0) & self.down.flatten(1).any(dim=1)).any())
+
     def change(self) -> Tensor:
         return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])
 
@@ -128,6 +136,10 @@ class DenseDelta(Delta):
     @torch.no_grad()
     def norm(self) -> float:
         return float(self.weight.cpu().double().norm())
+
+    @torch.no_grad()
+    def acts(self) -> bool:
+        return bool(self.weight.any())
 
     def change(self) -> Tensor:
         return self.weight
@@ -165,7 +177,7 @@ class DeltaSet:
 
     def changed(self) -> list[str]:
         """The layers whose change is not zero."""
-        return [name for name, delta in self.deltas.items() if delta.norm() > 0]
+        return [name for name, delta in self.deltas.items() if delta.acts()]
 
     def unused(self) -> list[str]:
         """Layers that the model never ran since the deltas were attached: their change does nothing."""

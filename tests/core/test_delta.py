@@ -92,6 +92,15 @@ def test_rank_is_cut_to_the_layer_and_starts_at_zero() -> None:
     assert torch.equal(delta.change(), torch.zeros(9, 4))
 
 
+def test_a_change_acts_unless_its_factors_never_meet() -> None:
+    up, down = torch.zeros(3, 2), torch.zeros(2, 4)
+    up[0, 0], down[1, 2] = 1.0, 1.0
+    assert not LowRankDelta(down, up).acts() and LowRankDelta(down, up).norm() == 0
+    down[0, 3] = -1e-30
+    assert LowRankDelta(down, up).acts() and DenseDelta(up).acts() and not DenseDelta.zero(torch.Size((2, 2))).acts()
+    assert DeltaSet({"still": DenseDelta.zero(torch.Size((2, 2))), "moved": DenseDelta(up)}).changed() == ["moved"]
+
+
 def test_layers_that_never_run_are_known() -> None:
     """A host may use a module's weight without calling it (packed attention): its delta would silently do nothing."""
     attention = nn.MultiheadAttention(8, 2)
