@@ -26,11 +26,11 @@ from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 
 from .architectures import SIDES, build
+from .report import GIB
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6}
 STEPS = 8
-GIB = 2**30
 SMALL_CARD = {"sd15": 6, "sdxl": 10}
 """GiB that a training with ``low-vram`` has to do with."""
 SCARCE = 2**22
@@ -146,13 +146,8 @@ def memory_for(model: DiffusersModel, latents: int) -> Iterator[None]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         prediction(model, latents)
-        share = 1.1 * torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(model.device).total_memory
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-        try:
+        with card_of(model.device.type, int(1.1 * torch.cuda.max_memory_reserved())):
             yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
         return
     forward = model.predict
 
@@ -207,7 +202,8 @@ def card_of(device: str, size: int) -> Iterator[None]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(device).total_memory)
+    share = size / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ class Delta(nn.Module):
         return self.norm() <= LARGEST
 
     def acts(self) -> bool:
-        """Whether the change is more than zeros; cheaper than its norm."""
+        """Whether the change is more than zeros; cheaper than its norm, but two factors that cancel count as acting."""
         raise NotImplementedError
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:

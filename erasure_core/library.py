@@ -247,11 +247,13 @@ def make_erasure(
         erasure, history, _ = harden(
             model, concept, rounds, method.name, settings, search, progress, checkpoint, save_every, pictures
         )
-        manifest = write_erasure(path, erasure, model)
+        write_erasure(path, erasure, model)
         write_bytes(_history_path(path), json.dumps(_history_json(history)).encode())
         checkpoint.unlink(missing_ok=True)
-    # What is painted with now is what the file holds, to the last bit.
-    return Made(path, Erasure(read_erasure(path).bind(model), manifest), history, False)
+    # What is painted with and told now is what the file holds, to the last bit.
+    stored = read_erasure(path)
+    assert stored.manifest is not None
+    return Made(path, Erasure(stored.bind(model), stored.manifest), history, False)
 
 
 def _make_folder(folder: Path) -> None:

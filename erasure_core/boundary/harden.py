@@ -109,8 +109,7 @@ def harden(
         erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
     if not done:
         return erasure, history, ()
-    # As the file will give it back: JSON knows no tuples.
-    recorded = [{**asdict(one), "added": list(one.added)} for one in done]
+    recorded = [asdict(one) for one in done]
     manifest = replace(erasure.manifest, settings={**erasure.manifest.settings, "harden": recorded})
     return replace(erasure, manifest=manifest), history, tuple(done)
 

@@ -163,9 +163,7 @@ def test_hardening_goes_on_from_the_same_change(pico: DiffusersModel) -> None:
     )
     assert len(history.losses) == 3 and seen == list(range(1, len(rounds) + 1))
     manifest = erasure.manifest
-    assert manifest.settings["harden"] == [
-        {"leaking": r.leaking, "tried": r.tried, "added": list(r.added)} for r in rounds
-    ]
+    assert manifest.settings["harden"] == [{"leaking": r.leaking, "tried": r.tried, "added": r.added} for r in rounds]
     added = tuple(word for one in rounds for word in one.added)
     assert manifest.words == (*CONCEPT.words, *added)
 

@@ -199,7 +199,7 @@ def test_hardening_is_recorded_and_makes_a_file_of_its_own(
     assert done["tried"] > 0 and manifest.words == ("ball", *done["added"])
     told = first.ui["erasure"][0]
     assert told["hardened"].startswith("Searched 1 times") and plain.ui["erasure"][0]["hardened"] == ""
-    assert not told["reused"] and again.ui["erasure"][0]["reused"]
+    assert not told["reused"] and again.ui["erasure"][0] == {**told, "reused": True}, "told alike from the file"
     longer = nodes.run("Erase_closed_form", **{**inputs, "harden_seconds": 5})
     assert not longer.ui["erasure"][0]["reused"]
     assert len(list((fake_host / "erasures").glob("*.safetensors"))) == 3

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from stopping import StopAt
 
 from erasure_core import Concept
+from erasure_core import library as module
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.delta import weight_of
 from erasure_core.errors import Cancelled, InvalidFile
@@ -62,6 +64,23 @@ def test_the_same_request_finds_its_file(pico: DiffusersModel, tmp_path: Path) -
     )
     assert library.entry(first.path.name).manifest == first.erasure.manifest
     assert [p.name for p in tmp_path.joinpath("new").iterdir() if "partial" in p.name or "lock" in p.name] == []
+
+
+def test_what_was_just_made_is_told_as_its_file_tells_it(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_by = module.harden
+
+    def hardened(*inputs: Any) -> Any:
+        erasure, history, rounds = made_by(*inputs)
+        told = {**erasure.manifest.settings, "harden": [{"added": ("orb",)}]}
+        return replace(erasure, manifest=replace(erasure.manifest, settings=told)), history, rounds
+
+    monkeypatch.setattr(module, "harden", hardened)
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    first, again = (make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent()) for _ in range(2))
+    assert again.reused and first.erasure.manifest == again.erasure.manifest
+    assert first.erasure.manifest.settings["harden"] == [{"added": ["orb"]}]
 
 
 def test_other_inputs_make_other_files(pico: DiffusersModel, tmp_path: Path) -> None:
