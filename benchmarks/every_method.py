@@ -24,9 +24,10 @@ from .gpu_check import apart, prediction, weights_hash
 CONCEPT = Concept(("ball",), None, ("a red box", "a cat", "a dog in a park"))
 FEW = {
     "steps": 2, "trajectories": 5, "trajectory_steps": 2, "refresh": 2, "batch": 1, "rank": 4, "learning_rate": 1e-3,
-    "inversion_steps": 1, "pictures": 1, "search": False,
+    "inversion_steps": 1, "pictures": 1, "search": False, "replace": False, "neighbours": 0,
 }  # fmt: skip
-"""Settings that make a training short, as far as a method has them. Closed forms keep their rank."""
+"""Settings that make a training short, as far as a method has them: words are not looked for, which says nothing of
+shapes. Closed forms keep their rank."""
 
 
 LOADED = {torch.float32: 1e-2}

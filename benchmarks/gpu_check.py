@@ -29,8 +29,8 @@ from .architectures import SIDES, build
 from .report import GIB
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
-QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6}
-STEPS = 8
+QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6, "neighbours": 0}
+STEPS = 4
 SMALL_CARD = {"sd15": 6, "sdxl": 10}
 """GiB that a training with ``low-vram`` has to do with."""
 SCARCE = 2**22

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,19 +32,27 @@ good one from a better.
 FLIPS = ("erase", "keep", "guidance")
 """Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
 SHORT = {"steps": 80, "batch": 4, "trajectories": 12, "trajectory_steps": 8}
-"""Settings of what is trained: enough to erase, and a wrong sign shows long before the end."""
+"""Settings of what is trained: enough to erase."""
+WRONG_STEPS = 40
+"""Optimiser steps with a wrong sign, which shows long before the end."""
 
 
-def measured(model: PictureModel, judge: Judge, deltas: DeltaSet | None = None) -> Evaluation:
+def measured(
+    model: PictureModel, judge: Judge, deltas: DeltaSet | None = None, groups: Sequence[str] = GROUPS
+) -> Evaluation:
     """A few pictures of the untouched model, or with a change."""
-    return evaluate(model, judge, CONCEPTS[CONCEPT], [(deltas, 1.0)] if deltas else [], COUNT, groups=GROUPS)
+    return evaluate(model, judge, CONCEPTS[CONCEPT], [(deltas, 1.0)] if deltas else [], COUNT, groups=groups)
 
 
 def bounded(found: Evaluation, untouched: Evaluation) -> list[Figure]:
-    """The figures with the bounds that a working eraser holds."""
-    kept = replace(found.shares["kept"], target=LEAST_RETAINED * untouched.shares["kept"].share)
-    leak = replace(found.shares["named"], target=MOST_LEAK, error=True)
-    return [leak, replace(found.intact, target=LEAST_INTACT * untouched.intact.share), kept]
+    """The figures, of the groups that were measured, with the bounds that a working eraser holds."""
+    bounds = []
+    if "named" in found.shares:
+        bounds.append(replace(found.shares["named"], target=MOST_LEAK, error=True))
+        bounds.append(replace(found.intact, target=LEAST_INTACT * untouched.intact.share))
+    if "kept" in found.shares:
+        bounds.append(replace(found.shares["kept"], target=LEAST_RETAINED * untouched.shares["kept"].share))
+    return bounds
 
 
 def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSet:
@@ -53,6 +61,7 @@ def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSe
     settings = chosen.settings(**SHORT) if chosen.loss is not None else chosen.settings()
     if flip is None:
         return erase(model, concept, method, settings)[0].deltas
+    settings = replace(settings, steps=WRONG_STEPS)  # type: ignore[call-arg]
     return train(model, concept, flipped(chosen, flip), settings, Silent())[0]  # type: ignore[arg-type]
 
 

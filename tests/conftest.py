@@ -17,9 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers that use both cores each 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not make helper modules importable
 
 from pico import write_pico
+from quick import quicken
 
-from erasure_core.boundary import wording
-from erasure_core.everyday import everyday_words
+import erasure_core.boundary  # noqa: F401  what the searches are shortened in
 from erasure_core.hosts.diffusers import DiffusersModel
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -64,12 +64,8 @@ def pico(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_everyday_words() -> Iterator[None]:
-    """A quarter of the everyday words that searches compare with: what they say of random weights means nothing.
-
-    In all tests, so that none depends on which ran before it.
-    """
-    words = everyday_words()[::4]
+def quick_searches() -> Iterator[None]:
+    """In all tests, so that none depends on which ran before it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wording, "everyday_words", lambda: words)
+        quicken(patch)
         yield

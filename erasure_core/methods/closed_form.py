@@ -1,14 +1,19 @@
-"""Instant erasure: a closed-form edit of the keys and values of cross-attention, as an exact low-rank change.
+"""Instant erasure: a closed-form edit of the keys and values of cross-attention, as a change of low rank.
 
 UCE minimises over each W: sum_i ||W' c_i - W a_i||^2 + sum_r ||W' r - W r||^2 + lambda ||W' - W||^2, with c_i the token
-vectors of the concept, a_i those that take their place and r those to keep. Its solution can be written
+vectors of the concept, a_i those that take their place and r those to keep. Its solution changes every layer by the
+same matrix of the text's width,
 
-    W' - W = (W D) F,   D = A - C,   F = (first rows of) (lambda I + V^T V)^-1 V^T,   V = [C R]
+    W' - W = W X,   X = B M^-1,   B = (A - C) C^T,   M = C C^T + R R^T + lambda I
 
-because C^T (lambda I + V V^T)^-1 equals the rows of (lambda I + V^T V)^-1 V^T that belong to C (push-through identity,
-the Woodbury form). F is the same for all layers, so one small system serves the whole network, and the rank of the
-change is at most the number of distinct concept token vectors: the last word's, and those of the end and padding tokens
-behind it, which differ with their position. Most of these are nearly alike, so ``tolerance`` cuts the rank far below.
+so one system serves the whole network. The rank of X is at most the number of distinct concept token vectors: the last
+word's, and those of the end and padding tokens behind it, which differ with their position: thousands, where the
+concept is said in many prompts. Few of these directions matter. What a rank costs is known exactly: for any X',
+
+    objective(X') - objective(X) = ||(X' - X) M^(1/2)||^2
+
+so the best change of rank r is U U^T X, with U the first r left singular vectors of X M^(1/2) (reduced-rank regression,
+Izenman 1975). Cutting X by its own singular values instead would keep what moves directions that hardly any token has.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ from ..progress import Progress, Report
 from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
 
-EIGEN_NOISE = 1e-7
-"""Singular values below this share of the largest are lost when they are roots of eigenvalues in float64."""
+SKETCHED = 1024
+"""Width above which a few singular vectors are sought by random projection, before all of them are computed."""
 
 SAME = 1e-4
 """Token vectors that differ by less, as a share of the largest entry, are those of equal words before the concept, for
@@ -46,7 +51,9 @@ class ClosedFormSettings(SolverSettings):
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
     keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4)
-    tolerance: float = option(1e-4, "singular values below this share of the largest are dropped", low=0.0, high=0.5)
+    tolerance: float = option(
+        1e-2, "share of what the change achieves that a lower rank may give up; 0 is exact", low=0.0, high=0.9
+    )
     rank: int = option(0, "largest rank of the change; 0 sets no limit", low=0, high=1024)
 
 
@@ -93,77 +100,65 @@ def kept_rows(prompts: Conditioning) -> Tensor:
     return rows
 
 
-def shared_factor(concept: Tensor, kept: Tensor, damping: float) -> Tensor:
-    """F of the module's docstring, [P, D], by whichever of the two equal forms has the smaller system."""
-    vectors = torch.cat([concept, kept])
-    count, width = vectors.shape
-    if count < width:
-        gram = vectors @ vectors.T + damping * torch.eye(count, dtype=vectors.dtype)
-        factor: Tensor = torch.linalg.solve(gram, vectors)[: len(concept)]
-        return factor
-    moment = vectors.T @ vectors + damping * torch.eye(width, dtype=vectors.dtype)
-    transposed: Tensor = torch.linalg.solve(moment, concept.T)
-    return transposed.T
-
-
-def low_rank_product(
-    difference: Tensor, factor: Tensor, rank: int = 0, tolerance: float = 1e-12
-) -> tuple[Tensor, Tensor]:
-    """D F as ``up @ down`` of least rank: D^T is ``difference`` [P, D], F is ``factor`` [P, D].
-
-    Args:
-        difference: what each concept vector moves by.
-        factor: how much of each concept vector is in a token vector.
-        rank: largest rank; 0 sets no limit.
-        tolerance: singular values below this share of the largest are dropped.
-
-    Returns:
-        up [D, r] and down [r, D].
-    """
-    q_up, r_up = torch.linalg.qr(difference.T)
-    q_down, r_down = torch.linalg.qr(factor.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    keep = max(1, int((s > tolerance * s[0]).sum())) if s[0] > 0 else 1
-    keep = min(keep, rank) if rank else keep
-    root = s[:keep].sqrt()
-    return q_up @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_down.T
-
-
 def solved_change(
-    concept: Tensor, instead: Tensor, kept: Tensor, damping: float, rank: int = 0, tolerance: float = 1e-12
+    concept: Tensor, instead: Tensor, kept: Tensor, damping: float, rank: int = 0, tolerance: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """D F of the module's docstring as ``up @ down``, by whichever way is shorter.
-
-    With more concept vectors P than the width D, F itself is never made: D F = ((A - C)^T C) (lambda I + V V^T)^-1 has
-    two products of cost P D^2, where making F and then D F takes six.
+    """X of the module's docstring as ``up @ down``, the most important direction first.
 
     Args:
-        concept, instead: C and A, [P, D].
-        kept: R, [K, D].
+        concept, instead: C and A, float64 [P, D] (rows are vectors).
+        kept: R, float64 [K, D].
         damping: lambda.
-        rank, tolerance: as of ``low_rank_product``.
+        rank: largest rank; 0 sets no limit.
+        tolerance: share of the objective's fall that the rank may be cut by.
 
     Returns:
-        up [D, r] and down [r, D].
+        up [D, r], with columns as long as the rows of down [r, D].
     """
+    width = concept.shape[1]
     if not len(concept):
-        return concept.new_zeros(concept.shape[1], 1), concept.new_zeros(1, concept.shape[1])
-    if len(concept) <= concept.shape[1]:
-        return low_rank_product(instead - concept, shared_factor(concept, kept, damping), rank, tolerance)
-    moment = concept.T @ concept + kept.T @ kept + damping * torch.eye(concept.shape[1], dtype=concept.dtype)
-    mixed = (instead - concept).T @ concept
-    return _truncated(torch.cholesky_solve(mixed.T, torch.linalg.cholesky(moment)).T, rank, tolerance)
+        return concept.new_zeros(width, 1), concept.new_zeros(1, width)
+    moment = _lower_moment(torch.cat([concept, kept]))
+    moment.diagonal().add_(damping)
+    root = torch.linalg.cholesky(moment)
+    # X M^(1/2) up to a rotation that leaves its left singular vectors alone: (root^-1 B^T)^T.
+    achieved = torch.linalg.solve_triangular(root, concept.T @ (instead - concept), upper=False)
+    up = _leading(achieved, min(len(concept), width, rank or width), tolerance)
+    down = torch.linalg.solve_triangular(root.T, achieved @ up, upper=True).T
+    length = down.norm(dim=1).clamp_min(torch.finfo(down.dtype).tiny).sqrt()
+    return up * length, down / length[:, None]
 
 
-def _truncated(square: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """A square matrix as ``up @ down`` of least rank, from the eigenvectors of S S^T: several times faster than its
-    singular value decomposition, and as good down to the square root of the rounding error."""
-    values, vectors = torch.linalg.eigh(square @ square.T)
-    singular = values.flip(0).clamp_min(0).sqrt()
-    keep = max(1, int((singular > max(tolerance, EIGEN_NOISE) * singular[0]).sum()))
-    keep = min(keep, rank) if rank else keep
-    basis, root = vectors.flip(1)[:, :keep], singular[:keep].clamp_min(torch.finfo(square.dtype).tiny).sqrt()
-    return basis * root, (basis.T @ square) / root[:, None]
+def _lower_moment(rows: Tensor, block: int = 256) -> Tensor:
+    """The lower half of V V^T, which is all that a Cholesky factorisation reads; ``rows`` [N, D] are vectors."""
+    moment = rows.new_zeros(rows.shape[1], rows.shape[1])
+    for first in range(0, rows.shape[1], block):
+        moment[first:, first : first + block] = rows[:, first:].T @ rows[:, first : first + block]
+    return moment
+
+
+def _leading(matrix: Tensor, most: int, tolerance: float) -> Tensor:
+    """As few right singular vectors of a square matrix as leave out at most ``tolerance`` of its squared norm, in
+    falling order, [D, r] with r from 1 to ``most``."""
+    width, whole = len(matrix), matrix.square().sum()
+
+    def enough(squares: Tensor) -> int:
+        left_out = 1 - squares.cumsum(0) / whole
+        return min(most, 1 + int((left_out > tolerance).sum())) if whole > 0 else 1
+
+    values: Tensor
+    found: Tensor
+    sought = 256
+    while tolerance > 0 and width > SKETCHED and sought <= width // 4:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, values, found = torch.svd_lowrank(matrix, sought, niter=2)
+        needed = enough(values.square())
+        if needed < sought:
+            return found[:, :needed]
+        sought *= 2
+    values, found = torch.linalg.eigh(matrix.T @ matrix)
+    return found.flip(1)[:, : enough(values.flip(0).clamp_min(0))]
 
 
 def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,7 +174,7 @@ def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) 
     "closed_form",
     "Closed form (instant erase)",
     "Gandikota et al. 2024, Unified Concept Editing in Diffusion Models, arXiv 2308.14761, eq. 7",
-    "reimplementation, exact in low-rank form",
+    "reimplementation, of the least rank within a tolerance; exact at tolerance 0",
     ClosedFormSettings,
 )
 @torch.no_grad()
@@ -190,7 +185,7 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
         raise InvalidSettings("The closed form edits keys and values of cross-attention; choose layers with them.")
     subject, instead, kept = vectors(model, concept, settings)
     up, down = solved_change(subject, instead, kept, settings.damping, settings.rank, settings.tolerance)
-    # The small system needs float64; the products with the layers' weights do not.
+    # The system needs float64; the products with the layers' weights do not.
     narrow = up.to(model.device, torch.float32)
     deltas = {}
     for step, name in enumerate(layers):

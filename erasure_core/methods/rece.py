@@ -13,7 +13,7 @@ from ..errors import Cancelled, InvalidSettings
 from ..layers import reads_context, select
 from ..model import LoadedModel
 from ..progress import Progress, Report
-from .closed_form import ClosedFormSettings, low_rank_product, shared_factor, vectors
+from .closed_form import ClosedFormSettings, solved_change, vectors
 from .registry import option, solver
 
 
@@ -68,8 +68,7 @@ def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress:
     for step in range(settings.rounds + 1):
         if progress.cancelled():
             raise Cancelled("Stopped while solving.")
-        factor = shared_factor(erased, kept, settings.damping)
-        up, down = low_rank_product(goals - erased, factor, settings.rank, settings.tolerance)
+        up, down = solved_change(erased, goals, kept, settings.damping, settings.rank, settings.tolerance)
         if step < settings.rounds:
             erased = torch.cat([erased, returning(gram, same + up @ down, subject, settings.search_damping)])
             goals = torch.cat([goals, instead])

@@ -12,6 +12,8 @@ from erasure_core.boundary.exploration import Exploration, ordered
 CONCEPT = Concept(("ball", "sphere"), None, ("a red box", "a cat"))
 QUICK = {"seconds": None, "calls": 4000, "states": 2, "look": 4}
 """Settings of a short search that depends on the seed alone."""
+TRIES = ("the round thing that rolls",)
+"""What a user has tried in it."""
 HOSTILE = ("</script><script>window.broken = 1</script>", "<img src=x onerror='window.broken = 1'>", 'a & b \u2028 "c"')
 ORIGINS = ("vocabulary", "named", "misspelling", "genetic", "prefix", "self-check", "inversion")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import CONCEPT, QUICK
+from made_up import CONCEPT, QUICK, TRIES
 
 from erasure_core import Concept, DeltaSet, Report
 from erasure_core.boundary import Candidate, Exploration, ExploreSettings, evidence, explore, subject
@@ -92,10 +92,9 @@ def test_other_families_and_the_untouched_model(pico_models: dict[str, Diffusers
     assert not found.erased and {"prefix", "inversion", "genetic"} <= {point.origin for point in found.points}
 
 
-def test_same_seed_same_result(pico: DiffusersModel, change: DeltaSet) -> None:
-    settings = ExploreSettings(**{**QUICK, "calls": 2500})
-    first, second = (explore(pico, CONCEPT, [(change, 1.0)], settings) for _ in range(2))
-    assert first.points == second.points and first.threshold == second.threshold
+def test_same_seed_same_result(pico: DiffusersModel, change: DeltaSet, explored: Exploration) -> None:
+    again = explore(pico, CONCEPT, [(change, 1.0)], ExploreSettings(**QUICK, pictures=True), tries=TRIES)
+    assert again.points == explored.points and again.threshold == explored.threshold
 
 
 class StopAfter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import os
 import sys
@@ -19,6 +20,7 @@ import comfy_client
 import fake_comfy
 import fake_io
 from pack_nodes import PACK, Nodes
+from quick import quicken
 
 from erasure_core.hosts.diffusers import DiffusersModel
 
@@ -35,13 +37,15 @@ def fake_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.fixture
-def pack(fake_host: Path) -> Iterator[ModuleType]:
+def pack(fake_host: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """This checkout as the host imports it: a package with a name of the host's choice."""
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
+    importlib.import_module(f"{PACK}.erasure_core.boundary")
+    quicken(monkeypatch, f"{PACK}.erasure_core")
     yield module
     # The core is kept: importing torch-heavy modules again for each test takes time and changes nothing.
     for name in [n for n in sys.modules if n == PACK or n.startswith(f"{PACK}.nodes")]:

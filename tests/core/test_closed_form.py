@@ -15,9 +15,7 @@ from erasure_core.layers import select
 from erasure_core.methods.closed_form import (
     ClosedFormSettings,
     kept_rows,
-    low_rank_product,
     partings,
-    shared_factor,
     solved_change,
     subject_rows,
 )
@@ -69,33 +67,62 @@ def test_where_prompts_part_is_told_by_their_tokens(pico: DiffusersModel) -> Non
     assert torch.equal(found[1], wanted[1])
 
 
+def random_rows(*counts: int, width: int = 24) -> list[Tensor]:
+    """Token vectors of which some directions are much commoner than others, as those of a text encoder."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.logspace(0, -2, width, dtype=torch.float64)
+    return [torch.randn(count, width, dtype=torch.float64, generator=generator) * common for count in counts]
+
+
+def objective(change: Tensor, concept: Tensor, instead: Tensor, kept: Tensor, damping: float = 0.1) -> Tensor:
+    """What UCE minimises, for a weight that is the identity."""
+    missed = concept + concept @ change.T - instead
+    return missed.square().sum() + (kept @ change.T).square().sum() + damping * change.square().sum()
+
+
 @pytest.mark.parametrize("count", [5, 60])
-def test_both_forms_of_the_factor_agree(count: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    concept = torch.randn(count, 24, dtype=torch.float64, generator=generator)
-    kept = torch.randn(7, 24, dtype=torch.float64, generator=generator)
-    moment = concept.T @ concept + kept.T @ kept + 0.1 * torch.eye(24, dtype=torch.float64)
-    expected = concept @ torch.linalg.inv(moment)
-    torch.testing.assert_close(shared_factor(concept, kept, 0.1), expected, atol=1e-10, rtol=1e-8)
-
-
-def test_more_concept_vectors_than_the_width() -> None:
-    """A hundred concepts: the way round F makes the same change."""
-    generator = torch.Generator().manual_seed(0)
-    concept, instead, kept = (torch.randn(n, 24, dtype=torch.float64, generator=generator) for n in (90, 90, 7))
-    expected = (instead - concept).T @ shared_factor(concept, kept, 0.1)
+def test_fewer_and_more_concept_vectors_than_the_width(count: int) -> None:
+    concept, instead, kept = random_rows(count, count, 7)
+    identity = torch.eye(24, dtype=torch.float64)
+    moment = concept.T @ concept + kept.T @ kept + 0.1 * identity
+    expected = (instead - concept).T @ concept @ torch.linalg.inv(moment)
     up, down = solved_change(concept, instead, kept, 0.1)
-    torch.testing.assert_close(up @ down, expected, atol=1e-6, rtol=1e-6)
-    u, s, vh = torch.linalg.svd(expected)
-    up, down = solved_change(concept, instead, kept, 0.1, rank=3)
-    assert up.shape == (24, 3) and down.shape == (3, 24)
-    torch.testing.assert_close(up @ down, u[:, :3] * s[:3] @ vh[:3], atol=1e-8, rtol=1e-6)
+    assert up.shape[1] == len(down) == min(count, 24)
+    torch.testing.assert_close(up @ down, expected, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_no_change_of_that_rank_serves_the_objective_better(rank: int) -> None:
+    """The gradient of the objective along every change of the two factors is zero, and the singular value
+    decomposition's cut is worse."""
+    rows = random_rows(40, 40, 30)
+    factors = [factor.requires_grad_() for factor in solved_change(*rows, 0.1, rank=rank)]
+    reached = objective(factors[0] @ factors[1], *rows)
+    for slope in torch.autograd.grad(reached, factors):
+        assert slope.abs().max() < 1e-8 * reached
+    up, down = solved_change(*rows, 0.1)
+    u, s, vh = torch.linalg.svd(up @ down)
+    assert reached < 0.99 * objective((u[:, :rank] * s[:rank]) @ vh[:rank], *rows)
+
+
+@pytest.mark.parametrize("width", [24, 1200])
+def test_the_tolerance_is_what_a_lower_rank_may_cost(width: int) -> None:
+    """At 1,200 by random projection."""
+    rows = random_rows(90, 90, 60, width=width)
+    start = objective(torch.zeros(width, width, dtype=torch.float64), *rows)
+    full_up, full_down = solved_change(*rows, 0.1)
+    gained = start - objective(full_up @ full_down, *rows)
+    for tolerance in (0.3, 0.05):
+        up, down = solved_change(*rows, 0.1, tolerance=tolerance)
+        assert 1 < len(down) < len(full_down)
+        assert start - objective(up @ down, *rows) >= (1 - 1.001 * tolerance) * gained
+        assert start - objective(up[:, :-1] @ down[:-1], *rows) < (1 - tolerance) * gained
 
 
 def test_with_room_in_the_space_the_concept_moves_and_the_kept_stays() -> None:
     generator = torch.Generator().manual_seed(0)
     concept, instead, kept = (torch.randn(n, 64, dtype=torch.float64, generator=generator) for n in (5, 5, 9))
-    up, down = low_rank_product(instead - concept, shared_factor(concept, kept, 1e-6))
+    up, down = solved_change(concept, instead, kept, 1e-6)
     torch.testing.assert_close(concept + concept @ (up @ down).T, instead, atol=1e-4, rtol=1e-4)
     assert (kept @ (up @ down).T).abs().max() < 1e-4
 

@@ -12,11 +12,12 @@ from stopping import StopAt
 
 from erasure_core import Concept
 from erasure_core import library as module
+from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.delta import weight_of
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, confined, make_erasure, request_key, safe_stem
+from erasure_core.library import Hardening, Library, confined, make_erasure, request_key, safe_stem
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 
@@ -89,6 +90,14 @@ def test_other_inputs_make_other_files(pico: DiffusersModel, tmp_path: Path) -> 
     other = make_erasure(library, pico, replace(BALL, alternative="box", keep=()), CLOSED_FORM, settings, Silent())
     stronger = make_erasure(library, pico, BALL, CLOSED_FORM, replace(settings, damping=0.2), Silent())
     assert len({first.path, other.path, stronger.path}) == 3
+
+
+def test_hardening_is_part_of_the_request(pico: DiffusersModel) -> None:
+    searches = [Hardening(rounds, ExploreSettings(seconds)) for rounds in (0, 1, 2) for seconds in (4.0, 5.0)]
+    settings = CLOSED_FORM.settings()
+    none, other_none, *others = (request_key(pico, BALL, CLOSED_FORM, settings, None, one) for one in searches)
+    assert none == other_none == request_key(pico, BALL, CLOSED_FORM, settings)
+    assert len({none, *others}) == 5
 
 
 def test_weights_that_the_host_has_changed_make_another_file(

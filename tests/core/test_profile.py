@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,13 +29,19 @@ from erasure_core.progress import Silent
 METHOD = find_method("closed_form")
 
 
-@pytest.fixture
-def library(pico: DiffusersModel, tmp_path: Path) -> Library:
-    library = Library([tmp_path / "erasures"])
+@pytest.fixture(scope="module")
+def made(pico_models: dict[str, DiffusersModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two erasures, made once."""
+    folder = tmp_path_factory.mktemp("made")
     for word in ("ball", "cat"):
-        made = make_erasure(library, pico, Concept((word,)), METHOD, METHOD.settings(), Silent())
-        made.path.rename(made.path.with_name(f"{word}.safetensors"))
-    return library
+        one = make_erasure(Library([folder]), pico_models["sd1"], Concept((word,)), METHOD, METHOD.settings(), Silent())
+        one.path.rename(one.path.with_name(f"{word}.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def library(made: Path, tmp_path: Path) -> Library:
+    return Library([Path(shutil.copytree(made, tmp_path / "erasures"))])
 
 
 @pytest.fixture

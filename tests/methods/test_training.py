@@ -11,7 +11,7 @@ import torch
 from method_helpers import CONCEPT, stopped
 from stopping import StopAt
 
-from erasure_core import Report, Silent, erase, write_erasure
+from erasure_core import Erasure, Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
 from erasure_core.domain import Survey, expanded, survey, with_likest
@@ -54,32 +54,44 @@ def settings_of(name: str) -> TrainingSettings:
     return settings
 
 
-def finished(model: DiffusersModel, name: str, path: Path, checkpoint: Path | None = None) -> bytes:
+@pytest.fixture(scope="module", params=sorted(OPTIONS))
+def undisturbed(request: pytest.FixtureRequest, pico_models: dict[str, DiffusersModel]) -> tuple[str, Erasure]:
+    """A method's name and what it makes of the pico model, made once."""
+    return request.param, finished(pico_models["sd1"], request.param)
+
+
+def finished(model: DiffusersModel, name: str, checkpoint: Path | None = None) -> Erasure:
     erasure, history = erase(model, CONCEPT, name, settings_of(name), checkpoint=checkpoint)
     assert len(history.losses) == 6
-    write_erasure(path, erasure, model)
-    return path.read_bytes()
+    return erasure
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_resuming_anywhere_ends_with_the_same_bytes(pico: DiffusersModel, tmp_path: Path, name: str) -> None:
+def test_resuming_anywhere_ends_with_the_same_bytes(
+    pico: DiffusersModel, tmp_path: Path, undisturbed: tuple[str, Erasure]
+) -> None:
     before = [parameter.clone() for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
-    path = tmp_path / "ball.safetensors"  # a file tells its own name
-    undisturbed = finished(pico, name, path)
+    name, whole = undisturbed
+
+    def written(erasure: Erasure) -> bytes:
+        path = tmp_path / "ball.safetensors"  # a file tells its own name
+        write_erasure(path, erasure, pico)
+        return path.read_bytes()
+
     checkpoint = tmp_path / "state.partial"
     with pytest.raises(Cancelled):
         erase(pico, CONCEPT, name, settings_of(name), StopAt(2), checkpoint)
     with pytest.raises(KeyboardInterrupt):
         erase(pico, CONCEPT, name, settings_of(name), RaiseAt(4), checkpoint)
-    assert finished(pico, name, path, checkpoint) == undisturbed
+    assert written(finished(pico, name, checkpoint)) == written(whole)
     after = [parameter for part in (pico.unet, *pico.text_encoders) for parameter in part.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in pico.layers().values())
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_at_strength_zero_the_prediction_is_the_same_bits(pico: DiffusersModel, name: str) -> None:
-    erasure, _ = erase(pico, CONCEPT, name, settings_of(name))
+def test_at_strength_zero_the_prediction_is_the_same_bits(
+    pico: DiffusersModel, undisturbed: tuple[str, Erasure]
+) -> None:
+    _, erasure = undisturbed
     z, t, text = torch.ones(1, *pico.latent_shape), torch.tensor([400]), pico.encode(["a ball"])
     with torch.no_grad():
         plain = pico.predict(z, t, text)

@@ -17,6 +17,7 @@ import torch
 from fake_host import ROOT, Extension, loaded_freshly, ours, web_framework
 from generation import PROMPT, generate
 from PIL import Image
+from quick import quicken
 
 from erasure_core.hosts.diffusers import DiffusersModel
 
@@ -41,6 +42,7 @@ def extension(
     fakes.Processing.cached_c[:] = [None, None]
     with loaded_freshly():
         found.execute()
+        quicken(monkeypatch)
         yield found
 
 
