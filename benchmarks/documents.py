@@ -56,13 +56,13 @@ def curves_table(curves: Result) -> str:
 
 def solved_table(result: Result) -> str:
     """The closed form over numbers of concepts, then the use of a file and of several."""
-    head = ["concepts", "text encoders", "solve", "rank", "error", "rank at tolerance 0", "error at tolerance 0"]
+    head = ["concepts", "text encoders", "solve", "rank", "given up", "error", "rank at tolerance 0", "error there"]
     lines = [
         [
             str(s["concepts"]),
             time(s["encoding"]),
             time(s["solving"]),
-            *(str(s["rank"]), f"{s['error']:.1e}"),
+            *(str(s["rank"]), f"{s['given_up']:.2%}", f"{s['error']:.1e}"),
             *(str(s["exact_rank"]), f"{s['exact_error']:.1e}"),
         ]
         for s in result["solved"]

@@ -34,6 +34,8 @@ class Solved:
         concepts: how many at once.
         encoding, solving: seconds of the text encoders and of all the rest.
         rank: of the change.
+        given_up: share of what the formula's change achieves that this one does not: their distance in UCE's own
+            objective, over all layers.
         error: largest entry of the difference from the formula in float64, over all layers, relative to the layer's
             largest weight.
         exact_rank, exact_error: the same where the rank is not cut (tolerance 0).
@@ -43,6 +45,7 @@ class Solved:
     encoding: float
     solving: float
     rank: int
+    given_up: float
     error: float
     exact_rank: int
     exact_error: float
@@ -84,8 +87,8 @@ def solve(model: DiffusersModel, count: int, device: str) -> Solved:
     encoding = encoded.seconds
     solving = wall_medians({"solve": lambda: closed_form(encoded, concept, settings, Silent())}, device, REPEATS)
     cut = closed_form(encoded, concept, settings, Silent())
-    error, exact_error = errors(encoded, concept, settings, (cut, exact))
-    return Solved(count, encoding, solving["solve"], _rank(cut), error, _rank(exact), exact_error)
+    (error, given_up), (exact_error, _) = errors(encoded, concept, settings, (cut, exact))
+    return Solved(count, encoding, solving["solve"], _rank(cut), given_up, error, _rank(exact), exact_error)
 
 
 def _rank(deltas: DeltaSet) -> int:
@@ -93,18 +96,32 @@ def _rank(deltas: DeltaSet) -> int:
 
 
 @torch.no_grad()
-def errors(model: Any, concept: Concept, settings: ClosedFormSettings, found: Sequence[DeltaSet]) -> list[float]:
+def errors(
+    model: Any, concept: Concept, settings: ClosedFormSettings, found: Sequence[DeltaSet]
+) -> list[tuple[float, float]]:
     """How far each set of changes is from UCE's own formula, W' = (lambda W + sum W a c^T + sum W r r^T)
-    (lambda I + sum c c^T + sum r r^T)^-1, computed in float64 for one layer after the other."""
+    (lambda I + sum c c^T + sum r r^T)^-1, computed in float64 for one layer after the other.
+
+    Returns:
+        For each set ``error`` and ``given_up`` of ``Solved``.
+    """
     said, goals, kept = vectors(model, concept, settings)
     identity = settings.damping * torch.eye(said.shape[1], dtype=torch.float64)
-    factors = torch.linalg.lu_factor(identity + said.T @ said + kept.T @ kept)
+    moment = identity + said.T @ said + kept.T @ kept
+    factors = torch.linalg.lu_factor(moment)
     wanted = identity + goals.T @ said + kept.T @ kept
-    worst = [0.0] * len(found)
+    worst, missed, whole = [0.0] * len(found), [0.0] * len(found), 0.0
     for name in found[0]:
         weight = model.weight(name).double().cpu()
         exact: Tensor = torch.linalg.lu_solve(*factors, (weight @ wanted).T).T - weight
+        whole += _in_objective(exact, moment)
         for place, deltas in enumerate(found):
-            missed = (deltas[name].change().double().cpu() - exact).abs().max() / weight.abs().max()
-            worst[place] = max(worst[place], float(missed))
-    return worst
+            apart = deltas[name].change().double().cpu() - exact
+            worst[place] = max(worst[place], float(apart.abs().max() / weight.abs().max()))
+            missed[place] += _in_objective(apart, moment)
+    return [(error, one / whole) for error, one in zip(worst, missed, strict=True)]
+
+
+def _in_objective(change: Tensor, moment: Tensor) -> float:
+    """||change M^(1/2)||^2, by which UCE's objective grows with the distance from its least."""
+    return float(((change @ moment) * change).sum())

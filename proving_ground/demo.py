@@ -26,7 +26,7 @@ KEEP = ("a ring", "a red box", "a house", "a blue star", "a green tree", "a stri
 """What a user might want to stay; none of it is a prompt that is measured."""
 COUNT = 6
 """Pictures in each measured group: few, so that the demonstration takes about three minutes."""
-TRAINING_STEPS = 140
+SHORT = {"steps": 140, "trajectory_steps": 10}
 """Fewer than by default, for the same reason: enough for one object."""
 SEEDS = (1, 2, 3, 4)
 SCALE = 2
@@ -81,7 +81,7 @@ def run_demo(out: Path) -> None:
     path = out / f"erased_{CONCEPT}.safetensors"
     print(f"Erasing {', '.join(lexicon.named)} with {METHOD} …")
     with terminal_progress() as progress:
-        settings = find_method(METHOD).settings(steps=TRAINING_STEPS)
+        settings = find_method(METHOD).settings(**SHORT)
         erasure, _ = erase(model, Concept(lexicon.named, None, KEEP), METHOD, settings, progress)
     manifest = write_erasure(path, erasure, model)
     trained = time.monotonic() - started

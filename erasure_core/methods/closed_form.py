@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
-from ..errors import Cancelled, InvalidSettings
+from ..errors import Cancelled, InvalidSettings, ModelError
 from ..layers import reads_context, select
 from ..model import Conditioning, LoadedModel, has_room
 from ..progress import Progress, Report
@@ -119,7 +119,9 @@ def solved_change(
     if not len(concept):
         return concept.new_zeros(width, 1), concept.new_zeros(1, width)
     moment = _lower_moment(torch.cat([concept, kept]))
-    moment.diagonal().add_(damping)
+    # A smaller lambda would be lost in rounding, and the sum not be positive definite.
+    least = torch.finfo(moment.dtype).eps * width * float(moment.diagonal().max())
+    moment.diagonal().add_(max(damping, least))
     root = torch.linalg.cholesky(moment)
     # X M^(1/2) up to a rotation that leaves its left singular vectors alone: (root^-1 B^T)^T.
     achieved = torch.linalg.solve_triangular(root, concept.T @ (instead - concept), upper=False)
@@ -162,12 +164,22 @@ def _leading(matrix: Tensor, most: int, tolerance: float) -> Tensor:
 
 
 def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """C, A and R of the module's docstring, R with its weight."""
+    """C, A and R of the module's docstring, R with its weight.
+
+    Raises:
+        ModelError: the text encoder gives no finite numbers.
+    """
     sayings = concept.sayings(settings.contexts, partial(has_room, model))
     said, other = [saying.prompt for saying in sayings], [saying.instead for saying in sayings]
     subject, instead = subject_rows(encode_each(model, said), encode_each(model, other), partings(model, said, other))
     keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
-    return subject, instead, kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
+    kept = kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
+    if not all(bool(rows.isfinite().all()) for rows in (subject, instead, kept)):
+        raise ModelError(
+            "The text encoder gives no finite numbers. Either its weights hold numbers that are too large or none, or "
+            "its format is too narrow for them: load the model anew, or in float32."
+        )
+    return subject, instead, kept
 
 
 @solver(

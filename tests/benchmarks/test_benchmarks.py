@@ -156,13 +156,13 @@ def test_solve_follows_the_formula(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert [solved["concepts"] for solved in result["solved"]] == [1, 4]
     for solved in result["solved"]:
-        assert solved["error"] < 1e-3, "cut at the settings' own tolerance"
+        assert solved["given_up"] < 0.02, "cut at the settings' own tolerance of 1 %"
         assert solved["exact_error"] < 1e-5 and solved["exact_rank"] > solved["rank"]
         assert solved["encoding"] > 0 and solved["solving"] > 0
     assert [row["files"] for row in result["stacked"]] == [1, 2, 4, 8]
     assert all(row[way] > 0 for row in result["stacked"] for way in ("none", "stacked", "merged", "baked"))
     told = solved_table(result)
-    assert "error at tolerance 0" in told and told.count("\n| 8 |") == 1 and str(result["side"]) in told
+    assert "rank at tolerance 0" in told and told.count("\n| 8 |") == 1 and str(result["side"]) in told
 
 
 def test_the_error_is_of_every_layer() -> None:
@@ -170,10 +170,10 @@ def test_the_error_is_of_every_layer() -> None:
     model, concept, settings = _small(), solving.concept_of(1), ClosedFormSettings(tolerance=0.0)
     deltas = closed_form(model, concept, settings, Silent())
     names = list(deltas)
-    assert solving.errors(model, concept, settings, [deltas])[0] < 1e-5
+    assert max(solving.errors(model, concept, settings, [deltas])[0]) < 1e-5
     with torch.no_grad():
         deltas[names[len(names) // 2]].up.mul_(1.5)
-    assert solving.errors(model, concept, settings, [deltas])[0] > 1e-3
+    assert min(solving.errors(model, concept, settings, [deltas])[0]) > 1e-3
 
 
 def test_files_do_the_same_stacked_merged_and_baked() -> None:

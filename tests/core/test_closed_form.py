@@ -1,5 +1,6 @@
 """The closed form against the layer-by-layer formula of the paper in float64."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ from torch import Tensor
 from erasure_core import Concept
 from erasure_core.delta import weight_of
 from erasure_core.erasing import erase
-from erasure_core.errors import InvalidConcept, InvalidSettings
+from erasure_core.errors import InvalidConcept, InvalidSettings, ModelError
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
+from erasure_core.methods import METHODS
 from erasure_core.methods.closed_form import (
     ClosedFormSettings,
     kept_rows,
@@ -19,6 +21,7 @@ from erasure_core.methods.closed_form import (
     solved_change,
     subject_rows,
 )
+from erasure_core.model import Conditioning
 
 CONCEPT = Concept(("ball", "red orb"), "box", ("a red box", "a cat"))
 
@@ -144,6 +147,26 @@ def test_an_alternative_that_the_model_reads_as_the_concept_is_told(pico: Diffus
     concept = same if ids[0] == ids[1] else Concept(("猫",), "犬")
     with pytest.raises(InvalidConcept, match="changes nothing"):
         erase(pico, concept, "closed_form", ClosedFormSettings(neighbours=0))
+
+
+@pytest.mark.parametrize("method", ["closed_form", "rece"])
+def test_a_damaged_text_encoder_is_told(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    exact = pico.encode
+
+    def damaged(prompts: Sequence[str]) -> Conditioning:
+        rows = exact(prompts)
+        return replace(rows, context=rows.context * float("nan"))
+
+    monkeypatch.setattr(pico, "encode", damaged)
+    with pytest.raises(ModelError, match="no finite numbers"):
+        erase(pico, CONCEPT, method, METHODS[method].settings(neighbours=0))
+
+
+def test_a_damping_that_rounding_would_swallow() -> None:
+    """Fewer token vectors than the width, 1e5 times as long as those of most models."""
+    rows = [1e5 * each for each in random_rows(5, 5, 7)]
+    up, down = solved_change(*rows, 1e-8)
+    assert (rows[0] + rows[0] @ (up @ down).T - rows[1]).norm() < 1e-3 * rows[1].norm()
 
 
 def test_nothing_to_move_moves_nothing() -> None:
