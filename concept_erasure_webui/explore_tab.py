@@ -113,7 +113,7 @@ def build(tab: Any, form: Form) -> None:
         to_erase_form,
         _js="concept_erasure_to_erase_form",
         inputs=[selected, words, keep, erasure, form.words, form.instead, form.keep],
-        outputs=[form.words, form.instead, form.keep, form.said],
+        outputs=[form.words, form.instead, form.keep, form.said, said],
     )
 
 
@@ -183,7 +183,10 @@ def shown() -> list[str]:
 def to_erase_form(
     selected: str, words: str, keep: str, erasure: str | None, old_words: str, instead: str, old_keep: str
 ) -> list[Any]:
-    """The button "Put them into the Erase form": the concept with what was selected, ready to be erased."""
+    """The button "Put them into the Erase form": the concept with what was selected, ready to be erased.
+
+    Told here and there: the page changes to the form only where something is selected.
+    """
     try:
         extra = lines(selected)
         if not extra:
@@ -192,10 +195,11 @@ def to_erase_form(
         own = lines(words) or (list(manifest.words) if manifest else []) or lines(old_words)
         kept = [*lines(keep), *(manifest.keep if manifest else ()), *lines(old_keep)]
     except ErasureError as error:
-        return [old_words, instead, old_keep, show.message(places.told(error), is_error=True)]
+        said = show.message(places.told(error), is_error=True)
+        return [old_words, instead, old_keep, said, said]
     whole = list(dict.fromkeys([*own, *extra]))
     other = (manifest.alternative or "") if manifest and not instead.strip() else instead
     said = show.message(
         f"{len(whole)} words and phrases are in the form now, {len(extra)} of them selected on the map."
     )
-    return ["\n".join(whole), other, "\n".join(dict.fromkeys(kept)), said]
+    return ["\n".join(whole), other, "\n".join(dict.fromkeys(kept)), said, said]

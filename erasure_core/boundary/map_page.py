@@ -36,7 +36,8 @@ def map_page(exploration: Exploration) -> str:
         "explicit": exploration.explicit,
         "erased": exploration.erased,
         "summary": exploration.summary(),
-        "searched": f"{exploration.seconds:.0f} s, seed {exploration.seed}: {', '.join(exploration.levels)}"
+        "searched": f"{exploration.seconds:.0f} s with the preparation, seed {exploration.seed}: "
+        + ", ".join(exploration.levels)
         + (" (stopped early)" if exploration.stopped else ""),
         "points": points,
     }

@@ -154,7 +154,7 @@ def _leading(matrix: Tensor, most: int, tolerance: float) -> Tensor:
     while tolerance > 0 and width > SKETCHED and sought <= width // 4:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            _, values, found = torch.svd_lowrank(matrix, sought, niter=2)
+            _, values, found = torch.svd_lowrank(matrix, sought, niter=1)
         needed = enough(values.square())
         if needed < sought:
             return found[:, :needed]
@@ -174,7 +174,7 @@ def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) 
     subject, instead = subject_rows(encode_each(model, said), encode_each(model, other), partings(model, said, other))
     keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
     kept = kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
-    if not all(bool(rows.isfinite().all()) for rows in (subject, instead, kept)):
+    if not all(bool(rows.sum().isfinite()) for rows in (subject, instead, kept)):
         raise ModelError(
             "The text encoder gives no finite numbers. Either its weights hold numbers that are too large or none, or "
             "its format is too narrow for them: load the model anew, or in float32."

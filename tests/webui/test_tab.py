@@ -101,14 +101,14 @@ def test_the_button_explore_shows_table_map_and_summary(part: Any, monkeypatch: 
 
 def test_selected_words_go_to_the_erase_form(part: Any) -> None:
     fill = part("explore_tab").to_erase_form
-    words, instead, keep, said = fill("orb\nball", "", "a cat", "ball", "", "box", "a dog")
+    words, instead, keep, said, _ = fill("orb\nball", "", "a cat", "ball", "", "box", "a dog")
     assert words.splitlines() == ["ball", "orb"] and instead == "box" and "error" not in said
     assert {"a cat", "a dog"} <= set(keep.splitlines())
     assert fill("orb", "globe", "", "None", "old", "", "")[0].splitlines() == ["globe", "orb"]
     assert fill("orb", "", "", None, "old", "", "")[0].splitlines() == ["old", "orb"]
     for selected, erasure in ((" \n", "ball"), ("orb", "missing"), ("orb", "../ball")):
         unchanged = fill(selected, "", "", erasure, "old", "other", "kept")
-        assert unchanged[:3] == ["old", "other", "kept"] and "class='error'" in unchanged[3]
+        assert unchanged[:3] == ["old", "other", "kept"] and "class='error'" in unchanged[3] == unchanged[4]
 
 
 def test_the_report_form(part: Any) -> None:
