@@ -200,7 +200,9 @@ def test_hardening_is_recorded_and_makes_a_file_of_its_own(
     told = first.ui["erasure"][0]
     assert told["hardened"].startswith("Searched 1 times") and plain.ui["erasure"][0]["hardened"] == ""
     assert not told["reused"] and again.ui["erasure"][0] == {**told, "reused": True}, "told alike from the file"
-    assert len(list((fake_host / "erasures").glob("*.safetensors"))) == 2
+    longer = nodes.run("Erase_closed_form", **{**inputs, "harden_seconds": 3})
+    assert not longer.ui["erasure"][0]["reused"]
+    assert len(list((fake_host / "erasures").glob("*.safetensors"))) == 3
 
 
 def test_interrupting_a_search_of_hardening_writes_no_file(
