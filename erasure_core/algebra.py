@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -50,12 +51,15 @@ def dense(deltas: DeltaSet) -> DeltaSet:
     return DeltaSet({name: DenseDelta(delta.change().detach()) for name, delta in deltas.deltas.items()})
 
 
-def low_rank(deltas: DeltaSet, rank: int = 0) -> tuple[DeltaSet, float]:
+def low_rank(
+    deltas: DeltaSet, rank: int = 0, noise: Mapping[str, float] = MappingProxyType({})
+) -> tuple[DeltaSet, float]:
     """The nearest change of limited rank (Eckart & Young 1936), layer by layer.
 
     Args:
         deltas: what to approximate.
         rank: largest rank of each layer; 0 takes the least rank with a relative error below ``TOLERANCE``.
+        noise: for some layers the share of the change that is no more than rounding: that need not be met either.
 
     Returns:
         The change and its relative error ||approximation - change|| / ||change|| over all layers.
@@ -64,16 +68,16 @@ def low_rank(deltas: DeltaSet, rank: int = 0) -> tuple[DeltaSet, float]:
     missed = whole = 0.0
     for name, delta in deltas.deltas.items():
         change = delta.change().detach()
-        found[name] = _nearest(change, rank)
+        found[name] = _nearest(change, rank, max(TOLERANCE, noise.get(name, 0.0)))
         missed += float((found[name].change().detach() - change).double().pow(2).sum())
         whole += float(change.double().pow(2).sum())
     return DeltaSet(found), (missed / whole) ** 0.5 if whole else 0.0
 
 
-def _nearest(change: Tensor, rank: int) -> LowRankDelta:
+def _nearest(change: Tensor, rank: int, tolerance: float) -> LowRankDelta:
     u, s, vh = torch.linalg.svd(change.flatten(1).double(), full_matrices=False)
     tail = s.square().flip(0).cumsum(0).flip(0).sqrt()
-    needed = int((tail > TOLERANCE * tail[0]).sum()) if tail[0] > 0 else 0
+    needed = int((tail > tolerance * tail[0]).sum()) if tail[0] > 0 else 0
     keep = max(1, min(needed, rank) if rank else needed)
     root = s[:keep].sqrt()
     down = (root[:, None] * vh[:keep]).view(keep, *change.shape[1:])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from .algebra import dense, low_rank, merged
-from .concept import Concept
+from .concept import Concept, apart_from
 from .delta import Delta, DeltaSet, LowRankDelta
 from .erasing import describe
 from .erasure_file import Erasure, StoredErasure
@@ -18,6 +20,10 @@ from .naming import file_names
 
 UNKNOWN = "unknown"
 """What a plain LoRA without a manifest is said to erase."""
+LOSS = "conversion_error"
+"""Under this name a manifest's settings hold the relative error of a conversion."""
+SMALL_LOSS = 1e-3
+"""Up to this error, which is about that of half precision, a conversion keeps the figures that were measured."""
 MERGED = "made from finished erasures; figures of the parts do not carry over"
 
 
@@ -37,15 +43,19 @@ class Part:
 
 def all_words(manifests: Sequence[Manifest]) -> Concept:
     """What several erasures erase and keep together."""
-    alternatives = {manifest.alternative for manifest in manifests}
     words = tuple(word for manifest in manifests for word in manifest.words) or (UNKNOWN,)
     keep = tuple(prompt for manifest in manifests for prompt in manifest.keep)
     # One part's kept prompt may be another part's concept.
-    erased = {said.casefold() for said, _ in Concept(words).prompts()}
-    kept = tuple(prompt for prompt in keep if prompt.casefold() not in erased)
-    alternative = alternatives.pop() if len(alternatives) == 1 else None
-    is_erased = alternative is not None and alternative.casefold() in {word.casefold() for word in words}
-    return Concept(words, None if is_erased else alternative, kept)
+    kept = apart_from(words, keep)
+    erased = {word.casefold() for word in words}
+    instead: dict[str, str] = {}
+    for manifest in manifests:
+        own = dict(manifest.instead)
+        for word in manifest.words:
+            other = own.get(word, manifest.alternative)
+            if other is not None and other.casefold() not in erased:
+                instead.setdefault(word, other)
+    return Concept(words, None, kept, tuple(instead.items()))
 
 
 def merge(model: LoadedModel, parts: Sequence[Part], allow_other_base: bool = False) -> Erasure:
@@ -56,10 +66,17 @@ def merge(model: LoadedModel, parts: Sequence[Part], allow_other_base: bool = Fa
     """
     bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in parts]
     deltas = merged(bound)
-    origin = [{"file": part.stored.path.name, "strength": part.unet, "strength_text": part.text} for part in parts]
+    origin = [_origin(part) for part in parts]
     known = [part.stored.manifest for part in parts if part.stored.manifest is not None]
     manifest = describe(model, deltas, all_words(known), "merge", MERGED, {"parts": origin})
     return Erasure(deltas, manifest)
+
+
+def _origin(part: Part) -> dict[str, Any]:
+    """What a merge's manifest says of a part; what a conversion has lost is lost in the sum as well."""
+    said: dict[str, Any] = {"file": part.stored.path.name, "strength": part.unet, "strength_text": part.text}
+    lost = part.stored.manifest.settings.get(LOSS) if part.stored.manifest is not None else None
+    return said | ({LOSS: lost} if isinstance(lost, float) else {})
 
 
 def _weighted(part: Part, deltas: DeltaSet) -> DeltaSet:
@@ -69,18 +86,21 @@ def _weighted(part: Part, deltas: DeltaSet) -> DeltaSet:
     return merged([(text, part.text), (unet, part.unet)])
 
 
-def reshaped(deltas: DeltaSet, form: str, rank: int = 0) -> tuple[DeltaSet, float]:
+def reshaped(
+    deltas: DeltaSet, form: str, rank: int = 0, noise: Mapping[str, float] = MappingProxyType({})
+) -> tuple[DeltaSet, float]:
     """A change as ``low-rank`` or ``dense``, with the relative error of the conversion.
 
     Args:
         deltas: the change.
         form: ``low-rank`` or ``dense``.
         rank: largest rank; 0 takes the least that is exact.
+        noise: as of ``low_rank``.
     """
     if form == "dense":
         return dense(deltas), 0.0
     if rank or not all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
-        return low_rank(deltas, rank)
+        return low_rank(deltas, rank, noise)
     return deltas, 0.0
 
 
@@ -94,7 +114,7 @@ def stored_form(model: LoadedModel, deltas: DeltaSet, manifest: Manifest | None,
 
 
 def converted(model: LoadedModel, stored: StoredErasure, form: str, rank: int = 0) -> Erasure:
-    """An erasure in another form; its manifest states the error of the conversion.
+    """An erasure in another form.
 
     Raises:
         WrongBase: it was made for another model.
@@ -103,4 +123,11 @@ def converted(model: LoadedModel, stored: StoredErasure, form: str, rank: int = 
     manifest = stored.manifest or describe(
         model, deltas, Concept((UNKNOWN,)), "converted", "made by other software", {"file": stored.path.name}
     )
-    return Erasure(deltas, replace(manifest, settings=manifest.settings | {"conversion_error": error}))
+    return Erasure(deltas, after_loss(manifest, error))
+
+
+def after_loss(manifest: Manifest, error: float) -> Manifest:
+    """The manifest of a converted erasure: it states the error of the conversion, and keeps the figures that were
+    measured only while that error is so small that they still hold."""
+    measured = {} if error > SMALL_LOSS else manifest.measured
+    return replace(manifest, settings=manifest.settings | {LOSS: error}, measured=measured)

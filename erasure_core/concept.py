@@ -31,6 +31,7 @@ All end with the word: the closed form edits the token vectors from the last one
 """
 NAMED = dict(zip(TEMPLATES, ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}"), strict=True))
 """The same for names, of people and of those whose style it is: nobody asks for "a photo of a Van Gogh"."""
+ARTICLES = frozenset(["a", "an", "the"])
 SMALL_WORDS = frozenset(["and", "da", "de", "del", "der", "di", "du", "la", "of", "the", "van", "von", "y"])
 """Parts of names that are often written small."""
 
@@ -116,9 +117,13 @@ def is_name(word: str) -> bool:
 
 
 def worded(template: str, word: str, instead: str | None = None) -> str:
-    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``NAMED``."""
+    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``NAMED``. A phrase
+    that brings its own article needs none of the template's."""
     chosen = NAMED.get(template, template) if is_name(word) else template
-    return chosen.format(word if instead is None else instead).strip()
+    said = word if instead is None else instead
+    if said.split(" ", 1)[0].casefold() in ARTICLES and " " in said:
+        chosen = chosen.replace("a {}", "{}").replace("the {}", "{}")
+    return chosen.format(said).strip()
 
 
 def _checked(phrase: str, what: str) -> str:
@@ -174,8 +179,8 @@ class Concept:
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
         _check_alternatives(words, alternative, instead)
-        spelled = {word.casefold(): word for word in words}
-        instead = tuple((spelled[word.casefold()], other) for word, other in instead)
+        own = {word.casefold(): other for word, other in instead}  # for every spelling: text encoders see no upper case
+        instead = tuple((word, own[word.casefold()]) for word in words if word.casefold() in own)
         neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
         apart = apart_from(words, keep)
         clash = [prompt for prompt in keep if prompt not in apart]
@@ -224,6 +229,13 @@ class Concept:
         """The prompts to keep, the empty one first: every sampler uses it for guidance."""
         return _unique(("", *self.keep, *self.neighbours))
 
+    def spares(self, word: str) -> bool:
+        """Whether a prompt to keep or an alternative says a word: erasing it would break what the user asked for."""
+        return any(says(prompt, word) for prompt in (*self.keep, *self._alternatives()))
+
+    def _alternatives(self) -> tuple[str, ...]:
+        return (*([] if self.alternative is None else [self.alternative]), *(other for _, other in self.instead))
+
     def prompts(self) -> tuple[tuple[str, str], ...]:
         """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
         own = dict(self.instead)
@@ -235,11 +247,11 @@ class Concept:
 
     def _fillers(self) -> list[str]:
         """Everyday words that have nothing to do with what is erased or takes its place."""
-        said = " ".join([*self.words, self.alternative or "", *(other for _, other in self.instead)]).casefold().split()
+        said = " ".join([*self.words, *self._alternatives()]).casefold().split()
         return [word for word in everyday_words() if not set(word.casefold().split()) & set(said)]
 
     def sayings(self, contexts: int = 0, fits: Callable[[str], bool] = lambda prompt: True) -> tuple[Saying, ...]:
-        """The words in all templates, and up to ``contexts`` of them inside those kept prompts that leave room for it.
+        """The words in all templates, and up to ``contexts`` of them inside kept prompts, where a prompt ``fits``.
 
         A word that is erased in templates alone comes back among other words: "ball" is gone, "a red ball" is not. And
         only where much of the prompt stays does the training tell the concept from the rest of its prompt. Two of three
@@ -247,11 +259,13 @@ class Concept:
         """
         own = dict(self.instead)
         fillers = self._fillers()
-        said = [
+        plain = [
             Saying(place, worded(template, word), worded(template, word, own.get(word, self.alternative or "")), "")
             for place, word in enumerate(self.words)
             for template in TEMPLATES
         ]
+        # The bare word stays in any case: where even that is too long the user has to be told.
+        said = [one for one in plain if one.prompt == self.words[one.word] or (fits(one.prompt) and fits(one.instead))]
         kept = self.kept_prompts
         keep = [prompt for prompt in kept if prompt]
         met: Counter[tuple[int, int]] = Counter()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .concept import worded
 from .errors import InvalidFile
 from .image_prompt import ImageAdapter
 from .model import LoadedModel
@@ -83,13 +84,22 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise InvalidFile(f"{path} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
-            picture = opened.convert("RGB")
+            picture = upright_rgb(opened)
     except InvalidFile:
         raise
     except Exception as error:  # the decoders raise many types for damaged files
         raise InvalidFile(f"{path} cannot be read as a picture ({error}).") from error
     cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
     return torch.from_numpy(cut.copy()).permute(2, 0, 1)
+
+
+def upright_rgb(opened: Image.Image) -> Image.Image:
+    """A picture as people see it: turned as its camera noted, and with 16 bits of grey in the range of 8."""
+    upright = ImageOps.exif_transpose(opened)
+    if upright.mode.startswith("I"):
+        deep = np.asarray(upright, dtype=np.int64)
+        upright = Image.fromarray((deep.clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def own_latents(
@@ -106,5 +116,5 @@ def own_latents(
     """
     each = max(1, max_batch // 2)
     groups = [range(seed + start, seed + min(start + each, count)) for start in range(0, count, each)]
-    made = [sample(model, [f"a photo of a {phrase}"] * len(s), s, steps, progress=progress) for s in groups]
+    made = [sample(model, [worded("a photo of a {}", phrase)] * len(s), s, steps, progress=progress) for s in groups]
     return torch.cat(made)

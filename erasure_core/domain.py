@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame, says
 from .errors import Cancelled
 from .everyday import PROMPTS
-from .model import PromptModel, has_room
+from .model import LoadedModel, PromptModel, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
@@ -31,6 +31,8 @@ CLOSE = 4
 """So many words nearest to the concept's are never taken for something else without a look at what they paint."""
 LONGEST_FRAME = 120
 """Characters of a kept prompt in which words are compared: longer ones tell no more, and leave no room for a word."""
+MOST_ANCHORS = 64
+"""Words of the prompts to keep, evenly spread over them, that are compared with: each costs as much as a candidate."""
 FRAMES_READ = 8
 """Kept prompts in which the text encoder compares words."""
 LARGEST_SIDE = 32
@@ -272,7 +274,7 @@ def everyday_survey(
     Prompts that say what the model reads as the concept are not kept, and what is near to everyday words is not looked
     at: nobody asked to keep either.
     """
-    concept = with_everyday_keep(concept)
+    concept = with_everyday_keep(model, concept)
     found = survey(model, concept, replace(settings, around_kept=0), progress, named=False)
     return without_alike(concept, found, settings.alike)
 
@@ -296,10 +298,11 @@ def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progr
 
 
 def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
-    """The telling words of prompts, without those of the concept."""
+    """The telling words of prompts, without those of the concept, at most ``MOST_ANCHORS``."""
     own = {part.casefold() for word in concept.words for part in word.split()}
     every = dict.fromkeys(_bare(word) for prompt in prompts for word in prompt.split())
-    return [word for word in every if word and word not in STOP_WORDS and word not in own]
+    telling = [word for word in every if word and word not in STOP_WORDS and word not in own]
+    return telling[:: -(-len(telling) // MOST_ANCHORS) or 1]
 
 
 def _bare(word: str) -> str:
@@ -361,11 +364,12 @@ def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tenso
     )
 
 
-def with_neighbours(concept: Concept, near: Mapping[str, str]) -> Concept:
+def with_neighbours(model: LoadedModel, concept: Concept, near: Mapping[str, str]) -> Concept:
     """A concept that also keeps some words: each in the place of the word of a prompt to keep that it is near to, so
     that a colour stands where a colour stood; those near to none in turn alone and in the place of the last word.
 
     Args:
+        model: reads the prompts; what is too long for it is left out.
         concept: the concept.
         near: each word with the word that it is near to, or with nothing.
     """
@@ -380,21 +384,20 @@ def with_neighbours(concept: Concept, near: Mapping[str, str]) -> Concept:
         else:
             said.append(frames[turn % len(frames)].say(word))
             turn += 1
-    short = [prompt for prompt in said if len(prompt) <= MAX_LENGTH]
+    short = [prompt for prompt in said if len(prompt) <= MAX_LENGTH and has_room(model, prompt)]
     return replace(concept, neighbours=_without_concept((*concept.neighbours, *short), concept))
 
 
-def with_everyday_keep(concept: Concept) -> Concept:
-    """A concept that also keeps everyday prompts, for a user who named none."""
-    return replace(concept, keep=_without_concept((*concept.keep, *PROMPTS), concept))
+def with_everyday_keep(model: LoadedModel, concept: Concept) -> Concept:
+    """A concept that also keeps everyday prompts, those that the model reads whole, for a user who named none."""
+    everyday = [prompt for prompt in PROMPTS if has_room(model, prompt)]
+    return replace(concept, keep=_without_concept((*concept.keep, *everyday), concept))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
     """A concept with the words that the model reads as it, at most ``most`` of them, but none that a prompt to keep or
     an alternative says."""
-    instead = (concept.alternative or "", *(other for _, other in concept.instead))
-    said = {word for prompt in (*concept.keep, *instead) for word in prompt.casefold().split()}
-    words = [one.word for one in found if one.belongs and one.word.casefold() not in said][:most]
+    words = [one.word for one in found if one.belongs and not concept.spares(one.word)][:most]
     return replace(concept, words=(*concept.words, *words))
 
 

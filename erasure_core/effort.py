@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from .errors import InvalidSettings, OtherTraining, OutOfMemory
 from .methods.registry import TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
+from .sampling import scaled_sides
 
 EFFORTS = {
     "fast": "half the optimiser steps, twice as many trajectories of ten steps, drawn once",
@@ -63,9 +64,14 @@ def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int 
         short, many = min(settings.trajectory_steps, FAST_STEPS), 2 * settings.trajectories
         settings = replace(settings, steps=steps, refresh=steps, trajectories=many, trajectory_steps=short)
     if effort == "thorough":
-        doubled: dict[str, Any] = {n: 2 * getattr(settings, n) for n in ("steps", "trajectories", "batch")}
-        settings = replace(settings, **doubled)
+        settings = replace(settings, **{name: _doubled(settings, name) for name in ("steps", "trajectories", "batch")})
     return Plan(settings, f"{effort}: {settings.steps} steps of {settings.batch}, {EFFORTS[effort]}.")
+
+
+def _doubled(settings: TrainingSettings, name: str) -> Any:
+    """Twice a setting, at most what is allowed."""
+    (most,) = (one.metadata["high"] for one in fields(settings) if one.name == name)
+    return min(2 * getattr(settings, name), most)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -80,8 +86,8 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _pixels(model: LoadedModel, scale: float) -> int:
-    _, height, width = model.latent_shape
-    return int(height * scale) * int(width * scale)
+    height, width = scaled_sides(model.latent_shape, scale)
+    return height * width
 
 
 def needed(settings: TrainingSettings, model: LoadedModel) -> int:

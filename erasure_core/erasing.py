@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def erase(
         wrong = type(settings).__name__
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
     _check_names(model, settings)
+    named = bool(concept.keep)
     try:
         with model.trainable():
             concept = _complete(model, concept, chosen, settings, progress)
@@ -101,6 +102,8 @@ def erase(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
     steps_done = len(history.losses)
+    if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:
+        concept = replace(concept, keep=(), neighbours=())  # nobody asked to keep them, and nothing kept them
     manifest = describe(model, deltas, concept, chosen.name, chosen.status, asdict(settings), steps_done)
     return Erasure(deltas, manifest), history
 
@@ -113,15 +116,15 @@ def _complete(
     if chosen.prepare is not None:
         completed = chosen.prepare(model, concept, settings, progress)
         if completed is not concept:
-            return completed if completed.keep else with_everyday_keep(completed)
+            return completed if completed.keep else with_everyday_keep(model, completed)
     reads: Any = model if hasattr(model, "token_tables") else None
     named = bool(concept.keep)
     if reads is not None and settings.replace and not concept.has_alternative:
         concept = _with_alternative(reads, concept, settings.seed, progress)
-    concept = concept if concept.keep else with_everyday_keep(concept)
+    concept = concept if concept.keep else with_everyday_keep(model, concept)
     frames = FRAMES_READ if named else 0  # everyday prompts say little about the words in them
     if reads is not None and settings.neighbours:
-        concept = with_neighbours(concept, neighbours_of_kept(reads, concept, settings.neighbours, frames))
+        concept = with_neighbours(model, concept, neighbours_of_kept(reads, concept, settings.neighbours, frames))
     return concept
 
 

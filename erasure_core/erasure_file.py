@@ -78,7 +78,8 @@ class StoredErasure:
     def _match(self, model: LoadedModel) -> dict[str, Delta]:
         """The changes by canonical layer name, each of its layer's shape."""
         layers = model.layers()
-        names: dict[str, str] = {}
+        # Others write diffusers' names for SDXL, too.
+        names = {"lora_" + name.replace(".", "_"): name for name in layers if name.startswith("unet.")}
         for dense in (False, True):
             names |= {file: ours for ours, file in file_names(layers, model.family, dense).items()}
         unknown = [file for file in self.changes if file not in names]
@@ -216,11 +217,22 @@ def read_erasure(path: Path) -> StoredErasure:
         InvalidFile: missing, damaged, hostile, or holding anything but changes of layers.
     """
     manifest = _check_content(path)
+    return StoredErasure(changes_of(path, read_tensors(path)[0]), manifest, path)
+
+
+def changes_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
+    """The changes that tensors by kohya's names hold, by the names of their modules in the file.
+
+    Raises:
+        InvalidFile: a name is no such, or a change is incomplete or not finite.
+    """
     modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(path)[0].items():
-        suffix = next(s for s in SUFFIXES if key.endswith(s))
+    for key, tensor in tensors.items():
+        suffix = next((s for s in SUFFIXES if key.endswith(s)), None)
+        if suffix is None:
+            raise InvalidFile(f"{path} holds {key[:80]!r} beside LoRA factors; it is no plain LoRA.")
         modules.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
-    return StoredErasure({module: _delta(path, module, parts) for module, parts in modules.items()}, manifest, path)
+    return {module: _delta(path, module, parts) for module, parts in modules.items()}
 
 
 def _check_content(path: Path) -> Manifest | None:

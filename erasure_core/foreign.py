@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta
+from .erasure_file import StoredErasure, changes_of
 from .errors import InvalidFile, WrongBase
 from .layers import is_text
 from .model import LoadedModel
@@ -54,12 +55,14 @@ class ForeignChange:
         left_out_share: their share of the whole change, as a ratio of norms.
         unread: names of tensors that this model's UNet has not, such as those of a text encoder: whether they are
             changed is not known.
+        noise: for each dense change the share of it that may be the rounding of the file or of the base.
     """
 
     deltas: DeltaSet
     left_out: list[str]
     left_out_share: float
     unread: tuple[str, ...] = ()
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def source(self, path: Path) -> dict[str, Any]:
         """Where the change is from and what of it is missing, for a manifest's settings."""
@@ -80,6 +83,9 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
         WrongBase: the weights belong to another base.
     """
     tensors, metadata = load_weights(path)
+    if all(name.startswith("lora_") for name in tensors):  # kohya's names, in a pickle: else it needs no conversion
+        changes = StoredErasure(changes_of(path, tensors), None, path)
+        return ForeignChange(changes.bind(model), [], 0.0)
     tensors = _plain_names(path, tensors)
     if any(name.endswith(tuple(FACTORS)) for name in tensors):
         return _from_factors(path, tensors, _stated_alpha(path, metadata.get(NOTE) or _note_beside(path)), model)
@@ -111,11 +117,22 @@ def _unet_names(model: LoadedModel) -> dict[str, str]:
     }
 
 
+def _text_names(model: LoadedModel) -> dict[str, str]:
+    """Module paths of text encoders to canonical layer names: with and without transformers 4's ``text_model.``, and
+    where there is one encoder only also as peft names it, by itself."""
+    own = [name for name in model.layers() if is_text(name)]
+    names = {name: name for name in own} | {name.replace(".text_model.", ".", 1): name for name in own}
+    if len({name.partition(".")[0] for name in own}) == 1:
+        names |= {path.partition(".")[2]: name for path, name in names.items()}
+    return names
+
+
 def _from_weights(
     path: Path, tensors: Mapping[str, Tensor], model: LoadedModel, others: Mapping[str, Tensor]
 ) -> ForeignChange:
     names = _unet_names(model)
     deltas: dict[str, Delta] = {}
+    noise: dict[str, float] = {}
     left_out: list[str] = []
     read: set[str] = set()
     apart = 0.0
@@ -124,16 +141,16 @@ def _from_weights(
         if name is None:
             left_out.append(key)
             continue
-        base = model.base_weight(name).detach().cpu().float()
+        base = model.base_weight(name).detach().cpu()
         if tensor.shape != base.shape:
             raise WrongBase(f"{path} has {key} as {tuple(tensor.shape)}, but this model's is {tuple(base.shape)}.")
         if name in read:
             raise InvalidFile(f"{path} holds {name!r} twice, by two names; it cannot be converted.")
         read.add(name)
-        change = tensor.float() - base
-        apart = max(apart, float(change.norm() / base.norm()))
+        change, rounding = _difference(tensor, base)
+        apart = max(apart, float(change.norm() / base.float().norm()))
         if change.abs().max() > 0:
-            deltas[name] = DenseDelta(change)
+            deltas[name], noise[name] = DenseDelta(change), rounding / float(change.norm())
     if not read:
         raise InvalidFile(f"{path} holds no weight of this model's UNet by a known name; it cannot be converted.")
     if apart > FAR:
@@ -141,7 +158,19 @@ def _from_weights(
     if not deltas:
         raise InvalidFile(f"{path} holds the base model's own weights; there is nothing to convert.")
     unread = tuple(sorted(name for name in left_out if name not in others))
-    return ForeignChange(DeltaSet(deltas), *_changed_others(left_out, tensors, deltas, others), unread)
+    return ForeignChange(DeltaSet(deltas), *_changed_others(left_out, tensors, deltas, others), unread, noise)
+
+
+def _difference(tensor: Tensor, base: Tensor) -> tuple[Tensor, float]:
+    """A published weight less the base's, and the norm of what rounding both may add to that.
+
+    Both in the coarser of their two types: most files are published in 16 bits, and in finer ones every weight that
+    nobody changed would differ by its rounding.
+    """
+    floats = [held.dtype for held in (tensor, base) if held.is_floating_point() and held.element_size() > 1]
+    coarser = max([torch.float32, *floats], key=lambda dtype: torch.finfo(dtype).eps)
+    difference = tensor.to(coarser).float() - base.to(coarser).float()
+    return difference, torch.finfo(coarser).eps * float(base.float().norm())
 
 
 def _changed_others(
@@ -149,7 +178,7 @@ def _changed_others(
 ) -> tuple[list[str], float]:
     """Which tensors beside layer weights differ from the base's, and how much of the change they are."""
     known = [name for name in names if name in others and others[name].shape == tensors[name].shape]
-    changed = {name: tensors[name].float() - others[name].detach().cpu().float() for name in known}
+    changed = {name: _difference(tensors[name], others[name].detach().cpu())[0] for name in known}
     changed = {name: difference for name, difference in changed.items() if difference.abs().max() > 0}
     missed = sum(float(difference.double().square().sum()) for difference in changed.values())
     whole = missed + sum(delta.norm() ** 2 for delta in deltas.values())
@@ -187,7 +216,7 @@ def _stated_alpha(path: Path, note: str | None) -> float | None:
 def _from_factors(
     path: Path, tensors: Mapping[str, Tensor], stated_alpha: float | None, model: LoadedModel
 ) -> ForeignChange:
-    names = _unet_names(model) | {name: name for name in model.layers() if is_text(name)}
+    names = _unet_names(model) | _text_names(model)
     pairs: dict[str, dict[str, Tensor]] = {}
     left_out = []
     for key, tensor in tensors.items():

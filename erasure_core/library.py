@@ -31,7 +31,7 @@ from .manifest import Manifest
 from .methods import Method, SolverSettings
 from .model import LoadedModel, PromptModel
 from .progress import Progress
-from .safe_files import exclusive, read_header, write_bytes
+from .safe_files import exclusive, is_unicode, read_header, write_bytes
 from .trainer import SAVE_EVERY, History
 
 SUFFIX = ".safetensors"
@@ -162,9 +162,17 @@ def safe_stem(text: str, most: int = MAX_NAME) -> str:
 def _files(folder: Path) -> Iterator[str]:
     if folder.is_dir():
         for path in folder.rglob(f"*{SUFFIX}"):
-            relative = path.relative_to(folder)
-            if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-                yield relative.as_posix()
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and is_unicode(path) and _is_confined(name):
+                yield name
+
+
+def _is_confined(name: str) -> bool:
+    try:
+        confined(name)
+    except InvalidFile:
+        return False
+    return True
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -171,6 +171,16 @@ class PromptModel(LoadedModel, Protocol):
         ...
 
 
+ENCODED_AT_ONCE = 256
+"""Prompts in one call of the text encoder: of thousands of kept ones, all at once, SDXL's would need gigabytes."""
+
+
+def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
+    """``model.encode`` for any number of prompts; raises as that."""
+    pieces = [prompts[i : i + ENCODED_AT_ONCE] for i in range(0, len(prompts), ENCODED_AT_ONCE)]
+    return Conditioning.cat([model.encode(piece) for piece in pieces])
+
+
 def has_room(model: LoadedModel, prompt: str) -> bool:
     """Whether a model reads a prompt whole. Models that cannot be asked are taken to."""
     if not hasattr(model, "token_rows"):

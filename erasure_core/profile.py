@@ -146,6 +146,25 @@ def profile_names(folder: Path) -> list[str]:
     return sorted(p.name.removesuffix(SUFFIX) for p in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
 
 
+def profiles_that_pin(folder: Path, library: Library, path: Path) -> list[str]:
+    """The profiles of a folder, by file name without suffix, that stop being applied when a file's content changes.
+
+    Args:
+        folder: of the profiles.
+        library: where the files of profiles are.
+        path: the file that is about to be written to.
+    """
+    found = []
+    for name in profile_names(folder):
+        try:
+            entries = read_profile(folder / f"{name}{SUFFIX}").entries
+        except ProfileFailed:
+            continue  # it is not applied as it is, so there is nothing to break
+        places = [(below / entry.file).resolve() for entry in entries if entry.sha256 for below in library.folders]
+        found += [name] if path.resolve() in places else []
+    return found
+
+
 def _to_json(profile: SafetyProfile) -> str:
     content = {"format_version": FORMAT_VERSION, "name": profile.name}
     return json.dumps(content | {"entries": [asdict(entry) for entry in profile.entries]}, indent=1, sort_keys=True)

@@ -44,11 +44,10 @@ NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
     torch.complex64: "C64",
 }
+# torch has these from 2.3 on; A1111 brings 2.1.
+NAMES |= {getattr(torch, f"uint{bits}"): f"U{bits}" for bits in (16, 32, 64) if hasattr(torch, f"uint{bits}")}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 READABLE = FLOATS | {"I64", "I32", "U8", "BOOL"}
 """Types of tensors in erasures and training states."""

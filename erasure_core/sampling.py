@@ -17,6 +17,13 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def scaled_sides(shape: tuple[int, int, int], scale: float) -> tuple[int, int]:
+    """Height and width of latents of a ``shape`` [C, H, W] with sides ``scale`` times as long: in whole multiples of 8,
+    as the networks halve them up to three times, and never longer than they were."""
+    height, width = (side if scale == 1.0 else min(side, max(8, round(side * scale / 8) * 8)) for side in shape[1:])
+    return height, width
+
+
 def at_most(shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:
     """The shape of latents [C, H, W] with no side longer than ``side``."""
     channels, height, width = shape

@@ -21,9 +21,10 @@ from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
 from .layers import is_text, reads_context, select
 from .methods.registry import Method, TrainingSettings, find_method
-from .model import Conditioning, LoadedModel, has_room
+from .model import Conditioning, LoadedModel, encode_in_pieces, has_room
 from .progress import Progress, Report
 from .run_state import RunState
+from .sampling import scaled_sides
 from .trajectory import (
     ALTERNATIVE,
     EMPTY,
@@ -104,11 +105,9 @@ def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> It
 
 @contextmanager
 def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
-    """Inside, the model's latents have ``scale`` times their sides, in whole multiples of 8 (its own downsampling)."""
+    """Inside, the model's latents have sides ``scale`` times as long (``scaled_sides``)."""
     before = model.latent_shape
-    channels, *sides = before
-    height, width = (side if scale == 1.0 else max(8, round(side * scale / 8) * 8) for side in sides)
-    model.latent_shape = (channels, height, width)
+    model.latent_shape = (before[0], *scaled_sides(before, scale))
     try:
         yield
     finally:
@@ -439,7 +438,7 @@ class Trainer:
         if not self.trains_text:
             prompts = [p for roles in self.pool_roles().values() for written in roles.values() for p in written]
             distinct = list(dict.fromkeys(["", *prompts]))
-            encoded = self.model.encode(distinct)
+            encoded = encode_in_pieces(self.model, distinct)
             self._encoded = {prompt: encoded[[i]] for i, prompt in enumerate(distinct)}
 
     def _encode_together(self, given: Sequence[list[str] | Conditioning]) -> list[Conditioning]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .delta import DeltaSet
 from .errors import Cancelled, DeviceOutOfMemory
-from .model import Conditioning, LoadedModel
+from .model import Conditioning, LoadedModel, encode_in_pieces
 from .progress import Progress, Report
 
 EMPTY, PROMPT = "empty", "prompt"
@@ -249,7 +249,7 @@ def _share_to_goal(count: int, driver: str, generator: torch.Generator) -> Tenso
 def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
     """Encode prompts, each distinct one once."""
     distinct = list(dict.fromkeys(prompts))
-    return model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
+    return encode_in_pieces(model, distinct)[[distinct.index(prompt) for prompt in prompts]]
 
 
 def predict_roles(

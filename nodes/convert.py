@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..erasure_core.combining import converted, stored_form
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths
-from .erasures import apply_item
+from .erasures import apply_stack, check_clip
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, working
 
 FORMS = ("low-rank", "dense")
@@ -47,6 +47,7 @@ class ConvertErasure(io.ComfyNode):
     @classmethod
     def execute(cls, erasure: Stack, model: Any, form: str, rank: int, clip: Any = None) -> io.NodeOutput:
         with working():
+            check_clip(erasure, clip)
             loaded, items, worst = ComfyModel(model, clip), [], 0.0
             for item in erasure:
                 new = converted(loaded, item.stored, form, rank)
@@ -81,8 +82,7 @@ class BakeErasure(io.ComfyNode):
         from comfy_extras.nodes_model_merging import save_checkpoint
 
         with working():
-            for item in erasure:
-                model, clip = apply_item(model, clip, item, Strengths())
+            model, clip = apply_stack(model, clip, erasure, Strengths())
         # The host's saving works in the host's own inference mode.
         save_checkpoint(
             model,

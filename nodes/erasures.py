@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..erasure_core.erasure_file import read_erasure, write_erasure
 from ..erasure_core.errors import InvalidFile, ModelError
 from ..erasure_core.foreign import looks_foreign, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, parse_blocks
+from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
 from ..erasure_core.safe_files import write_bytes
 from .badge import badge_of
@@ -34,7 +35,8 @@ def listed() -> list[str]:
     for folder in library().folders:
         foreign = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in FOREIGN_SUFFIXES[1:])
         names += sorted(foreign, key=str.casefold)
-    return names + [f"{LORAS}{name}" for name in folder_paths.get_filename_list("loras")]
+    names += [f"{LORAS}{name}" for name in folder_paths.get_filename_list("loras")]
+    return list(dict.fromkeys(names))  # an own folder may be called loras too
 
 
 def located(name: str) -> Path:
@@ -45,9 +47,10 @@ def located(name: str) -> Path:
     """
     if name not in listed():
         raise InvalidFile(f"There is no file {name!r} among the erasures and LoRAs; refresh the list and choose again.")
-    if name.startswith(LORAS):
-        return Path(folder_paths.get_full_path_or_raise("loras", name.removeprefix(LORAS)))
-    return next(folder / name for folder in library().folders if (folder / name).is_file())
+    for folder in library().folders:
+        if (folder / name).is_file():
+            return folder / name
+    return Path(folder_paths.get_full_path_or_raise("loras", name.removeprefix(LORAS)))
 
 
 class LoadErasure(io.ComfyNode):
@@ -74,15 +77,19 @@ class LoadErasure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         try:
-            located(file)
+            # A linked name is known when the graph runs, and looked up then.
+            if file is not None:
+                located(file)
         except InvalidFile as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> str:
+    def fingerprint_inputs(cls, file: str | None, **others: Any) -> str | float:
+        if file is None:
+            return math.nan  # equal to nothing, so that the file is read again
         return file_fingerprint([located(file)]) if file in listed() else ""
 
     @classmethod
@@ -152,21 +159,30 @@ class ApplyErasure(io.ComfyNode):
     def execute(cls, model: Any, erasure: Stack, clip: Any = None, **how: Any) -> io.NodeOutput:
         with working():
             strengths = Strengths(1.0, 1.0, parse_blocks(how["block_weights"]), how["start"], how["end"])
-            for item in erasure:
-                weighted = item.times(how["strength"], how["strength_text"])
-                model, clip = apply_item(model, clip, weighted, strengths, how["allow_other_base"])
-            return io.NodeOutput(model, clip)
+            stack = tuple(item.times(how["strength"], how["strength_text"]) for item in erasure)
+            return io.NodeOutput(*apply_stack(model, clip, stack, strengths, how["allow_other_base"]))
 
 
-def apply_item(
-    model: Any, clip: Any, item: Item, strengths: Strengths, allow_other_base: bool = False
+def apply_stack(
+    model: Any, clip: Any, stack: Stack, strengths: Strengths, allow_other_base: bool = False
 ) -> tuple[Any, Any]:
-    """MODEL and CLIP with one erasure on them, checked before; raises as ``bound`` and ``apply_deltas``."""
-    if clip is None and any(name.startswith("lora_te") for name in item.stored.changes):
-        raise ModelError(f"{item.stored.path.name} changes the text encoder: connect CLIP as well.")
+    """MODEL and CLIP with erasures on them, all checked before; raises as ``bound``, ``check_blocks`` and
+    ``apply_deltas``."""
+    check_clip(stack, clip)
     loaded = ComfyModel(model, clip)
-    deltas = bound(item.stored, loaded, allow_other_base)
-    return apply_deltas(loaded, deltas, replace(strengths, unet=item.unet, text=item.text))
+    changes = [bound(item.stored, loaded, allow_other_base) for item in stack]
+    check_blocks(strengths.blocks, [name for deltas in changes for name in deltas])
+    for item, deltas in zip(stack, changes, strict=True):
+        weighted = replace(strengths, unet=item.unet, text=item.text)
+        model, clip = apply_deltas(ComfyModel(model, clip), deltas, weighted)
+    return model, clip
+
+
+def check_clip(stack: Stack, clip: Any) -> None:
+    """Raises ModelError where an erasure changes the text encoder and none is connected."""
+    for item in stack:
+        if clip is None and any(name.startswith("lora_te") for name in item.stored.changes):
+            raise ModelError(f"{item.stored.path.name} changes the text encoder: connect CLIP as well.")
 
 
 class StackErasures(io.ComfyNode):
@@ -237,6 +253,7 @@ class SaveErasure(io.ComfyNode):
             elif model is None:
                 raise ModelError("This is more than a copy of one file: connect the MODEL (and CLIP) it was made on.")
             else:
+                check_clip(erasure, clip)
                 loaded = ComfyModel(model, clip)
                 parts = [Part(item.stored, item.unet, item.text) for item in erasure]
                 write_erasure(path, merge(loaded, parts), loaded)

@@ -69,9 +69,9 @@ Stack = tuple[Item, ...]
 
 
 def register_folders() -> None:
-    """Make ``models/erasures`` known, beside folders that ``extra_model_paths.yaml`` may have named; and the folder of
-    IP-Adapters, which the host has only with a pack for them."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    """Make ``models/erasures`` known, before folders that ``extra_model_paths.yaml`` may have named, for new files go
+    there; and the folder of IP-Adapters, which the host has only with a pack for them."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
     paths, suffixes = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, set(suffixes) | {".safetensors"})
     if ADAPTERS not in folder_paths.folder_names_and_paths:
@@ -83,7 +83,8 @@ def library() -> Library:
 
 
 def profile_folder() -> Path:
-    return library().folders[0] / "profiles"
+    """Always the same one: a list of folders that others write must not switch the default profile off."""
+    return Path(folder_paths.models_dir) / FOLDER / "profiles"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..erasure_core.concept_pictures import ConceptPictures
 from ..erasure_core.errors import InvalidFile, InvalidSettings
-from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.hosts.comfyui import ComfyModel, as_the_host
 from ..erasure_core.image_prompt import ImageAdapter
 from .host import ADAPTERS, ConceptRequest, as_image, fit
 from .widgets import NONE
@@ -70,8 +70,9 @@ def concept_pictures(
         return ConceptPictures(latents=model.latents_of(pictures))
     adapter = ImageAdapter.read(_located(ip_adapter), model)
     assert adapter.projector is not None
-    embedded = clip_vision.encode_image(as_image(pictures)).image_embeds
-    return ConceptPictures(tokens=adapter.projector(embedded.float().to(model.device)), adapter=adapter)
+    with as_the_host():
+        embedded = clip_vision.encode_image(as_image(pictures)).image_embeds
+    return ConceptPictures(tokens=adapter.projector(embedded.clone().float().to(model.device)), adapter=adapter)
 
 
 def _located(name: str) -> Path:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..erasure_core.errors import ErasureError
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied
+from ..erasure_core.library import safe_stem
 from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
@@ -34,9 +35,10 @@ def load_profile(name: str) -> SafetyProfile:
     """A profile of the host's folder.
 
     Raises:
-        ProfileFailed: there is none of that name, or it is damaged.
+        ProfileFailed: there is none of that name, which may be the file's or as it was given to Save Safety Profile, or
+            it is damaged.
     """
-    if name not in profile_names(profile_folder()):
+    if safe_stem(name) not in profile_names(profile_folder()):
         raise ProfileFailed(
             f"There is no safety profile {name!r} in {profile_folder()}; no picture is made without it."
         )
@@ -264,6 +266,12 @@ def _carries(part: Any, profile: SafetyProfile) -> bool:
     return all(
         is_applied(patcher, {key: patch}) for key, patches in marks[profile.digest()].items() for patch in patches
     )
+
+
+def is_of_profile(part: Any, patch: Any) -> bool:
+    """Whether a patch on a MODEL's or CLIP's patcher, this very object, came with a profile."""
+    marks = part.get_attachment(MARK) or {}
+    return any(held is patch for added in marks.values() for patches in added.values() for held in patches)
 
 
 NODES = [SafetyProfileNode, SaveSafetyProfile, ServerProfile, Refused]

@@ -13,8 +13,21 @@ from ..erasure_core.boundary.report_page import merge_into_manifest, write_repor
 from ..erasure_core.boundary.report_picture import report_picture
 from ..erasure_core.errors import InvalidSettings
 from ..erasure_core.hosts.comfyui import ComfyModel
+from ..erasure_core.profile import profiles_that_pin
 from .boundary import search_inputs
-from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Stack, lines, say, working
+from .host import (
+    CATEGORY,
+    PREFIX,
+    ConceptRequest,
+    ConceptType,
+    ErasureType,
+    Stack,
+    library,
+    lines,
+    profile_folder,
+    say,
+    working,
+)
 from .subjects import loaded_model, new_folder, shown_file, sum_of
 from .training_progress import SearchProgress
 
@@ -75,6 +88,7 @@ class ReportCardNode(io.ComfyNode):
         with working():
             if how["write_into_file"]:
                 _refuse_unwritable(stacks)
+                _refuse_pinned(stacks)
             loaded = loaded_model(model, clip, vae, how["resolution"], how["pictures"])
             files = [_subjected(loaded, stack) for stack in stacks]
             progress = SearchProgress(cls.hidden.unique_id)
@@ -119,6 +133,19 @@ def _refuse_unwritable(stacks: list[Stack]) -> None:
             raise InvalidSettings(
                 f"The figures of {item.stored.path.stem} cannot be written into a file: this is a stack, a strength or "
                 "a conversion. Save it first, or switch write_into_file off."
+            )
+
+
+def _refuse_pinned(stacks: list[Stack]) -> None:
+    """Raises InvalidSettings for a file whose content a safety profile pins: with figures in it, none would apply."""
+    for stack in stacks:
+        path = stack[0].stored.path
+        pinned_by = profiles_that_pin(profile_folder(), library(), path)
+        if pinned_by:
+            raise InvalidSettings(
+                f"The safety profile {pinned_by[0]!r} pins {path.name} as it is, so no graph with that profile would "
+                "run after figures are written into the file. Remove the profile first and save it again afterwards, "
+                "or switch write_into_file off."
             )
 
 

@@ -13,13 +13,14 @@ from aiohttp import web
 from ..erasure_core.errors import ErasureError
 from ..erasure_core.profile import ProfileFailed, SafetyProfile
 from .badge import badge_of
+from .erasures import listed
+from .graphs import LINKED, carried_by, is_link, links, on_every_output, outputs_of
 from .host import library, profile_folder
-from .profiles import APPLY_ID, REFUSED_ID, SERVER_ID, load_profile
+from .profiles import REFUSED_ID, SERVER_ID, load_profile
 
 ENVIRONMENT = "CONCEPT_ERASURE_PROFILE"
 SETTING = "server.json"
 """In the folder of profiles: {"default_profile": "studio"}. Only who can write to the server's disk can change it."""
-LINKED = ("MODEL", "CLIP")
 METADATA = "concept_erasure_profile"
 
 
@@ -42,10 +43,13 @@ async def erasures(request: web.Request) -> web.Response:
 
 
 async def erasure(request: web.Request) -> web.Response:
-    """What one erasure file says about itself."""
+    """What one file that *Load Erasure* lists says about itself; a LoRA of the host's says nothing."""
+    name = request.query.get("name", "")
     try:
-        entry = library().entry(request.query.get("name", ""))
+        entry = library().entry(name)
     except ErasureError as error:
+        if name in listed():
+            return web.json_response(badge_of(name, None))
         return web.json_response({"error": str(error)}, status=404)
     return web.json_response(badge_of(entry.name, entry.manifest, entry.problem))
 
@@ -53,20 +57,19 @@ async def erasure(request: web.Request) -> web.Response:
 async def default_profile_route(request: web.Request) -> web.Response:
     """The default profile's name, or why there is none."""
     try:
-        profile = default_profile()
+        name = default_name()
+        return web.json_response({"profile": load_profile(name).name if name else None})
     except ErasureError as error:
         return web.json_response({"error": str(error)})
-    return web.json_response({"profile": profile.name if profile else None})
 
 
-def default_profile() -> SafetyProfile | None:
-    """The profile that every graph gets; ``None`` if the server has none set.
+def default_name() -> str:
+    """By what name the profile that every graph gets is found; empty if the server has none set.
 
     Raises:
-        ProfileFailed: one is set, but it or the setting cannot be read.
+        ProfileFailed: the setting cannot be read.
     """
-    name = os.environ.get(ENVIRONMENT, "").strip() or _setting()
-    return load_profile(name) if name else None
+    return os.environ.get(ENVIRONMENT, "").strip() or _setting()
 
 
 def _setting() -> str:
@@ -89,9 +92,10 @@ def protect(data: dict[str, Any]) -> dict[str, Any]:
     protected is exchanged for one that fails validation with the reason.
     """
     try:
-        profile = default_profile()
+        name = default_name()
+        profile = load_profile(name) if name else None
         if profile is not None:
-            data = with_profile(data, profile)
+            data = with_profile(data, name, profile)
         return _noted(data, profile)
     except Exception as error:
         logging.error("Concept Erasure refused a graph: %s", error)
@@ -101,42 +105,75 @@ def protect(data: dict[str, Any]) -> dict[str, Any]:
 def refused(data: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """What was sent, with a graph in its place that never passes validation."""
     kept = {key: value for key, value in data.items() if key not in ("prompt", "partial_execution_targets")}
-    return {**kept, "prompt": {"1": {"class_type": REFUSED_ID, "inputs": {"reason": reason}}}}
+    # The browser marks the node of this name; it must be none of the user's.
+    sent = data.get("prompt")
+    own = _free("concept_erasure_refused", sent if isinstance(sent, dict) else {})
+    return {**kept, "prompt": {own: {"class_type": REFUSED_ID, "inputs": {"reason": reason}}}}
 
 
-def with_profile(data: dict[str, Any], profile: SafetyProfile) -> dict[str, Any]:
-    """The graph with a profile node behind every node that yields MODEL or CLIP."""
+def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dict[str, Any]:
+    """The graph with a profile node behind every node that yields MODEL or CLIP.
+
+    Args:
+        data: what was sent.
+        name: by which the profile is found; its file may have another name than it gives itself.
+        profile: that profile.
+
+    Raises:
+        ProfileFailed: a link that leads around the profile nodes.
+    """
     prompt: dict[str, Any] = {key: {**node, "inputs": dict(node["inputs"])} for key, node in data["prompt"].items()}
+    _check_slots(prompt)
+    _drop_guards(prompt)
     guards: dict[str, Any] = {}
     places: dict[tuple[str, int], list[Any]] = {}
     for source, node in prompt.items():
-        if node["class_type"] == SERVER_ID:
-            raise ProfileFailed("The graph holds a Server Safety Profile node of its own; remove it.")
-        for number, slots in enumerate(_pairs(_returned(node["class_type"]))):
+        for number, slots in enumerate(_pairs(outputs_of(node["class_type"]))):
             guard = _free(f"profile_{source}_{number}", prompt)
             inputs = {kind.lower(): [source, slot] for kind, slot in slots.items()}
-            inputs |= {"profile": profile.name, "digest": profile.digest()}
+            inputs |= {"profile": name, "digest": profile.digest()}
             guards[guard] = {"class_type": SERVER_ID, "inputs": inputs}
             places |= {(source, slot): [guard, LINKED.index(kind)] for kind, slot in slots.items()}
     for node in prompt.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and len(value) == 2 and (str(value[0]), value[1]) in places:
-                node["inputs"][name] = list(places[str(value[0]), value[1]])
-    used = {
-        str(value[0])
-        for node in prompt.values()
-        for value in node["inputs"].values()
-        if isinstance(value, list) and value
-    }
+        for which, (source, slot) in links(node, prompt):
+            node["inputs"][which] = list(places.get((source, slot), (source, slot)))
+    used = {source for node in prompt.values() for _, (source, _) in links(node, guards)}
     return {**data, "prompt": prompt | {key: guard for key, guard in guards.items() if key in used}}
 
 
-def _returned(class_type: str) -> list[str]:
-    """The types of a node's outputs; none for a node that the host does not have, whose graph it refuses itself."""
-    import nodes
+def _check_slots(prompt: Mapping[str, Any]) -> None:
+    """Raises ProfileFailed for links that the host follows, but that name no output as every other link does.
 
-    known = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    return [str(kind) for kind in getattr(known, "RETURN_TYPES", ())]
+    The host counts slots below zero from the end, and unwraps a value, which may then be a link.
+    """
+    for key, node in prompt.items():
+        for name, value in node["inputs"].items():
+            held = value.get("__value__") if isinstance(value, dict) else value
+            if not is_link(held, prompt):
+                continue
+            if held is not value or carried_by(held, prompt) is None:
+                raise ProfileFailed(
+                    f"The input {name!r} of node {key} is no plain link to an output that node {held[0]} "
+                    f"({prompt[held[0]]['class_type']}) has on this server; connect it anew."
+                )
+
+
+def _drop_guards(prompt: dict[str, Any]) -> None:
+    """Take profile nodes out that a server has put in: histories and pictures keep graphs as they ran.
+
+    None of them is trusted, for anyone can write one; what they stood behind is guarded anew.
+
+    Raises:
+        ProfileFailed: one of them hands on what it is not given.
+    """
+    for key in [key for key, node in prompt.items() if node["class_type"] == SERVER_ID]:
+        own = prompt.pop(key)["inputs"]
+        for node in prompt.values():
+            for name, (_, slot) in links(node, {key: own}):
+                behind = own.get(LINKED[slot].lower())
+                if not is_link(behind, prompt):
+                    raise ProfileFailed(f"The Server Safety Profile node {key} has nothing to hand on; remove it.")
+                node["inputs"][name] = list(behind)
 
 
 def _pairs(returned: list[str]) -> Iterator[dict[str, int]]:
@@ -155,10 +192,8 @@ def _free(name: str, prompt: Mapping[str, Any]) -> str:
 def _noted(data: dict[str, Any], profile: SafetyProfile | None) -> dict[str, Any]:
     """What was sent, with the active profiles in the metadata that pictures will carry, and no others."""
     active = [{"profile": profile.name, "digest": profile.digest(), "by": "server"}] if profile else []
-    for node in data.get("prompt", {}).values():
-        if node.get("class_type") == APPLY_ID and isinstance(node["inputs"].get("profile"), str):
-            chosen = load_profile(node["inputs"]["profile"])
-            active.append({"profile": chosen.name, "digest": chosen.digest(), "by": "graph"})
+    for chosen in map(load_profile, on_every_output(data.get("prompt", {}))):
+        active.append({"profile": chosen.name, "digest": chosen.digest(), "by": "graph"})
     extra = dict(data.get("extra_data") or {})
     sent = dict(extra.get("extra_pnginfo") or {})
     if not active and METADATA not in sent:

@@ -11,10 +11,11 @@ from ..erasure_core.combining import Part, merge
 from ..erasure_core.delta import DeltaSet
 from ..erasure_core.errors import ModelError, OutputError
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import bound, carries
+from ..erasure_core.hosts.comfyui_patches import bound, carried
 from ..erasure_core.layers import is_text
 from ..erasure_core.library import safe_stem
 from .host import Item, Stack
+from .profiles import is_of_profile
 
 FOLDER = "concept_erasure"
 """Below the output folder: one folder for each result."""
@@ -55,7 +56,13 @@ def sum_of(model: ComfyModel, stack: Stack) -> tuple[DeltaSet, float]:
 
 def _bound(model: ComfyModel, item: Item) -> DeltaSet:
     deltas = bound(item.stored, model)
-    if carries(model, deltas):
+    found = carried(model, deltas)
+    if found is not None and is_of_profile(*found):
+        raise ModelError(
+            f"MODEL carries {item.stored.path.name} already, by a safety profile of the graph or of the server, so it "
+            "would count twice. Switch that profile off to measure the file."
+        )
+    if found is not None:
         raise ModelError(
             f"MODEL carries {item.stored.path.name} already, so it would count twice. Connect the model from before "
             "the Erase or Apply node, and the erasure beside it."

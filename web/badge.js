@@ -19,7 +19,6 @@ export class Badge {
   // The file chosen in a widget, before anything runs.
   async read(file) {
     if (!file) return this.show([]);
-    if (file.startsWith("loras/")) return this.show([{ file, plain: true }]);
     if (!file.endsWith(".safetensors")) return this.show([{ file, problem: say("foreign") }]);
     const answer = await api.fetchApi(`/concept_erasure/erasure?name=${encodeURIComponent(file)}`);
     const told = await answer.json();

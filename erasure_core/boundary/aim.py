@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..concept import worded
 from ..model import Conditioning
 from ..sampling import seeded_noise
 from .probe import neutral_latents
@@ -49,7 +50,7 @@ class Aim:
 def take_aim(subject: Subject, words: Sequence[str], count: int, seed: int) -> Aim:
     """Paint the concept with the original model, ``count`` pictures, and noise them."""
     model = subject.model
-    prompts = [f"a photo of a {words[i % len(words)]}" for i in range(count)]
+    prompts = [worded("a photo of a {}", words[i % len(words)]) for i in range(count)]
     clean = neutral_latents(subject, prompts, count, seed + 1)
     noise = seeded_noise(model.latent_shape, [derived(seed, 700_000 + i) for i in range(count)]).to(model.device)
     t = (torch.linspace(LEAST_NOISE, MOST_NOISE, count) * (len(model.schedule) - 1)).long().to(model.device)

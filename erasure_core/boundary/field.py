@@ -68,10 +68,10 @@ class Field:
 
     def retold(self, ids: Sequence[int], origin: str) -> Candidate | None:
         """A found row of tokens as a prompt that a user could type, or ``None`` where it reads as something else:
-        as too long, as nothing, or with the concept's own words in it."""
+        as too long, as nothing, as what no keyboard types, or with the concept's own words in it."""
         text = self.subject.model.detokenize(ids)
         row = self.subject.model.tokenize([text])[0] if text else []
-        if not row or not self.subject.fits(row) or self.names(text):
+        if not row or not text.isprintable() or not self.subject.fits(row) or self.names(text):
             return None
         return Candidate(text, origin)
 

@@ -37,18 +37,9 @@ class Round:
 
 def widened(concept: Concept, words: Sequence[str]) -> Concept:
     """The concept with words added, but for those that are to be kept or cannot be used."""
-    kept = {prompt.casefold() for prompt in concept.keep}
-    usable = [word for word in words if word.casefold() not in kept and len(word) <= MAX_LENGTH and word.isprintable()]
-    instead = (concept.alternative or "").casefold()
-    clean = [word for word in usable if word.casefold() != instead and not _says(concept.keep, word)]
-    own = {*(word.casefold() for word in concept.words), *(pair[1].casefold() for pair in concept.instead)}
-    return replace(concept, words=(*concept.words, *(word for word in clean if word.casefold() not in own)))
-
-
-def _says(prompts: Sequence[str], word: str) -> bool:
-    """Whether a prompt to keep holds the word: erasing it would break what the user asked to keep."""
-    wanted = f" {word.casefold()} "
-    return any(wanted in f" {prompt.casefold()} " for prompt in prompts)
+    own = {word.casefold() for word in concept.words}
+    usable = [word for word in words if word.casefold() not in own and len(word) <= MAX_LENGTH and word.isprintable()]
+    return replace(concept, words=(*concept.words, *(word for word in usable if not concept.spares(word))))
 
 
 def harden(

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..layers import reads_context
-from ..model import Conditioning
+from ..model import ENCODED_AT_ONCE, Conditioning
 from .candidate import Candidate
-from .subject import TEXT_BATCH, Subject
+from .subject import Subject
 
 LAYERS = 16
 """Keys and values of so many places, evenly spread, stand for all."""
@@ -82,8 +82,8 @@ class Reading:
     def read(self, candidates: Sequence[Candidate], short: bool = True) -> Tensor:
         """``end_vectors`` of candidates as the model, erased or original, encodes them now; [B, PLACES, D]."""
         found = []
-        for i in range(0, len(candidates), TEXT_BATCH):
-            piece = candidates[i : i + TEXT_BATCH]
+        for i in range(0, len(candidates), ENCODED_AT_ONCE):
+            piece = candidates[i : i + ENCODED_AT_ONCE]
             longest = max(map(len, self.subject.rows(piece))) + 2 + (PLACES - 1)
             whole = self.subject.length
             found.append(end_vectors(self.subject.encode(piece, min(longest, whole) if short else whole)))
@@ -101,8 +101,10 @@ def _cosine(prompts: Tensor, concept: Tensor, cross: Tensor, left: Tensor, right
 
 def _moments(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
     """W^T W, W'^T W and W'^T W', summed over layers that read the prompt; [D, D] each."""
-    names = sorted(name for name in subject.model.layers() if reads_context(name))
-    chosen = names[:: max(1, len(names) // (2 * LAYERS))]
+    names = [name for name in subject.model.layers() if reads_context(name)]
+    places = sorted({name.rpartition(".")[0] for name in names})
+    taken = set(places[:: max(1, len(places) // LAYERS)])
+    chosen = sorted(name for name in names if name.rpartition(".")[0] in taken)
     parts = []
     for name in chosen:
         # A host may keep a weight in another place or format than it computes in.

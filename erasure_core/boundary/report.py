@@ -25,7 +25,7 @@ from .explore import Detector, ExploreSettings, explore
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import Scorer
 from .subject import GUIDANCE, Budget, Subject
-from .thumbnails import picture_uri
+from .thumbnails import decoder, picture_uri
 from .verdict import limits, verdict
 from .wording import fitting, unrelated_words, with_room
 
@@ -303,7 +303,7 @@ class _Reporter:
 
     def _strips(self, files: Sequence[Subjected]) -> tuple[Strip, ...]:
         """Pictures of the concept, its look-alikes and kept prompts, with the same seeds."""
-        decode = getattr(self.model, "decode", None)
+        decode = decoder(self.model)
         if not self.settings.pictures or decode is None:
             return ()
         words = self.concept.words[:2]

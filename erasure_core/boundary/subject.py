@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ..delta import DeltaSet
 from ..errors import Cancelled, DeviceOutOfMemory
-from ..model import Conditioning, PromptModel
+from ..model import Conditioning, PromptModel, encode_in_pieces
 from ..progress import Progress
 from .candidate import Candidate
 
-TEXT_BATCH = 256
-"""Prompts encoded at once."""
 GUIDANCE = 5.0
 """Guidance scale of the pictures that the model makes for itself, where none is asked for; some models want less."""
 LARGE = 32 * 32
@@ -143,9 +141,8 @@ class Subject:
         return _with_states(encoded, candidates)
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts as a host would; a few at a time."""
-        pieces = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
-        return Conditioning.cat([self.model.encode(piece) for piece in pieces])
+        """Encode prompts as a host would."""
+        return encode_in_pieces(self.model, texts)
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """One prediction for each latent, in pieces of at most ``max_batch``; smaller ones if memory runs out.

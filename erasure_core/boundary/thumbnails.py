@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -17,10 +18,13 @@ BLUR = 0.12
 
 def thumbnail(model: LoadedModel, latent: Tensor, blurred: bool) -> str:
     """A PNG of a clean latent [C, H, W], or nothing where the model cannot show pictures."""
-    decode = getattr(model, "decode", None)
-    if decode is None or getattr(model, "vae", True) is None:
-        return ""
-    return picture_uri(decode(latent[None])[0], blurred)
+    decode = decoder(model)
+    return "" if decode is None else picture_uri(decode(latent[None])[0], blurred)
+
+
+def decoder(model: LoadedModel) -> Callable[[Tensor], Tensor] | None:
+    """What makes pictures of a model's latents; ``None`` where it was loaded without."""
+    return None if getattr(model, "vae", True) is None else getattr(model, "decode", None)
 
 
 def picture_uri(picture: Tensor, blurred: bool = False, side: int = SIDE) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..algebra import dense, low_rank
+from ..combining import after_loss, reshaped
 from ..concept import Concept
-from ..delta import DeltaSet, LowRankDelta
+from ..delta import DeltaSet
 from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
 from ..errors import InvalidConcept, InvalidSettings
@@ -40,7 +40,8 @@ def _describe(model: DiffusersModel, deltas: DeltaSet, words: list[str], source:
     return describe(model, deltas, Concept(tuple(words)), "converted", status, source)
 
 
-def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest]:
+def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest, Mapping[str, float]]:
+    """The change, what it is, and what of it may be rounding."""
     if looks_foreign(options.file):
         if not options.concept:
             raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
@@ -51,14 +52,15 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
                 f"{printable(found.unread[0][:80])!r}. If they belong to the erasure, that part of it is missing.",
                 file=sys.stderr,
             )
-        return found.deltas, _describe(model, found.deltas, options.concept, found.source(options.file))
+        manifest = _describe(model, found.deltas, options.concept, found.source(options.file))
+        return found.deltas, manifest, found.noise
     stored = read_erasure(options.file)
     deltas = stored.bind(model)
     if stored.manifest is not None:
-        return deltas, stored.manifest
+        return deltas, stored.manifest, {}
     if not options.concept:
         raise InvalidConcept(f"{options.file} is a LoRA that does not say what it erases; give --concept.")
-    return deltas, _describe(model, deltas, options.concept, {"file": options.file.name})
+    return deltas, _describe(model, deltas, options.concept, {"file": options.file.name}), {}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -66,13 +68,9 @@ def run(options: argparse.Namespace) -> None:
     if options.rank < 0:
         raise InvalidSettings(f"--rank is {options.rank}; it must be 0, for the least that is exact, or more.")
     model = load_chosen_model(options)
-    deltas, manifest = _read(options, model)
-    error = 0.0
-    if options.to == "dense":
-        deltas = dense(deltas)
-    elif options.rank or not all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
-        deltas, error = low_rank(deltas, options.rank)
-    manifest = replace(manifest, settings=manifest.settings | {"conversion_error": error})
+    deltas, manifest, noise = _read(options, model)
+    deltas, error = reshaped(deltas, options.to, options.rank, noise)
+    manifest = after_loss(manifest, error)
     stored = write_erasure(options.out, Erasure(deltas, manifest), model)
     result = {
         "path": str(options.out),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..boundary.wording import unrelated_words
-from ..concept import Concept
+from ..concept import Concept, worded
 from ..errors import InvalidFile
 from ..hosts.clip_vision import ClipVision
 from ..hosts.ldm_checkpoint import TOKENIZER
@@ -62,7 +62,7 @@ class PictureCheck:
         """
         model = _whole_model(folder)
         others = [f"a photo of a {word}" for word in unrelated_words(concept)]
-        inside = _embedded(model, [f"a photo of a {word}" for word in concept.words])
+        inside = _embedded(model, [worded("a photo of a {}", word) for word in concept.words])
         return cls(ClipVision(_VisionSide(model)), inside, _embedded(model, [*concept.keep, *others]))
 
     @torch.no_grad()

@@ -209,7 +209,7 @@ class ComfyModel:
         """Pictures, uint8 [B, 3, H, W]. Not inside ``trainable`` on a GPU: the host moves networks to make room."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be shown.")
-        with _as_the_host():
+        with as_the_host():
             pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
             shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
         return shown.clone()
@@ -218,7 +218,7 @@ class ComfyModel:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; as ``decode``, not inside ``trainable``."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be read.")
-        with _as_the_host():
+        with as_the_host():
             encoded = self.vae.encode(pictures.movedim(1, -1).float() / 255)
             latents: Tensor = self._unet_patcher().model.process_latent_in(encoded.clone())
             latents = latents.float().to(self.device)
@@ -229,7 +229,7 @@ class ComfyModel:
 
         if self.device.type != "cpu":
             wanted = [part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None]
-            with _as_the_host():
+            with as_the_host():
                 mm.load_models_gpu(wanted)
             self._held.clear()
         if hasattr(mm, "in_training"):
@@ -387,7 +387,7 @@ def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:
     return out
 
 
-def _as_the_host() -> torch.inference_mode:
+def as_the_host() -> torch.inference_mode:
     """Around all that may move a network: in the mode in which the host made it, or the network breaks for everyone.
 
     Moved in another mode, a weight is half an inference tensor: neither the host nor a training can read it again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from ..layers import is_text
 from .comfyui import ComfyModel
 
 WRAPPER_KEY = "concept_erasure"
+COMPILE_KEY = "torch.compile"
+"""The host's own key for wrappers that exchange the network for a compiled one."""
 _RECOGNISED: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 """For each loaded network the bases it was found to be: what a manifest says of them, and where the weights lie."""
 
@@ -33,6 +35,9 @@ class Strengths:
         text: factor on the changes of the text encoders.
         blocks: further factors by pattern of layer names; every pattern that fits multiplies.
         start, end: part of the sampling, 0 to 1, in which the diffusion network is changed.
+
+    Raises:
+        InvalidSettings: the part does not end behind its start.
     """
 
     unet: float = 1.0
@@ -40,6 +45,13 @@ class Strengths:
     blocks: Mapping[str, float] = field(default_factory=dict)
     start: float = 0.0
     end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.start < self.end:
+            raise InvalidSettings(
+                f"The erasure would begin at {self.start:g} of the sampling and end at {self.end:g}, so it would do "
+                "nothing; set start below end."
+            )
 
     def of(self, layer: str) -> float:
         strength = self.text if is_text(layer) else self.unet
@@ -78,11 +90,11 @@ def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> t
     """Clones of a graph's MODEL and CLIP with a change on them; a part that is not connected stays ``None``.
 
     Raises:
-        ModelError: the change needs a part that is not connected, or the host did not take every key.
-        InvalidSettings: a block weight fits no changed layer.
+        ModelError: the change needs a part that is not connected, the host did not take every key, or a part of the
+            sampling is asked for on a compiled model.
     """
     changed = list(deltas)
-    _check(model, changed, strengths)
+    _check(model, changed)
     patcher = model.patcher.clone() if model.patcher is not None else None
     clip = model.clip.clone() if model.clip is not None else None
     text = {name: deltas[name] for name in changed if is_text(name)}
@@ -96,12 +108,16 @@ def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> t
     return patcher, clip
 
 
-def _check(model: ComfyModel, changed: list[str], strengths: Strengths) -> None:
+def _check(model: ComfyModel, changed: list[str]) -> None:
     if any(is_text(name) for name in changed) and model.clip is None:
         raise ModelError("This erasure changes the text encoder: connect CLIP as well, or nothing is applied.")
     if any(not is_text(name) for name in changed) and model.patcher is None:
         raise ModelError("This erasure changes the diffusion network: connect MODEL as well, or nothing is applied.")
-    for pattern in strengths.blocks:
+
+
+def check_blocks(blocks: Mapping[str, float], changed: Sequence[str]) -> None:
+    """Raises InvalidSettings for a block weight that fits none of the layers that the erasures together change."""
+    for pattern in blocks:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in changed):
             example = next(iter(changed), "none")
             raise InvalidSettings(f"No changed layer fits the block weight {pattern!r}; the names look like {example}.")
@@ -172,6 +188,8 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
     """Change the network in a part of the sampling only: by hooks on its layers during the calls of these steps."""
     import comfy.patcher_extension as extension
 
+    kind = extension.WrappersMP.APPLY_MODEL
+    _refuse_compiled(patcher.get_wrappers(kind, COMPILE_KEY))
     sampling = patcher.get_model_object("model_sampling")
     first, last = (float(sampling.percent_to_sigma(share)) for share in (strengths.start, strengths.end))
     layers = {name: model.layers()[name] for name in deltas}
@@ -181,6 +199,9 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
     sets = [DeltaSet(part, strength) for strength, part in parts.items()]
 
     def within(executor: Any, x: Tensor, t: Tensor, *others: Any, **named: Any) -> Any:
+        # A node behind ours may have compiled the model; what is on it is told with each call.
+        for options in (each for each in (*others, *named.values()) if isinstance(each, dict)):
+            _refuse_compiled(extension.get_wrappers_with_key(kind, COMPILE_KEY, options))
         if not last <= float(t.max()) <= first:
             return executor(x, t, *others, **named)
         with ExitStack() as stack:
@@ -189,8 +210,17 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
             return executor(x, t, *others, **named)
 
     # Several erasures may be limited to steps, each under a key of its own.
-    place = len(patcher.get_all_wrappers(extension.WrappersMP.APPLY_MODEL))
-    patcher.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, f"{WRAPPER_KEY}_{place}", within)
+    place = len(patcher.get_all_wrappers(kind))
+    patcher.add_wrapper_with_key(kind, f"{WRAPPER_KEY}_{place}", within)
+
+
+def _refuse_compiled(wrappers: Any) -> None:
+    """A compiled network leaves out hooks that are hung on it after its first call, without a word."""
+    if wrappers:
+        raise ModelError(
+            "An erasure for a part of the sampling does nothing on a compiled model: remove the node that compiles it, "
+            "or set start to 0 and end to 1."
+        )
 
 
 def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
@@ -198,15 +228,18 @@ def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
     return all(any(held[1] is patch for held in target.patches.get(key, [])) for key, patch in keys.items())
 
 
-def carries(model: ComfyModel, deltas: DeltaSet) -> bool:
-    """Whether a graph's MODEL or CLIP has a change on it already: equal patches, whoever put them there."""
+def carried(model: ComfyModel, deltas: DeltaSet) -> tuple[Any, Any] | None:
+    """The patcher and the patch by which a graph's MODEL or CLIP has a change on it already, whoever put it there."""
     name = next(iter(deltas.changed()), None)
     if name is None:
-        return False
+        return None
     patcher = model.clip.patcher if is_text(name) else model.patcher
     ours = _tensors(patch_of(deltas[name]))
-    held = [_tensors(patch[1]) for patch in patcher.patches.get(model.key(name), [])]
-    return any(len(theirs) == len(ours) and all(map(_equal, theirs, ours)) for theirs in held)
+    for held in patcher.patches.get(model.key(name), []):
+        theirs = _tensors(held[1])
+        if len(theirs) == len(ours) and all(map(_equal, theirs, ours)):
+            return patcher, held[1]
+    return None
 
 
 def _tensors(patch: Any) -> list[Tensor]:

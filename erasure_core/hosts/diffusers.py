@@ -101,7 +101,9 @@ class DiffusersModel:
         return min([*places, *(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)])
 
     def token_tables(self) -> list[Tensor]:
-        return [_token_layer(encoder).weight.detach() for encoder in self.text_encoders]
+        # Rows beyond the tokenizer's last id, which some encoders have, stand for nothing.
+        rows = [1 + max(tokenizer.get_vocab().values()) for tokenizer in self.tokenizers]
+        return [_token_layer(e).weight.detach()[:n] for e, n in zip(self.text_encoders, rows, strict=True)]
 
     def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
         # The encoder itself looks for the end token, by its id, only to place the pooled output.

@@ -133,7 +133,10 @@ class Boundary(RunState):
 
     def replaced(self, chosen: Sequence[int], instead: Sequence[str]) -> Conditioning:
         """Boundary points with other words in the place of the concept's."""
-        others, said = [self._vectors_of(word) for word in instead], [self.points["said"][i].tolist() for i in chosen]
+        said, length = [self.points["said"][i].tolist() for i in chosen], len(self.points["embeddings.0"][0])
+        # What stands around a point leaves only so much room; the end token must stay.
+        rooms = [length - int(self.points["ends"][i]) - 1 + own for i, (_, own) in zip(chosen, said, strict=True)]
+        others = [[v[:room] for v in self._vectors_of(word)] for word, room in zip(instead, rooms, strict=True)]
         embeddings = []
         for encoder, rows in enumerate(self._embeddings(chosen)):
             places = zip(rows, said, others, strict=True)

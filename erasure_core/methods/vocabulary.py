@@ -45,7 +45,7 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
     grown = expanded(concept, found, settings.most_words)
     near = [one for one in found if not (one.belongs or one.kept)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
-    grown = with_neighbours(grown, {one.word: one.near for one in near[: settings.most_neighbours]})
+    grown = with_neighbours(model, grown, {one.word: one.near for one in near[: settings.most_neighbours]})
     if not settings.replace:
         return grown
     return with_likest(grown, found) if named else with_known_stand_in(grown, found, is_explicit(concept))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from made_up import CONCEPT, QUICK, TRIES
 
-from erasure_core import Concept, DeltaSet, Report
+from erasure_core import Concept, DeltaSet, Report, Silent
 from erasure_core.boundary import Candidate, Exploration, ExploreSettings, evidence, explore, subject
 from erasure_core.boundary.field import Field
 from erasure_core.boundary.scores import Scorer
@@ -259,3 +259,12 @@ def test_misspellings_and_the_simplex() -> None:
     assert "bal" in misspelled("ball") and "ball" not in misspelled("ball")
     weights = torch.tensor([[0.9, 0.9, -1.0], [0.2, 0.3, 0.5]])
     torch.testing.assert_close(onto_simplex(weights), torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
+
+
+def test_what_no_keyboard_types_is_no_find(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tokens of the vocabulary are control characters; in a map's SVG or a list of words they would be errors."""
+    opened = subject.Subject(pico, (), Silent(), subject.Budget(None, 1))
+    field = Field(opened, Concept(("ball",)), None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(type(pico), "detokenize", lambda self, ids: "".join(map(chr, ids)))
+    assert field.retold([1, 100, 111, 103], "genetic") is None
+    assert field.retold([100, 111, 103], "genetic") == Candidate("dog", "genetic")

@@ -99,6 +99,12 @@ def test_writes_and_merges(card: ReportCard, pico: DiffusersModel, tmp_path: Pat
     assert manifest is not None and manifest.measured["report_card"]["threat_model"] == list(card.limits)
 
 
+def test_a_model_without_autoencoder_is_measured_without_pictures(pico: DiffusersModel, change: DeltaSet) -> None:
+    blind = DiffusersModel(pico.unet, pico.text_encoders, pico.tokenizers, pico.schedule)
+    card = report(blind, Concept(("ball",)), [Subjected("x", change)], replace(QUICK, pictures=True))
+    assert card.files and not card.strips
+
+
 def test_needs_a_manifest_to_merge_into(card: ReportCard, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -204,3 +204,18 @@ def test_clusters_are_named_by_a_member() -> None:
 def test_budget_counts_time_and_calls() -> None:
     assert Budget(None, 100).spent(50) == 0.5 and Budget(None, None).spent(10**9) == 0.0
     assert Budget(10.0, 100, started=0.0).spent(0) >= 1.0
+
+
+def test_keys_and_values_of_the_same_places_are_compared() -> None:
+    """Of SDXL's 140, every fourth in order of their names is a key."""
+    asked: list[str] = []
+
+    def weight(name: str) -> torch.Tensor:
+        asked.append(name)
+        return torch.ones(3, 2)
+
+    layers = {f"unet.{place}.attn2.{leaf}": None for place in range(70) for leaf in ("to_k", "to_v", "to_q")}
+    model = SimpleNamespace(device=torch.device("cpu"), layers=lambda: layers, weight=weight)
+    _moments(SimpleNamespace(model=model, sets=[]))  # type: ignore[arg-type]
+    kinds = [[name.rpartition(".")[0] for name in asked if name.endswith(leaf)] for leaf in ("to_k", "to_v")]
+    assert kinds[0] == kinds[1] and 16 <= len(kinds[0]) <= 20 and len(asked) == 2 * len(kinds[0])

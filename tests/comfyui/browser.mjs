@@ -103,7 +103,7 @@ async function run() {
     window.app.queuePrompt(0, 1);
   });
   const seen = { toasts: [], lines: 0 };
-  const until = Date.now() + (task.seconds ?? 600) * 1000;
+  const until = Date.now() + (task.seconds ?? 3600) * 1000;
   while (Date.now() < until) {
     seen.lines = Math.max(seen.lines, await page.$$eval(".concept-erasure-chart polyline", (found) => found.length));
     seen.toasts.push(...(await toasts()));

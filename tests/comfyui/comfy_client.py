@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
-START_SECONDS, RUN_SECONDS = 240.0, 900.0
+START_SECONDS, RUN_SECONDS = 240.0, 3600.0
 
 
 class GraphRefused(Exception):

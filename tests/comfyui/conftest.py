@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does n
 import comfy_client
 import fake_comfy
 import fake_io
-from pack_nodes import PACK, Nodes
+from pack_nodes import PACK, Nodes, instant
 from quick import quicken
 
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -63,6 +63,14 @@ def graph(pico_models: dict[str, DiffusersModel]) -> dict[str, Any]:
     oracle = copy.deepcopy(pico_models["sd1"])
     oracle.tokenizers = pico_models["sd1"].tokenizers
     return dict(zip(("model", "clip", "vae"), fake_comfy.loaded(oracle), strict=True))
+
+
+@pytest.fixture
+def profile(nodes: Nodes, graph: dict[str, Any]) -> str:
+    """The name of a safety profile with two erasures."""
+    stack = nodes.run("Stack", first=instant(nodes, graph).args[2], second=instant(nodes, graph, "cat").args[2]).args[0]
+    nodes.run("SaveSafetyProfile", erasure=stack, name="studio")
+    return "studio"
 
 
 @pytest.fixture(scope="session")

@@ -110,14 +110,15 @@ class ModelPatcher:
         self.patches: dict[str, list[Any]] = {}
         self.backup: dict[str, Backup] = {}
         self.attachments: dict[str, Any] = {}
-        self.wrappers: dict[str, list[Any]] = {}
+        self.wrappers: dict[str, dict[str, list[Any]]] = {}
         self.patches_uuid = uuid.uuid4()
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
         other.patches = {key: list(patches) for key, patches in self.patches.items()}
         other.backup, other.patches_uuid = self.backup, self.patches_uuid
-        other.attachments, other.wrappers = dict(self.attachments), {k: list(v) for k, v in self.wrappers.items()}
+        other.attachments = dict(self.attachments)
+        other.wrappers = {kind: {k: list(v) for k, v in by_key.items()} for kind, by_key in self.wrappers.items()}
         return other
 
     def add_patches(self, patches: dict[str, Any], strength: float = 1.0, strength_model: float = 1.0) -> list[str]:
@@ -172,11 +173,14 @@ class ModelPatcher:
     def get_attachment(self, key: str) -> Any:
         return self.attachments.get(key)
 
+    def get_wrappers(self, kind: str, key: str) -> list[Any]:
+        return self.wrappers.get(kind, {}).get(key, [])
+
     def get_all_wrappers(self, kind: str) -> list[Any]:
-        return self.wrappers.get(kind, [])
+        return [wrapper for found in self.wrappers.get(kind, {}).values() for wrapper in found]
 
     def add_wrapper_with_key(self, kind: str, key: str, wrapper: Any) -> None:
-        self.wrappers.setdefault(kind, []).append(wrapper)
+        self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
 
 
 class EPS:
@@ -386,17 +390,17 @@ class CLIP:
         return self.patcher.add_patches(patches, strength)
 
 
-def _moves_networks(*_: Any) -> None:
+def moves_networks(*_: Any) -> None:
     assert torch.is_inference_mode_enabled(), "a weight made in inference mode breaks when it is moved outside of it"
 
 
 class VAE:
     def decode(self, latents: Tensor) -> Tensor:
-        _moves_networks()
+        moves_networks()
         return F.interpolate(latents[:, :3].sigmoid(), scale_factor=8.0).movedim(1, -1)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        _moves_networks()
+        moves_networks()
         small = F.avg_pool2d(pictures.movedim(-1, 1), 8)
         return torch.cat([small, small[:, :1]], 1)
 
@@ -440,7 +444,7 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
             "InterruptProcessingException": Interrupted,
             "processing_interrupted": lambda: Switches.interrupt,
             "throw_exception_if_processing_interrupted": _throw_if_interrupted,
-            "load_models_gpu": _moves_networks,
+            "load_models_gpu": moves_networks,
             "cast_to_device": lambda t, device, dtype, copy=False: t.to(device, dtype, copy=copy),
         },
         "comfy.lora": {"calculate_weight": calculate_weight},
@@ -450,7 +454,7 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
             "ModelSamplingDiscrete": ModelSamplingDiscrete, "EPS": EPS, "V_PREDICTION": V_PREDICTION, "EDM": EDM,
         },
         "comfy.utils": {"unet_to_diffusers": lambda config: config["names"], "ProgressBar": ProgressBar},
-        "comfy.patcher_extension": {"WrappersMP": WrappersMP},
+        "comfy.patcher_extension": {"WrappersMP": WrappersMP, "get_wrappers_with_key": _told_wrappers},
         "comfy.ldm": {},
         "comfy.ldm.modules": {},
         "comfy.ldm.modules.attention": {"attention_pytorch": None, "BasicTransformerBlock": BasicTransformerBlock},
@@ -473,6 +477,11 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
     return made
 
 
+def _told_wrappers(kind: str, key: str, transformer_options: dict[str, Any]) -> list[Any]:
+    found: list[Any] = transformer_options.get("wrappers", {}).get(kind, {}).get(key, [])
+    return found
+
+
 def _answer(content: Any, status: int = 200) -> tuple[Any, int]:
     return content, status
 
@@ -483,8 +492,9 @@ def _folder_paths(base: Path) -> dict[str, Any]:
     def listed(kind: str) -> list[str]:
         return [p.name for folder in known[kind][0] for p in Path(folder).glob("*")]
 
-    def add(kind: str, folder: str) -> None:
-        known.setdefault(kind, ([], set()))[0].append(folder)
+    def add(kind: str, folder: str, is_default: bool = False) -> None:
+        folders = known.setdefault(kind, ([], set()))[0]
+        folders.insert(0 if is_default else len(folders), folder)
 
     return {
         "models_dir": str(base), "folder_names_and_paths": known, "add_model_folder_path": add,

@@ -29,7 +29,7 @@ from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
 from erasure_core.erasing import applied, erase
 from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong, WrongBase
 from erasure_core.hosts.comfyui import ComfyModel
-from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, is_applied, parse_blocks
+from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, is_applied, parse_blocks
 from erasure_core.hosts.comfyui_weights import lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
@@ -336,7 +336,7 @@ def test_block_weights_scale_the_layers_they_fit(oracle: DiffusersModel) -> None
     found = {key.split(".")[2]: held[0][0] for key, held in patcher.patches.items()}
     assert found == {"down_blocks": 0.5, "up_blocks": 1.0}
     with pytest.raises(InvalidSettings, match="No changed layer fits"):
-        apply_deltas(model, erasure.deltas, Strengths(blocks={"nothing.*": 0.5}))
+        check_blocks({"nothing.*": 0.5}, list(erasure.deltas))
 
 
 @pytest.mark.parametrize("text", ["x", "= 1", "a = b", "a = 100", "a = nan"])
@@ -349,8 +349,8 @@ def test_a_range_of_steps_changes_only_those(oracle: DiffusersModel) -> None:
     deltas = DeltaSet({NAME: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
     model = adapter(oracle)
     patcher, _ = apply_deltas(model, deltas, Strengths(start=0.0, end=0.5))
-    assert patcher.patches == {} and len(patcher.wrappers["apply_model"]) == 1
-    wrapper, hooked = patcher.wrappers["apply_model"][0], []
+    assert patcher.patches == {} and model.patcher.wrappers == {}
+    (wrapper,), hooked = patcher.get_all_wrappers("apply_model"), []
 
     def executor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         hooked.append(len(model.layers()[NAME]._forward_hooks))
@@ -359,6 +359,29 @@ def test_a_range_of_steps_changes_only_those(oracle: DiffusersModel) -> None:
     for sigma in (patcher.model.model_sampling.sigmas[-1], patcher.model.model_sampling.sigmas[0]):
         wrapper(executor, torch.ones(1), sigma.view(1))
     assert hooked == [1, 0] and not model.layers()[NAME]._forward_hooks
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.8, 0.2), (0.5, 0.5), (float("nan"), 1.0)])
+def test_a_range_that_holds_no_step_is_refused(start: float, end: float) -> None:
+    with pytest.raises(InvalidSettings, match="set start below end"):
+        Strengths(start=start, end=end)
+
+
+def test_a_range_of_steps_is_refused_on_a_compiled_model(oracle: DiffusersModel) -> None:
+    """A compiled network leaves out hooks that come after its first call, without a word."""
+    deltas = DeltaSet({NAME: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
+    plain = adapter(oracle)
+    compiled = plain.patcher.clone()
+    compiled.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *inputs: executor(*inputs))
+    with pytest.raises(ModelError, match="compiled model"):
+        apply_deltas(ComfyModel(compiled), deltas, Strengths(end=0.5))
+    assert apply_deltas(ComfyModel(compiled), deltas, Strengths())[0].patches, "the host's own patches are no hooks"
+    # A node behind Apply may compile the model.
+    (wrapper,) = apply_deltas(plain, deltas, Strengths(end=0.5))[0].get_all_wrappers("apply_model")
+    told = [None, None, None, {"wrappers": compiled.wrappers}]
+    for sigma in (plain.patcher.model.model_sampling.sigmas[-1], plain.patcher.model.model_sampling.sigmas[0]):
+        with pytest.raises(ModelError, match="compiled model"):
+            wrapper(lambda x, t, *others: x, torch.ones(1), sigma.view(1), *told)
 
 
 def test_pictures_go_both_ways(oracle: DiffusersModel) -> None:

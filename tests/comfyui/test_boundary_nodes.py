@@ -151,6 +151,18 @@ def test_an_erasure_never_counts_twice(nodes: Nodes, graph: dict[str, Any]) -> N
         nodes.run("Explore", model=model, clip=clip, concept=concept(nodes), erasure=erasure, **QUICK)
 
 
+def test_a_profile_that_carries_the_erasure_is_told_of(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
+    """With a default profile, MODEL carries it wherever it is connected from; another erasure is still the user's."""
+    model, clip = nodes.run("SafetyProfile", **ends(graph), profile=profile).args
+    inputs = {"concept": concept(nodes), **QUICK}
+    with pytest.raises(nodes.core.ModelError, match="Switch that profile off"):
+        nodes.run("Explore", model=model, clip=clip, erasure=instant(nodes, graph).args[2], **inputs)
+    dog = instant(nodes, graph, "dog").args[2]
+    model, clip = nodes.run("Apply", model=model, clip=clip, erasure=dog).args
+    with pytest.raises(nodes.core.ModelError, match="from before the Erase or Apply node"):
+        nodes.run("Explore", model=model, clip=clip, erasure=dog, **inputs)
+
+
 def test_what_is_selected_on_the_map_joins_the_concept(nodes: Nodes, graph: dict[str, Any]) -> None:
     asked = concept(nodes, keep="a red box", explicit=True)
     boundary = nodes.run("Explore", **ends(graph), concept=asked, **QUICK).args[0]
@@ -186,6 +198,17 @@ def test_figures_go_into_single_files_only(nodes: Nodes, graph: dict[str, Any], 
     with pytest.raises(nodes.core.InvalidSettings, match="Save it first"):
         nodes.run("Report", **graph, concept=concept(nodes), erasure=stack, pictures=False, write_into_file=True, **FEW)
     assert not results(fake_host)
+
+
+def test_figures_do_not_break_a_profile(nodes: Nodes, graph: dict[str, Any], profile: str, fake_host: Path) -> None:
+    """A profile pins its files as they are; with figures in one, no graph with that profile would run."""
+    (fake_host / "erasures" / "profiles" / "damaged.profile.json").write_text("{")
+    inputs = {**graph, "concept": concept(nodes), "pictures": False, "write_into_file": True, **FEW, "seconds": 1}
+    with pytest.raises(nodes.core.InvalidSettings, match="'studio' pins"):
+        nodes.run("Report", **inputs, erasure=instant(nodes, graph).args[2])
+    assert not results(fake_host)
+    nodes.run("SafetyProfile", **ends(graph), profile=profile)
+    nodes.run("Report", **inputs, erasure=instant(nodes, graph, "dog").args[2])
 
 
 def test_hardening_is_recorded_and_makes_a_file_of_its_own(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_comfy import moves_networks
 from pack_nodes import PACK, SMALL, Nodes, concept
 from safetensors.torch import save_file
 
@@ -29,6 +30,7 @@ class Vision:
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
         assert image.shape[1:] == (64, 64, 3) and image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1
+        moves_networks()
         return SimpleNamespace(image_embeds=image.mean((1, 2)) @ self.weight)
 
 
@@ -97,7 +99,9 @@ def test_an_adapter_reads_the_pictures(
     made = nodes.run(f"Erase_{method}", **parts, concept=request, **FEW, ip_adapter=ADAPTER, clip_vision=Vision())
     width = adapter["image_proj.norm.weight"].shape[0]
     assert read[0].latents is None and read[0].tokens.shape == (2, TOKENS, width)
-    embedded = Vision().encode_image(nodes.host.as_image(nodes.host.fit(request.pictures, 64))).image_embeds
+    assert not read[0].tokens.is_inference(), "a training may use it"
+    with torch.inference_mode():
+        embedded = Vision().encode_image(nodes.host.as_image(nodes.host.fit(request.pictures, 64))).image_embeds
     tokens = (embedded @ adapter["image_proj.proj.weight"].T).view(2, TOKENS, width)
     assert torch.allclose(read[0].tokens, torch.nn.functional.layer_norm(tokens, (width,)), atol=1e-4)
     assert all(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import importlib
-import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -135,6 +134,50 @@ def test_files_outside_the_folders_are_not_loaded(nodes: Nodes, file: str) -> No
         nodes.run("Load", file=file, erases="")
 
 
+def test_a_linked_file_name_is_looked_up_when_the_graph_runs(nodes: Nodes) -> None:
+    """The host validates and fingerprints before it runs anything, and gives ``None`` for what is linked."""
+    node = nodes.all["ConceptErasureLoad"]
+    assert node.validate_inputs(file=None) is True
+    first = node.fingerprint_inputs(file=None, erases="")
+    assert first != first, "as the host has it: equal to nothing, so that the node runs again"
+
+
+def test_a_folder_called_loras_below_the_erasures_is_read(nodes: Nodes, graph: dict[str, Any], fake_host: Path) -> None:
+    made = instant(nodes, graph).args[2][0].stored.path
+    for folder in (fake_host / "erasures" / "loras", fake_host / "loras"):
+        folder.mkdir()
+    (fake_host / "erasures" / "loras" / "a.safetensors").write_bytes(made.read_bytes())
+    (fake_host / "loras" / "a.safetensors").write_bytes(b"another file of that name")
+    (file,) = (each for each in nodes.all["ConceptErasureLoad"].define_schema().inputs if each.id == "file")
+    assert file.options.count("loras/a.safetensors") == 1
+    loaded = nodes.run("Load", file="loras/a.safetensors", erases="").args[0]
+    assert loaded[0].stored.path == fake_host / "erasures" / "loras" / "a.safetensors"
+
+
+def text_erasure(nodes: Nodes, graph: dict[str, Any]) -> Any:
+    """An erasure on a link that changes the text encoder alone."""
+    inputs = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes), **SMALL}
+    return nodes.run("Erase_esd", **inputs, layers="text-encoder").args[2]
+
+
+def test_a_block_weight_has_to_fit_one_erasure_of_a_stack(nodes: Nodes, graph: dict[str, Any]) -> None:
+    both = {"model": graph["model"], "clip": graph["clip"]}
+    stack = nodes.run("Stack", first=instant(nodes, graph).args[2], second=text_erasure(nodes, graph)).args[0]
+    model, clip = nodes.run("Apply", **both, erasure=stack, block_weights="unet.* = 0.5\ntext_encoder.* = 0.25").args
+    assert {held[0] for patches in model.patches.values() for held in patches} == {0.5}
+    assert {held[0] for patches in clip.patcher.patches.values() for held in patches} == {0.25}
+    with pytest.raises(nodes.core.InvalidSettings, match="No changed layer fits"):
+        nodes.run("Apply", **both, erasure=stack, block_weights="unet.* = 0.5\nnothing.* = 0.5")
+
+
+@pytest.mark.parametrize("kind", ["Apply", "Convert", "Save"])
+def test_changes_of_the_text_encoder_ask_for_clip(nodes: Nodes, graph: dict[str, Any], kind: str) -> None:
+    """Without it the layers are missing, and the model would be blamed."""
+    erasure = nodes.run("Stack", first=text_erasure(nodes, graph), second=instant(nodes, graph).args[2]).args[0]
+    with pytest.raises(nodes.core.ModelError, match="connect CLIP as well"):
+        nodes.run(kind, model=graph["model"], erasure=erasure)
+
+
 def test_a_file_for_another_base_stops_the_graph(
     nodes: Nodes, graph: dict[str, Any], pico_folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -171,11 +214,17 @@ def test_conversion_keeps_the_change(nodes: Nodes, graph: dict[str, Any]) -> Non
         assert torch.allclose(back[0].stored.changes[name].change(), delta.change(), atol=1e-5)
 
 
-@pytest.fixture
-def profile(nodes: Nodes, graph: dict[str, Any]) -> str:
-    stack = nodes.run("Stack", first=instant(nodes, graph).args[2], second=instant(nodes, graph, "cat").args[2]).args[0]
-    nodes.run("SaveSafetyProfile", erasure=stack, name="studio")
-    return "studio"
+def test_a_conversion_that_loses_much_loses_the_figures(nodes: Nodes, graph: dict[str, Any], tmp_path: Path) -> None:
+    item = instant(nodes, graph).args[2][0]
+    manifest = replace(item.stored.manifest, measured={"leak": 0.1})
+    measured = (replace(item, stored=replace(item.stored, manifest=manifest)),)
+    exact = nodes.run("Convert", erasure=measured, model=graph["model"], form="dense").args[0]
+    assert exact[0].stored.manifest.measured == {"leak": 0.1}
+    lossy, error = nodes.run("Convert", erasure=measured, model=graph["model"], form="low-rank", rank=1).args
+    assert error > 1e-3 and lossy[0].stored.manifest.measured == {}
+    saved = nodes.run("Save", erasure=lossy, name="small", model=graph["model"], clip=graph["clip"]).args[0]
+    (part,) = saved[0].stored.manifest.settings["parts"]
+    assert part["conversion_error"] == pytest.approx(error)
 
 
 def test_a_profile_is_applied_once_however_often_it_is_asked_for(
@@ -218,109 +267,9 @@ def test_a_graph_cannot_replace_a_profile(nodes: Nodes, graph: dict[str, Any], p
         nodes.run("SaveSafetyProfile", erasure=weaker, name=profile)
 
 
-GRAPH = {
-    "1": {"class_type": "Loader", "inputs": {"name": "x"}},
-    "2": {"class_type": "Lora", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
-    "3": {"class_type": "Sampler", "inputs": {"model": ["2", 0], "text": ["2", 1], "vae": ["1", 2], "pair": [1, 2]}},
-}
-
-
-@pytest.fixture
-def server(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Any:
-    kinds = {"Loader": ("MODEL", "CLIP", "VAE"), "Lora": ("MODEL", "CLIP"), "Sampler": ("IMAGE",)}
-    known = {name: SimpleNamespace(RETURN_TYPES=types) for name, types in kinds.items()}
-    known |= {"Unet": SimpleNamespace(RETURN_TYPES=("MODEL",))}
-    monkeypatch.setitem(sys.modules["nodes"].__dict__, "NODE_CLASS_MAPPINGS", known)
-    return nodes.server
-
-
-def test_without_a_default_profile_graphs_stay_as_they_are(server: Any) -> None:
-    sent = {"prompt": copy.deepcopy(GRAPH)}
-    assert server.protect(sent) is sent
-
-
-@pytest.mark.parametrize("default", [False, True])
-def test_a_graph_cannot_claim_a_profile(
-    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, default: bool
+def test_routes_answer_for_files_below_the_folder_only(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The metadata of a picture names what this server applied, never what the sender wrote there."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile if default else "")
-    claimed = {"workflow": {"a": 1}, server.METADATA: [{"profile": "forged", "by": "server"}]}
-    sent = {"prompt": copy.deepcopy(GRAPH), "extra_data": {"extra_pnginfo": claimed, "client_id": "c"}}
-    got = server.protect(sent)["extra_data"]
-    assert got["client_id"] == "c" and got["extra_pnginfo"].pop("workflow") == {"a": 1}
-    assert [each["profile"] for each in got["extra_pnginfo"].get(server.METADATA, [])] == [profile] * default
-    assert claimed[server.METADATA]  # what was sent is not written to
-
-
-def test_the_default_profile_is_put_behind_every_model_and_clip(
-    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
-    sent = {"prompt": copy.deepcopy(GRAPH), "client_id": "c"}
-    got = server.protect(sent)
-    assert sent["prompt"] == GRAPH
-    nodes = got["prompt"]
-    assert nodes["2"]["inputs"] == {"model": ["profile_1_0", 0], "clip": ["profile_1_0", 1]}
-    assert nodes["3"]["inputs"]["model"] == ["profile_2_0", 0] and nodes["3"]["inputs"]["text"] == ["profile_2_0", 1]
-    assert nodes["3"]["inputs"]["vae"] == ["1", 2]
-    assert nodes["profile_1_0"]["inputs"]["model"] == ["1", 0] and nodes["profile_1_0"]["inputs"]["profile"] == "studio"
-    assert got["extra_data"]["extra_pnginfo"]["concept_erasure_profile"][0]["profile"] == "studio"
-
-
-def test_the_setting_can_be_a_file(server: Any, profile: str, fake_host: Path) -> None:
-    path = fake_host / "erasures" / "profiles" / "server.json"
-    path.write_text(json.dumps({"default_profile": profile}))
-    assert "profile_1_0" in server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]
-    path.write_text(json.dumps({"default_profile": None}))
-    assert server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"] == GRAPH
-
-
-@pytest.mark.parametrize("setting", ["{", "[]", '{"default_profile": 3}', '{"default_profile": "missing"}', "{}"])
-def test_a_setting_that_cannot_be_kept_refuses_every_graph(
-    server: Any, nodes: Nodes, fake_host: Path, setting: str
-) -> None:
-    path = fake_host / "erasures" / "profiles" / "server.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(setting)
-    got = server.protect({"prompt": copy.deepcopy(GRAPH), "partial_execution_targets": ["3"]})
-    assert [node["class_type"] for node in got["prompt"].values()] == ["ConceptErasureRefused"]
-    assert "partial_execution_targets" not in got
-    reason = got["prompt"]["1"]["inputs"]["reason"]
-    assert nodes.all["ConceptErasureRefused"].validate_inputs(reason=reason) == reason != ""
-
-
-@pytest.mark.parametrize("prompt", [None, {"1": {}}, {"1": None}, {"1": {"class_type": "Loader", "inputs": None}}, []])
-def test_an_exception_never_leaves_the_handler(
-    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, prompt: Any
-) -> None:
-    """The host would log it and run the graph unprotected."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
-    got = server.protect({"prompt": prompt})
-    assert [node["class_type"] for node in got["prompt"].values()] == ["ConceptErasureRefused"]
-
-
-def test_a_graph_cannot_bring_its_own_guard(server: Any, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
-    own = {**copy.deepcopy(GRAPH), "9": {"class_type": "ConceptErasureServerProfile", "inputs": {}}}
-    assert server.protect({"prompt": own})["prompt"]["1"]["class_type"] == "ConceptErasureRefused"
-
-
-def test_separate_loaders_get_the_part_that_concerns_them(
-    server: Any, nodes: Nodes, graph: dict[str, Any], profile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
-    prompt = {"1": {"class_type": "Unet", "inputs": {}}, "2": {"class_type": "Sampler", "inputs": {"model": ["1", 0]}}}
-    guard = server.protect({"prompt": prompt})["prompt"]["profile_1_0"]["inputs"]
-    assert "clip" not in guard
-    digest = guard["digest"]
-    safe = nodes.run("ServerProfile", profile=profile, digest=digest, model=graph["model"]).args
-    assert {len(p) for p in safe[0].patches.values()} == {2} and safe[1] is None
-    text = nodes.run("ServerProfile", profile=profile, digest=digest, clip=graph["clip"]).args
-    assert text[0] is None and not text[1].patcher.patches  # these erasures leave the text encoder alone
-
-
-def test_routes_answer_for_files_below_the_folder_only(nodes: Nodes, graph: dict[str, Any]) -> None:
     name = instant(nodes, graph).args[2][0].stored.path.name
 
     def ask(file: str) -> tuple[dict[str, Any], int]:
@@ -331,6 +280,9 @@ def test_routes_answer_for_files_below_the_folder_only(nodes: Nodes, graph: dict
     for file in ("../x.safetensors", "/etc/passwd", "", "missing.safetensors"):
         content, status = ask(file)
         assert status == 404 and "error" in content
+    monkeypatch.setattr(nodes.server, "listed", lambda: ["loras/style.safetensors"])
+    plain = {"file": "loras/style.safetensors", "problem": "", "plain": True}
+    assert ask("loras/style.safetensors") == (plain, 200), "a LoRA of the host's, of which the badge says so"
 
 
 def test_something_missing_costs_the_nodes_and_nothing_else(

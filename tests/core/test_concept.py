@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure_core import Concept
-from erasure_core.concept import NAMED, TEMPLATES, is_name, says
+from erasure_core.concept import NAMED, TEMPLATES, is_name, says, worded
 from erasure_core.errors import InvalidConcept
 
 WORD = st.text("abcdefgh", min_size=1, max_size=6)
@@ -112,4 +112,22 @@ def test_prompts_that_the_model_would_not_read_whole_are_not_made() -> None:
     """A long kept prompt leaves no room for the concept and other words around it; nobody wrote those prompts."""
     concept = Concept(("ball",), None, ("a red house",))
     assert len(concept.sayings(9)) > len(concept.sayings(9, lambda prompt: len(prompt) < 30)) > len(concept.sayings())
-    assert concept.sayings(9, lambda prompt: False) == concept.sayings()
+    short = Concept(("ball",), None, ("a red house",)).sayings(9, lambda prompt: len(prompt) < 8)
+    assert [one.prompt for one in short] == ["ball", "a ball"]
+    assert [one.prompt for one in concept.sayings(9, lambda prompt: False)] == ["ball"], "the word itself stays"
+
+
+def test_a_phrase_with_an_article_gets_no_other() -> None:
+    said = {s.prompt: s.instead for s in Concept(("ball",), "a painting").sayings()}
+    assert said["a photo of a ball"] == "a photo of a painting" and said["the ball"] == "a painting"
+    assert worded("a {}", "a") == "a a", "an article alone is a word as any other"
+
+
+def test_an_alternative_is_that_of_every_spelling() -> None:
+    concept = Concept(("Van Gogh", "van gogh", "ball"), None, (), (("van gogh", "a painting"),))
+    assert dict(concept.instead) == {"Van Gogh": "a painting", "van gogh": "a painting"}
+
+
+def test_what_is_kept_or_takes_the_place_is_spared() -> None:
+    concept = Concept(("ball",), "a red box", ("a cat, asleep",), (("ball", "a cube"),))
+    assert [word for word in ("box", "cat", "cube", "orb", "dog") if not concept.spares(word)] == ["orb", "dog"]

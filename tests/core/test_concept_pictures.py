@@ -41,6 +41,19 @@ def test_the_middle_is_what_is_kept(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "wide.png", (40, 40)).float().mean() == 255
 
 
+def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 2**16 - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    grey = read_picture(tmp_path / "deep.png", (64, 64)).float()
+    assert abs(grey.mean() - 127) < 2 and grey.std() > 60
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 3  # the camera was held upside down
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    assert read_picture(tmp_path / "turned.png", (32, 32))[:, 16:].float().mean() == 255
+
+
 def test_own_pictures_are_made_a_few_at_a_time(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     predict = pico.predict

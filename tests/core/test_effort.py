@@ -16,6 +16,7 @@ from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOf
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
+from erasure_core.sampling import scaled_sides
 
 SMALL = EsdSettings(rank=2, steps=4, trajectories=5, trajectory_steps=2, batch=4)
 CONCEPT = Concept(("ball",), None, ("a red box",))
@@ -159,3 +160,14 @@ def test_the_command_line_says_what_it_picked(
     ]
     assert main(["erase", *out, *quick, "--effort", "low-vram"]) == 0
     assert "low-vram: with " in capsys.readouterr().err
+
+
+def test_smaller_pictures_are_never_larger_and_never_nothing(pico: DiffusersModel) -> None:
+    assert scaled_sides((4, 4, 4), 0.5) == (4, 4) and scaled_sides((4, 6, 10), 0.75) == (6, 8)
+    assert scaled_sides((4, 20, 12), 1.0) == (20, 12) and scaled_sides((4, 64, 96), 0.5) == (32, 48)
+    assert needed(EsdSettings(picture_scale=0.1), pico) > 0
+    assert plan("low-vram", EsdSettings(picture_scale=0.1), pico, 2**40).settings.max_batch >= 1
+
+
+def test_twice_as_much_is_at_most_what_is_allowed(pico: DiffusersModel) -> None:
+    assert plan("thorough", EsdSettings(batch=200, steps=60_000), pico).settings.batch == 256

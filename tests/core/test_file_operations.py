@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
 from erasure_core.algebra import dense, low_rank, merged, scaled
 from erasure_core.cli.main import main
+from erasure_core.combining import all_words
 from erasure_core.delta import DenseDelta, LowRankDelta
 from erasure_core.hosts.diffusers import DiffusersModel
 
@@ -87,6 +90,15 @@ def test_merge_command(
     torch.testing.assert_close(predict(pico, (stored.bind(pico), 1.0)), expected, atol=2e-3, rtol=1e-2)
 
 
+def test_a_merge_keeps_what_takes_each_words_place() -> None:
+    def erasing(words: str, instead: str | None, *own: tuple[str, str]) -> Any:
+        return SimpleNamespace(words=tuple(words.split()), alternative=instead, keep=(), instead=own)
+
+    merged_one = all_words([erasing("ball orb", "cube", ("orb", "egg")), erasing("cat", "ball"), erasing("dog", None)])
+    assert merged_one.words == ("ball", "orb", "cat", "dog") and merged_one.alternative is None
+    assert dict(merged_one.instead) == {"ball": "cube", "orb": "egg"}, "the cat's ball is erased itself"
+
+
 def test_convert_command_states_its_errors(
     pico: DiffusersModel,
     pico_folders: dict[str, Path],
@@ -138,6 +150,31 @@ def test_published_weights_become_an_erasure(
     torch.testing.assert_close(
         predict(pico, (stored.bind(pico), 1.0)), predict(pico, (deltas, 1.0)), atol=2e-3, rtol=1e-2
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rounding_of_a_published_file_is_no_change(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dtype: torch.dtype,
+) -> None:
+    """Most files are published in 16 bits, of bases in 32."""
+    state = pico.unet.state_dict()
+    name = next(name for name in state if name.endswith("attn2.to_v.weight"))
+    edit = 0.05 * torch.outer(torch.linspace(-1, 1, len(state[name])), torch.linspace(1, 2, state[name].shape[1]))
+    torch.save({key: (t + edit if key == name else t).to(dtype) for key, t in state.items()}, tmp_path / "half.pt")
+    arguments = ["--model", pico_folders["sd1"], "--concept", "x", "--out", tmp_path / "o.safetensors"]
+    result = run_json(capsys, "convert", tmp_path / "half.pt", *arguments)
+    assert result["layers"] == 1 and result["left_out"] == []
+    (change,) = read_erasure(tmp_path / "o.safetensors").changes.values()
+    assert isinstance(change, LowRankDelta) and change.rank == 1
+    assert float((change.change() - edit).norm() / edit.norm()) < 8 * torch.finfo(dtype).eps
+    torch.save({key: t.to(dtype) for key, t in state.items()}, tmp_path / "same.pt")
+    (tmp_path / "o.safetensors").unlink()
+    assert main(["convert", str(tmp_path / "same.pt"), *map(str, arguments)]) == 3
+    assert "nothing to convert" in capsys.readouterr().err
 
 
 def test_what_no_lora_can_hold_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def test_lists_files_of_all_folders_once(tmp_path: Path) -> None:
     assert "not a safetensors file" in library.entry("a.safetensors").problem
     with pytest.raises(InvalidFile, match="There is no erasure"):
         library.find("c.safetensors")
+
+
+def test_names_that_cannot_be_asked_for_are_not_listed(tmp_path: Path) -> None:
+    for name in (b"a: b.safetensors", b"caf\xe9.safetensors", b"plain.safetensors"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    assert Library([tmp_path]).names() == ["plain.safetensors"]
 
 
 def test_the_same_request_finds_its_file(pico: DiffusersModel, tmp_path: Path) -> None:

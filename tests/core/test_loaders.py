@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure_core import DeltaSet, read_erasure, write_erasure
 from erasure_core.delta import LowRankDelta
+from erasure_core.errors import InvalidFile
 from erasure_core.foreign import read_foreign
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.ldm_keys import CLIP_SD1, CLIP_SDXL, UNET
@@ -85,6 +86,41 @@ def test_factors_by_all_names_that_diffusers_has_had(pico: DiffusersModel, tmp_p
         found = read_foreign(path, pico, pico.other_parameters()).deltas
         assert list(found) == [f"unet.{module}.to_k"]
         torch.testing.assert_close(found[f"unet.{module}.to_k"].change(), up @ down)
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.text_model.", "text_encoder.", "base_model.model.text_model.",
+                                    "base_model.model."])  # fmt: skip
+def test_text_encoders_by_the_names_of_both_transformers_and_of_peft(
+    pico: DiffusersModel, tmp_path: Path, prefix: str
+) -> None:
+    up, down = torch.randn(64, 2), torch.randn(2, 64)
+    module = f"{prefix}encoder.layers.0.self_attn.q_proj"
+    save_file({f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}, tmp_path / "te.safetensors")
+    found = read_foreign(tmp_path / "te.safetensors", pico, pico.other_parameters()).deltas
+    assert list(found) == ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(next(iter(found.deltas.values())).change(), up @ down)
+
+
+def test_a_pickled_lora_by_kohyas_names(pico: DiffusersModel, tmp_path: Path) -> None:
+    deltas = random_deltas(pico, "cross-attention", 3)
+    write_erasure(tmp_path / "a.safetensors", as_erasure(pico, deltas), pico)
+    torch.save(load_file(tmp_path / "a.safetensors"), tmp_path / "a.pt")
+    found = read_foreign(tmp_path / "a.pt", pico, pico.other_parameters()).deltas
+    torch.testing.assert_close(predict(pico, (found, 1.0)), predict(pico, (deltas, 1.0)), atol=1e-3, rtol=1e-2)
+    torch.save({"lora_unet_conv_in.lora_up.weight": torch.zeros(2, 2), "lora_x": torch.zeros(2)}, tmp_path / "b.pt")
+    with pytest.raises(InvalidFile, match="no plain LoRA"):
+        read_foreign(tmp_path / "b.pt", pico, pico.other_parameters())
+
+
+def test_an_sdxl_lora_by_diffusers_names(pico_models: dict[str, DiffusersModel], tmp_path: Path) -> None:
+    model = pico_models["sdxl"]
+    name = next(name for name in model.layers() if name.endswith("attn2.to_k"))
+    rows, columns = model.base_weight(name).shape
+    up, down = torch.randn(rows, 2), torch.randn(2, columns)
+    module = "lora_" + name.replace(".", "_")
+    save_file({f"{module}.lora_up.weight": up, f"{module}.lora_down.weight": down}, tmp_path / "a.safetensors")
+    found = read_erasure(tmp_path / "a.safetensors").bind(model)
+    torch.testing.assert_close(found[name].change(), up @ down)
 
 
 @pytest.mark.parametrize("alpha", [4, 8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -92,3 +93,15 @@ def test_the_notice_names_every_foreign_licence() -> None:
     folders = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     foreign = [path.parent.relative_to(ROOT) for folder in folders for path in folder.rglob("LICENSE")]
     assert foreign and all(f"{folder.as_posix()}/" in notice for folder in foreign)
+
+
+def test_an_older_torch_suffices() -> None:
+    """A1111 brings torch 2.1, which has no unsigned integers of 16 bits and more."""
+    program = (
+        "import torch\n"
+        "for bits in (16, 32, 64):\n"
+        "    if hasattr(torch, f'uint{bits}'):\n"
+        "        delattr(torch, f'uint{bits}')\n"
+        "import erasure_core.safe_files\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, timeout=120)

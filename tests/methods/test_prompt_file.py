@@ -41,7 +41,7 @@ def test_a_file_in_lecos_form() -> None:
     assert found.concept.instead == (("van gogh", "a child's drawing"),)
     assert found.negative == 2.0
     pairs = dict(found.concept.prompts())
-    assert pairs["a photo of a van gogh"] == "a photo of a a child's drawing"
+    assert pairs["a photo of a van gogh"] == "a photo of a child's drawing"
     assert pairs["the red car"] == "the"
 
 

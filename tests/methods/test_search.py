@@ -243,18 +243,20 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
     assert with_known_stand_in(concept, [faint], explicit=False).alternative is None
 
 
-def test_found_words_join_the_concept_and_neighbours_are_kept() -> None:
+def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersModel) -> None:
     found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
     several = Concept.joined([Concept(("ball",)), Concept(("dog",), "orb")])
     assert expanded(several, found, 5).words == ("ball", "dog", "sphere"), "what takes another's place is not erased"
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
-    kept = with_neighbours(Concept(("dog",)), {"box": ""})
+    listed = Concept(("ball",), None, ("masterpiece, a sphere, studio light",))
+    assert expanded(listed, found, 5).words == ("ball", "orb"), "neither is one with a comma behind it"
+    kept = with_neighbours(pico, Concept(("dog",)), {"box": ""})
     assert kept.neighbours == ("a box",) and kept.kept_prompts == ("", "a box")
-    inside = with_neighbours(Concept(("dog",), None, ("a red house",)), {"box": "", "scarlet": "red", "cat": ""})
+    inside = with_neighbours(pico, Concept(("dog",), None, ("a red house",)), {"box": "", "scarlet": "red", "cat": ""})
     assert inside.keep == ("a red house",), "what the user names stays apart from what is found near it"
     assert inside.neighbours == ("a box", "a scarlet house", "a red cat")
-    everyday = with_everyday_keep(kept).keep
+    everyday = with_everyday_keep(pico, kept).keep
     assert "a cat" in everyday and "a dog" not in everyday
 
 
@@ -281,7 +283,7 @@ def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel)
     assert method.prepare is not None
     told = method.prepare(pico, Concept(("ball",)), method.settings(candidates=4, alike=0.9), Silent())
     assert told.alternative and told.alternative not in told.words
-    assert set(told.keep) <= set(with_everyday_keep(Concept(("ball",))).keep)
+    assert set(told.keep) <= set(with_everyday_keep(pico, Concept(("ball",))).keep)
 
 
 def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
@@ -363,3 +365,26 @@ def test_purifying_applies_the_erasure_on_the_way_out_only(pico: DiffusersModel)
     assert torch.equal(off, plain) and not torch.equal(on, plain)
     with pytest.raises(InvalidSettings, match="share of the way"):
         purify(pico, latents, ["a ball"], [], share=1.5)
+
+
+def test_of_many_prompts_to_keep_some_words_are_compared_with(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        domain, "_directions", lambda model, words, *_: asked.append(words) or torch.ones(len(words), 3)
+    )
+    keep = tuple(f"a thing{number}" for number in range(1000))
+    survey(pico, Concept(("ball",), None, keep), Survey(candidates=0, around_kept=0), everyday=False)
+    assert len(asked[0]) <= 1 + domain.MOST_ANCHORS and "thing0" in asked[0] and "thing992" in asked[0]
+
+
+def test_words_are_looked_for_among_those_that_the_tokenizer_has(pico: DiffusersModel) -> None:
+    """Some text encoders have more rows than the tokenizer has tokens; those near to the concept hid all words."""
+    encoder = deepcopy(pico.text_encoders[0])
+    layer = encoder.get_input_embeddings()
+    useless = layer.weight.detach()[pico.tokenize(["ball"])[0]].repeat(2000, 1)
+    layer.weight = torch.nn.Parameter(torch.cat([layer.weight.detach(), useless]))
+    larger = DiffusersModel(pico.unet, [encoder], pico.tokenizers, pico.schedule)
+    before = nearest_words(pico, ["ball"], 4)
+    assert before and nearest_words(larger, ["ball"], 4) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from method_helpers import CONCEPT, stopped
 from stopping import StopAt
 
-from erasure_core import Erasure, Report, Silent, erase, write_erasure
+from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
 from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
+from erasure_core.methods.boundary_points import Boundary
 from erasure_core.methods.registry import TrainingSettings
+from erasure_core.model import has_room
 from erasure_core.trainer import Trainer
 
 SMALL: dict[str, Any] = {"rank": 2, "steps": 6, "refresh": 4, "trajectories": 4, "trajectory_steps": 3, "batch": 2}
@@ -214,3 +217,33 @@ def test_text_erasing_needs_the_text_encoder(pico: DiffusersModel) -> None:
     settings = METHODS["sage"].settings(**SMALL, erase_in="text", layers="cross-attention-kv")
     with pytest.raises(InvalidSettings, match="text-encoder"):
         erase(pico, CONCEPT, "sage", settings)
+
+
+def test_an_alternative_longer_than_the_room_around_a_point_is_cut(pico: DiffusersModel) -> None:
+    """The end token stays, so that the encoder knows where the prompt ends."""
+    long = " ".join(["red"] * 70)
+    with stopped(pico, Concept(("ball",), long, ("a red box",)), "auto", at=50) as (trainer, step):
+        state = trainer.state
+        assert isinstance(state, Boundary)
+        told = state.replaced([0, 1], [long, long])
+        assert max(told.ends) <= told.context.shape[1] - 1
+        assert state.drawn(step) is not None
+
+
+def test_what_nothing_kept_is_not_said_to_be_kept(pico: DiffusersModel) -> None:
+    settings = settings_of("leco")
+    assert erase(pico, Concept(("ball",)), "leco", settings)[0].manifest.keep == ()
+    asked = Concept(("ball",), None, ("a red box",))
+    assert erase(pico, asked, "leco", settings)[0].manifest.keep == ("a red box",)
+
+
+@pytest.mark.parametrize("name", ["closed_form", "all_but_one"])
+def test_prompts_of_the_tools_own_fit_a_short_text_encoder(pico: DiffusersModel, name: str) -> None:
+    """The concept fits, but no template around it, and few of the everyday prompts."""
+    tokenizer = copy(pico.tokenizers[0])
+    tokenizer.model_max_length = 11
+    short = DiffusersModel(pico.unet, pico.text_encoders, [tokenizer], pico.schedule)
+    settings = settings_of("all_but_one") if name == "all_but_one" else METHODS[name].settings()
+    concept = Concept(("ball of the cat in the red box",))
+    assert has_room(short, concept.name) and not has_room(short, f"the {concept.name} in")
+    assert erase(short, concept, name, settings)[0].deltas.changed()

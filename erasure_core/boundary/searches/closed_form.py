@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ...concept import worded
 from ..candidate import Candidate
 from ..field import Field
 
@@ -27,8 +28,8 @@ def closed_form(field: Field) -> Iterator[list[Candidate]]:
     found = []
     for word in field.concept.words:
         with subject.original():
-            states = subject.model.encode([f"a {word}"]).context[0].float()
+            states = subject.model.encode([worded("a {}", word)]).context[0].float()
         solved = torch.linalg.solve(damped, reading.cross @ states.T).T
-        ids = tuple(subject.model.tokenize([f"a {word}"])[0])
+        ids = tuple(subject.model.tokenize([worded("a {}", word)])[0])
         found.append(Candidate(f"(states that read as “{word}”)", "closed form", ids=ids, states=solved))
     yield found

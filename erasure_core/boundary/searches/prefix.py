@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...concept import worded
 from ...model import Conditioning, gradient_scale
 from ..aim import Aim, take_aim
 from ..candidate import Candidate
@@ -59,7 +60,7 @@ class Prefixes:
 def prefix(field: Field) -> Iterator[list[Candidate]]:
     """Prefixes with the concept's prompt behind them, as they improve."""
     subject, concept = field.subject, field.concept
-    body = f"a photo of a {concept.name}"
+    body = worded("a photo of a {}", concept.name)
     row = subject.model.tokenize([body])[0]
     if not subject.fits([*range(LENGTH), *row]):
         return
@@ -132,7 +133,7 @@ def _candidates(field: Field, tokens: Tensor, body: str) -> list[Candidate]:
     model = field.subject.model
     texts = [f"{model.detokenize(found)} {body}" for found in tokens.tolist()]
     fitting = [text for text, row in zip(texts, model.tokenize(texts), strict=True) if field.subject.fits(row)]
-    return [Candidate(text, "prefix") for text in dict.fromkeys(fitting)]
+    return [Candidate(text, "prefix") for text in dict.fromkeys(fitting) if text.isprintable()]
 
 
 def _nearest(vectors: Tensor, rows: Tensor) -> Tensor:

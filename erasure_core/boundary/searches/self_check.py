@@ -48,5 +48,5 @@ def _candidates(field: Field, texts: list[str], free: bool) -> list[Candidate]:
     return [
         Candidate(text, "self-check")
         for text, row in zip(texts, rows, strict=True)
-        if text and field.subject.fits(row) and not (free and field.names(text))
+        if text.isprintable() and text and field.subject.fits(row) and not (free and field.names(text))
     ]
