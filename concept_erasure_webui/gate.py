@@ -9,21 +9,25 @@ be, latent and prompts are replaced by objects that raise at their first use, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from modules import errors, extra_networks, shared
 
-from erasure_core.errors import ErasureError
+from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.hosts.webui_patching import ForgePatcher, PatchFailed
 from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
-from .session import SESSION, checkpoint_of
-from .wishes import Wish
+from .running import RUNNING, STATE, State, state_of
+from .session import SESSION, UNKNOWN, checkpoint_of
 
-STATE = "_concept_erasure"
-INFOTEXT, INFOTEXT_PROFILE = "Concept erasure", "Concept erasure profile"
+INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED = (
+    "Concept erasure", "Concept erasure profile", "Concept erasure refused",
+)  # fmt: skip
+ALLOW = (
+    "If another extension started this generation, allow it to run the script concept_erasure (in ADetailer: Settings, "
+    "'Script names to apply')."
+)
 
 
 class Refused(ErasureError):
@@ -52,32 +56,6 @@ def _flat(values: Any) -> list[Any]:
     return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
-@dataclass
-class State:
-    """What is known of one generation, kept on the host's processing object.
-
-    Args:
-        panel: wishes of the panel and the XYZ plot.
-        tags: wishes of the present batch's prompt.
-        refusal: why no picture may come out, or an empty text.
-        bound: what must be on the model.
-        bound_to: the model and checkpoint that ``bound`` was matched to.
-    """
-
-    panel: list[Wish] = field(default_factory=list)
-    tags: list[Wish] = field(default_factory=list)
-    refusal: str = ""
-    bound: list[Applied] | None = None
-    bound_to: tuple[int, str] = (0, "")
-
-
-def state_of(p: Any) -> State:
-    found = p.__dict__.get(STATE)
-    if not isinstance(found, State):
-        found = p.__dict__[STATE] = State()
-    return found
-
-
 def _model_now() -> tuple[int, str]:
     return id(shared.sd_model), checkpoint_of(shared.sd_model)
 
@@ -86,38 +64,64 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
     state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
     try:
-        state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(getattr(p, "concept_erasure_xyz", ""))]
-        for prompt in _first_prompts(p):
-            state.tags = wishes.from_prompt(prompt)
+        RUNNING.enter(state)
+        axis = getattr(p, "concept_erasure_xyz", None)
+        state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(axis or "")]
+        is_empty = wishes.is_on(panel_values) and axis is None and state.outer is None and not state.panel
+        for batch in _batches(p):
+            state.tags = wishes.from_batch(batch)
+            is_empty = is_empty and not state.tags
             _match(p)
+        wishes.refuse_tags(_negative_prompts(p))
+        if is_empty:
+            raise InvalidSettings("The panel is on but names no erasure; choose one, or switch the panel off.")
         _note(p)
     except Exception as error:
         refuse(p, error)
         shared.state.interrupted = True
 
 
-def _first_prompts(p: Any) -> list[str]:
-    """The prompts whose tags count: the first of each batch, and of each batch's hires pass."""
+def end(p: Any) -> None:
+    """After the work; not called if that failed."""
+    RUNNING.leave(p.__dict__.get(STATE))
+
+
+def _batches(p: Any) -> list[list[str]]:
+    """The prompts that are painted together, batch by batch, and those of each batch's hires pass."""
     size = max(1, int(p.batch_size))
     hires = getattr(p, "all_hr_prompts", None) if getattr(p, "enable_hr", False) else None
-    return [*p.all_prompts[::size], *(hires or [])[::size]]
+    return [each[i : i + size] for each in (p.all_prompts, hires or []) for i in range(0, len(each), size)]
+
+
+def _negative_prompts(p: Any) -> list[str]:
+    hires = getattr(p, "all_hr_negative_prompts", None) if getattr(p, "enable_hr", False) else None
+    return [*(getattr(p, "all_negative_prompts", None) or []), *(hires or [])]
 
 
 def _note(p: Any) -> None:
     """Say in the infotext what was erased, in every generation."""
     state, profile = state_of(p), places.profile()
-    if state.panel:
-        p.extra_generation_params[INFOTEXT] = wishes.to_text(state.panel)
+    said = {INFOTEXT: wishes.to_text(state.panel)} if state.panel else {}
     if profile is not None:
-        p.extra_generation_params[INFOTEXT_PROFILE] = f"{places.profile_name()} {profile.digest()}"
+        said[INFOTEXT_PROFILE] = f"{places.profile_name()} {profile.digest()}"
+    _write(p, said)
+
+
+def _write(p: Any, said: dict[str, str]) -> None:
+    """Put this into the infotext, in the place of what we said before, and in a dict of this generation's own: the
+    copies that an XYZ plot makes of a generation share theirs."""
+    others = getattr(p, "extra_generation_params", None) or {}
+    ours = (INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED)
+    p.extra_generation_params = {name: value for name, value in others.items() if name not in ours} | said
 
 
 def refuse(p: Any, error: Exception) -> None:
-    """Remember why this generation must not show a picture, and tell the user."""
+    """Remember why this generation must not show a picture, and tell the user; API clients read the infotext."""
     if not isinstance(error, ErasureError):
         errors.report("Concept Erasure: unexpected error", exc_info=True)
     reason = f"Concept Erasure: {places.told(error)} No picture was made."
     state_of(p).refusal = reason
+    _write(p, {INFOTEXT_REFUSED: reason})
     if hasattr(p, "comment"):
         p.comment(reason)
 
@@ -130,7 +134,7 @@ def _match(p: Any) -> list[Applied]:
     """
     state, profile = state_of(p), places.profile()
     always = SESSION.bind_profile(profile) if profile is not None else []
-    asked = [*state.panel, *state.tags]
+    asked = state.asked()
     # Without any wish the model need not even be of a known kind.
     state.bound = [*always, *(SESSION.bind(asked) if asked else [])]
     state.bound_to = _model_now()
@@ -147,6 +151,8 @@ class EraseTag(extra_networks.ExtraNetwork):
     def activate(self, p: Any, params_list: Sequence[Any]) -> None:
         state = state_of(p)
         try:
+            if getattr(p, "all_prompts", None) is None:
+                state.outer = None  # A1111 encodes the empty prompt of a model that it has just read, and keeps that
             state.tags = [wishes.from_tag([str(item) for item in params.items]) for params in params_list]
             bound = _match(p)
             if _is_swapping():
@@ -166,15 +172,15 @@ def _is_swapping() -> bool:
 
 def put_on(p: Any, bound: list[Applied]) -> None:
     """A1111: make the model paint with exactly these erasures."""
-    if not bound and not SESSION.touched():
-        return
-    patcher = SESSION.patcher()
-    before = _text_key(getattr(patcher, "painting", []))
-    if not patcher.in_effect(bound):
-        patcher.apply(bound)
-    patcher.painting = list(bound)
-    if _text_key(bound) != before:
+    before, SESSION.encoded = SESSION.encoded, UNKNOWN  # of what the host encodes if this fails half-way
+    if bound or SESSION.touched():
+        patcher = SESSION.patcher()
+        if not patcher.in_effect(bound):
+            patcher.apply(bound)
+    text_key = _text_key(bound)
+    if text_key != before:
         forget_conditioning(p)
+    SESSION.encoded = text_key
 
 
 def _text_key(bound: Sequence[Applied]) -> str:
@@ -198,18 +204,18 @@ def put_on_text(p: Any) -> None:
     try:
         bound = _bound(p)
         text_key = _text_key(bound)
-        if getattr(shared.sd_model, "_concept_erasure_text", "") != text_key:
+        if text_key or SESSION.encoded:
             forget_conditioning(p)
-            shared.sd_model._concept_erasure_text = text_key
+        SESSION.encoded = text_key
         if not text_key:
             return
         patcher = SESSION.patcher()
         assert isinstance(patcher, ForgePatcher)
-        forget_conditioning(p)
         patcher.apply(bound, text=True)
         patcher.load_text()
         if not patcher.in_effect(bound, text=True):
             raise PatchFailed("The host did not put the erasure on its text encoder.")
+        state.encoded = text_key
     except Exception as error:
         refuse(p, error)
 
@@ -268,13 +274,12 @@ def _verify(p: Any) -> None:
     if not bound and not SESSION.touched():
         return
     patcher = SESSION.patcher()
+    if not patcher.applies_while_sampling and _text_key(bound) not in ("", state.encoded):
+        raise PatchFailed(f"The prompts were encoded without the erasure; give a hires prompt the same tags. {ALLOW}")
     if patcher.in_effect(bound):
         return
     if not patcher.applies_while_sampling:
-        raise PatchFailed(
-            "The erasure is not on the model that is painting. If another extension started this generation, allow it "
-            "to run the script concept_erasure (in ADetailer: Settings, 'Script names to apply')."
-        )
+        raise PatchFailed(f"The erasure is not on the model that is painting. {ALLOW}")
     if _text_key(bound):
         raise PatchFailed("The model was changed during the generation, after the prompts had been encoded.")
     put_on(p, bound)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures
+from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures, upright_rgb
 from erasure_core.errors import InvalidFile, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
 
@@ -104,6 +104,6 @@ def _opened(content: bytes, number: int) -> Image.Image:
             if opened.width * opened.height > MAX_PIXELS:  # known from the header, before anything is decoded
                 raise InvalidFile(f"Picture {number} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
             side = min(MOST_SIDE, opened.width, opened.height)
-            return ImageOps.fit(opened.convert("RGB"), (side, side))
+            return ImageOps.fit(upright_rgb(opened), (side, side))
     except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise InvalidFile(f"Picture {number} cannot be read; give PNG, JPEG, WebP or BMP.") from error

@@ -7,12 +7,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from modules import errors
 from PIL import Image
 
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
-from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
+from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
 from erasure_core.library import Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
 from erasure_core.safe_files import write_bytes
@@ -64,11 +65,21 @@ class Jobs:
     def __init__(self) -> None:
         self.last: Job | None = None
         self.request: Request | None = None
+        self._is_told = False
 
     def note(self) -> None:
-        """Write the last job beside the library."""
-        if self.last is not None:
+        """Write the last job beside the library. The work goes on where that cannot be done; the console tells of it
+        once."""
+        if self.last is None:
+            return
+        try:
             write_bytes(_note_path(), json.dumps(asdict(self.last)).encode())
+        except OutputError as error:
+            if not self._is_told:
+                errors.report(f"Concept Erasure: the last job is not noted down. {error}")
+            self._is_told = True
+        else:
+            self._is_told = False
 
     def shown(self) -> Job | None:
         """The last job, of an earlier start of the web UI if there was none since."""

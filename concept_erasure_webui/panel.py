@@ -57,6 +57,9 @@ class ConceptErasureScript(scripts.Script):
     def process(self, p: Any, *values: Any) -> None:
         gate.begin(p, values)
 
+    def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
+        gate.end(p)
+
     def process_batch(self, p: Any, *values: Any, **kwargs: Any) -> None:
         gate.put_on_text(p)
 

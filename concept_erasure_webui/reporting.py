@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from erasure_core.boundary.report import ReportCard, ReportSettings, report
 from erasure_core.boundary.report_page import merge_into_manifest
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
+from erasure_core.profile import refuse_if_pinned
 
 from . import places, saved
 from .subject import concept_of, stored, subjected
@@ -61,6 +62,8 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         if wanted.merge:
             places.refuse_if_open_to_others("Writing figures into files")
         files = [stored(wish) for wish in wanted.erasures]
+        for file in files if wanted.merge else ():
+            refuse_if_pinned(places.folder(), places.library(), file.path)
         concept = concept_of(wanted.words, wanted.keep, files)
         job.title = f"Measuring {concept.name!r}"
         model = loaded_model(wanted.latent_side)
@@ -72,7 +75,7 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         if wanted.merge:
             for number, file in enumerate(files):
                 merge_into_manifest(file.path, card, number)
-            job.message += " The figures are in the files; make safety profiles that name these files anew."
+            job.message += " The figures are in the files."
         job.status = "done"
     except Cancelled:
         job.status, job.message = "stopped", "Stopped; a report card that is not whole is not shown."

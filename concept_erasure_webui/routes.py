@@ -82,7 +82,8 @@ def erasures() -> list[dict[str, Any]]:
     """All erasures with their manifests."""
     entries = map(places.library().entry, places.library().names())
     return [
-        {"name": e.name, "problem": e.problem, "manifest": asdict(e.manifest) if e.manifest else None} for e in entries
+        {"name": e.name, "problem": places.told(e.problem), "manifest": asdict(e.manifest) if e.manifest else None}
+        for e in entries
     ]
 
 
@@ -150,7 +151,10 @@ def _erasing(body: dict[str, Any]) -> jobs.Request:
     known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "preset", "pictures"}
     _check_fields(body, known | {"harden_seconds", "harden_guidance"})
     method = find_method(str(body.get("method", RECOMMENDED)))
-    concept = Concept(_texts(body, "words"), body.get("alternative"), _texts(body, "keep"))
+    alternative = body.get("alternative")
+    if not isinstance(alternative, str | None):
+        raise InvalidSettings("alternative is a text.")
+    concept = Concept(_texts(body, "words"), alternative, _texts(body, "keep"))
     preset = body.get("preset")
     implied = {} if preset is None else preset_settings(str(preset), method)
     settings = method.settings(**implied | body.get("settings", {}))

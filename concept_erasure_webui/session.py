@@ -23,6 +23,8 @@ Patcher = SwapPatcher | ForgePatcher
 ATTRIBUTE = "_concept_erasure_held"
 KEPT = 16
 """Bound erasures that are kept in memory."""
+UNKNOWN = "unknown"
+"""In the place of ``Session.encoded``: whatever comes next is encoded anew."""
 
 
 def checkpoint_of(sd_model: Any) -> str:
@@ -58,6 +60,8 @@ class Session:
 
     def __init__(self) -> None:
         self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
+        self.encoded = ""
+        """Which erasures of text encoders are in the encoded prompts that the host keeps, whatever is on the model."""
 
     def held(self) -> Held:
         """What belongs to the model that is loaded now.

@@ -38,6 +38,7 @@ def register() -> None:
         "Safety profile applied to every generation of every user",
         gr.Dropdown,
         lambda: {"choices": places.profile_choices(), "interactive": not places.locked_profile()},
+        refresh=lambda: None,  # the button beside the list, which is read anew
         onchange=refuse_api,
         section=SECTION,
         restrict_api=True,

@@ -9,13 +9,12 @@ from typing import Any
 
 from modules import shared
 
-from erasure_core.algebra import low_rank
-from erasure_core.combining import converted
+from erasure_core.combining import converted, reshaped
 from erasure_core.concept import Concept
-from erasure_core.delta import DeltaSet, LowRankDelta
+from erasure_core.delta import LowRankDelta
 from erasure_core.erasing import describe
 from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
-from erasure_core.errors import InvalidConcept, InvalidFile, InvalidSettings, OutputError
+from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
 from erasure_core.foreign import looks_foreign, read_foreign
 from erasure_core.library import SUFFIX, safe_stem
 from erasure_core.profile import make_profile, write_profile
@@ -91,7 +90,7 @@ def import_file(source: Path | None, words: str) -> str:
     if looks_foreign(source):
         found = read_foreign(source, model, model.other_parameters())
         origin = found.source(source)
-        deltas, error = _low_rank(found.deltas)
+        deltas, error = reshaped(found.deltas, "low-rank", noise=found.noise)
         origin["conversion_error"] = error
     else:
         deltas = read_erasure(source).bind(model)
@@ -101,17 +100,21 @@ def import_file(source: Path | None, words: str) -> str:
     return f"{target.stem} was imported; relative error of the conversion {origin.get('conversion_error', 0.0):.1e}."
 
 
-def _low_rank(deltas: DeltaSet) -> tuple[DeltaSet, float]:
-    if all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
-        return deltas, 0.0
-    return low_rank(deltas)
-
-
 def export_lora(name: str | None) -> str:
     """Put a file where the host looks for LoRAs, so that ``<lora:name:1>`` loads it; returns a message.
 
-    A LoRA does not fail closed: with a misspelt tag the host paints the concept.
+    A LoRA does not fail closed: with a misspelt tag the host paints the concept. And with a negative strength it takes
+    an erasure back, so that nobody makes one while others' pictures are protected.
+
+    Raises:
+        ErasureError: nothing chosen, a name that is taken, others use this web UI, or a profile is pinned.
     """
+    places.refuse_if_open_to_others("Exporting")
+    if places.locked_profile():
+        raise ErasureError(
+            "Exporting is switched off while a safety profile is pinned on the command line: as a LoRA with a negative "
+            "strength the file would bring the concept back."
+        )
     path = chosen(name)
     folder = Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(places.folder()).parent / "Lora")
     target = folder / path.name
@@ -133,4 +136,4 @@ def save_profile(name: str, files: Sequence[str], strength: float) -> str:
     wanted = [(file.removesuffix(SUFFIX) + SUFFIX, float(strength), float(strength)) for file in files]
     path = write_profile(places.folder(), make_profile(name, places.library(), wanted))
     short = path.name.removesuffix(".profile.json")
-    return f"The profile {short} was written. Put it in force under Settings, Concept Erasure."
+    return f"The profile {short} was written. Put it in force under Settings, Concept Erasure: refresh the list there."

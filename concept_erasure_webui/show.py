@@ -8,6 +8,7 @@ from typing import Any
 
 from erasure_core.library import Entry, Library
 
+from . import places
 from .jobs import Job
 
 WIDTH, HEIGHT, POINTS = 600, 160, 300
@@ -65,7 +66,7 @@ def _text(entry: Entry) -> str:
 
 def _row(entry: Entry) -> str:
     if entry.problem:
-        return _cells([entry.name, entry.problem, "", "", "", ""])
+        return _cells([entry.name, places.told(entry.problem), "", "", "", ""])
     if entry.manifest is None:
         return _cells([entry.name, "a LoRA without a description", "", "", "", ""])
     m = entry.manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import shared
+from modules import sd_models, shared
 
 from erasure_core.errors import ErasureError
 from erasure_core.hosts.webui import WebuiModel
@@ -30,7 +30,7 @@ def tabs() -> list[tuple[Any, str, str]]:
     with gr.Blocks(analytics_enabled=False) as blocks:
         gr.HTML(show.message(HONEST))
         with gr.Row():
-            loaded = gr.HTML(model_line(), elem_id=f"{PREFIX}_model")
+            loaded = gr.HTML(model_line_at_start(), elem_id=f"{PREFIX}_model")
             refresh = gr.Button("Refresh", elem_id=f"{PREFIX}_refresh_model")
             refresh.click(model_line, inputs=[], outputs=[loaded])
         with gr.Tabs(elem_id=f"{PREFIX}_tabs"):
@@ -45,6 +45,14 @@ def tabs() -> list[tuple[Any, str, str]]:
             with gr.TabItem("Purify", elem_id=f"{PREFIX}_tab_purify") as tab:
                 purify_tab.build(tab)
     return [(blocks, "Concept Erasure", PREFIX)]
+
+
+def model_line_at_start() -> str:
+    """As ``model_line`` when the page is built, which must not wait for the model: A1111 loads it when it is asked for
+    ``shared.sd_model``."""
+    if sd_models.model_data.sd_model is None:
+        return show.message("The model is not loaded yet; press Refresh.")
+    return model_line()
 
 
 def model_line() -> str:
@@ -99,7 +107,9 @@ def _library() -> None:
         (take, queued(lambda file, said: shelf.import_file(_uploaded(file), said)), [given, words]),
         (make, guarded(shelf.save_profile), [profile, files, strength]),
     ):
-        button.click(work, inputs=inputs, outputs=[said]).then(now, inputs=[search], outputs=lists)
+        done = button.click(work, inputs=inputs, outputs=[said])
+        # What was ticked for one file must not delete the next.
+        done.then(lambda text: [*now(text), False], inputs=[search], outputs=[*lists, sure])
 
 
 def _uploaded(file: Any) -> Path | None:

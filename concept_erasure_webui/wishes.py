@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from erasure_core.errors import InvalidSettings
 from erasure_core.library import SUFFIX
 
 TAG = re.compile(r"<erase:([^>]+)>")
+"""What the host hands to us."""
+LIKE_TAG = re.compile(r"<\s*erase\b", re.IGNORECASE)
+"""What somebody meant as a tag; what the host does not know it drops without a word."""
 SLOTS = 4
 """Erasures that the panel can hold; the prompt can name more."""
 MAX_STRENGTH = 4.0
@@ -63,8 +67,49 @@ def from_tag(items: Sequence[str]) -> Wish:
 
 
 def from_prompt(prompt: str) -> list[Wish]:
-    """All tags of a prompt; raises as ``from_tag``."""
-    return [from_tag(found.split(":")) for found in TAG.findall(prompt)]
+    """All tags of a prompt; raises as ``from_tag``, also for what looks like a tag and is none."""
+    found = TAG.findall(prompt)
+    if len(found) != len(LIKE_TAG.findall(prompt)):
+        raise InvalidSettings(
+            "The prompt has an erase tag that cannot be read; write <erase:name:strength>, in lower case."
+        )
+    return [from_tag(one.split(":")) for one in found]
+
+
+def from_batch(prompts: Sequence[str]) -> list[Wish]:
+    """The tags of prompts that are painted together, at least one, with one model: all have the same.
+
+    Raises:
+        InvalidSettings: they differ, or as ``from_prompt``.
+    """
+    first, *others = map(from_prompt, prompts)
+    if any(Counter(other) != Counter(first) for other in others):
+        raise InvalidSettings(
+            "The prompts of one batch ask for different erasures; write the same <erase:…> tags into each of them, or "
+            "paint them with batch size 1."
+        )
+    return first
+
+
+def refuse_tags(negative_prompts: Iterable[str]) -> None:
+    """Raises:
+    InvalidSettings: a tag stands where it does nothing.
+    """
+    if any(LIKE_TAG.search(prompt) for prompt in negative_prompts):
+        raise InvalidSettings("An <erase:…> tag does nothing in the negative prompt; write it into the prompt.")
+
+
+def is_on(values: Sequence[Any]) -> bool:
+    """Whether the panel's values switch it on.
+
+    Raises:
+        InvalidSettings: the first one does not say so, as an API user may send.
+    """
+    if values and values[0] not in (True, False):
+        raise InvalidSettings(
+            "The panel's first value says whether it is on, true or false; names and strengths come after it."
+        )
+    return bool(values and values[0])
 
 
 def from_panel(values: Sequence[Any]) -> list[Wish]:
@@ -73,7 +118,7 @@ def from_panel(values: Sequence[Any]) -> list[Wish]:
     Raises:
         InvalidSettings: a value of the wrong kind, as an API user may send.
     """
-    if not values or not values[0]:
+    if not is_on(values):
         return []
     wishes = []
     for place in range(SLOTS):

@@ -15,7 +15,7 @@ from typing import Any
 
 from .delta import DeltaSet
 from .erasure_file import read_erasure
-from .errors import ErasureError, InvalidFile
+from .errors import ErasureError, InvalidFile, InvalidSettings
 from .layers import is_text
 from .library import Library, confined, safe_stem
 from .model import LoadedModel
@@ -146,14 +146,27 @@ def profile_names(folder: Path) -> list[str]:
     return sorted(p.name.removesuffix(SUFFIX) for p in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
 
 
-def profiles_that_pin(folder: Path, library: Library, path: Path) -> list[str]:
-    """The profiles of a folder, by file name without suffix, that stop being applied when a file's content changes.
+def refuse_if_pinned(folder: Path, library: Library, path: Path) -> None:
+    """Refuse to write figures into a file that a profile holds as it is: the profile would not be applied any more.
 
     Args:
         folder: of the profiles.
         library: where the files of profiles are.
         path: the file that is about to be written to.
+
+    Raises:
+        InvalidSettings: a profile pins the file.
     """
+    pinned_by = _profiles_that_pin(folder, library, path)
+    if pinned_by:
+        raise InvalidSettings(
+            f"The safety profile {pinned_by[0]!r} pins {path.name} as it is, so it could not be applied any more with "
+            "figures in the file. Remove the profile first and save it again afterwards, or do not write the figures."
+        )
+
+
+def _profiles_that_pin(folder: Path, library: Library, path: Path) -> list[str]:
+    """The profiles of a folder, by file name without suffix."""
     found = []
     for name in profile_names(folder):
         try:

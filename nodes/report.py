@@ -13,7 +13,7 @@ from ..erasure_core.boundary.report_page import merge_into_manifest, write_repor
 from ..erasure_core.boundary.report_picture import report_picture
 from ..erasure_core.errors import InvalidSettings
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.profile import profiles_that_pin
+from ..erasure_core.profile import refuse_if_pinned
 from .boundary import search_inputs
 from .host import (
     CATEGORY,
@@ -88,7 +88,8 @@ class ReportCardNode(io.ComfyNode):
         with working():
             if how["write_into_file"]:
                 _refuse_unwritable(stacks)
-                _refuse_pinned(stacks)
+                for stack in stacks:
+                    refuse_if_pinned(profile_folder(), library(), stack[0].stored.path)
             loaded = loaded_model(model, clip, vae, how["resolution"], how["pictures"])
             files = [_subjected(loaded, stack) for stack in stacks]
             progress = SearchProgress(cls.hidden.unique_id)
@@ -133,19 +134,6 @@ def _refuse_unwritable(stacks: list[Stack]) -> None:
             raise InvalidSettings(
                 f"The figures of {item.stored.path.stem} cannot be written into a file: this is a stack, a strength or "
                 "a conversion. Save it first, or switch write_into_file off."
-            )
-
-
-def _refuse_pinned(stacks: list[Stack]) -> None:
-    """Raises InvalidSettings for a file whose content a safety profile pins: with figures in it, none would apply."""
-    for stack in stacks:
-        path = stack[0].stored.path
-        pinned_by = profiles_that_pin(profile_folder(), library(), path)
-        if pinned_by:
-            raise InvalidSettings(
-                f"The safety profile {pinned_by[0]!r} pins {path.name} as it is, so no graph with that profile would "
-                "run after figures are written into the file. Remove the profile first and save it again afterwards, "
-                "or switch write_into_file off."
             )
 
 

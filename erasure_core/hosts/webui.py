@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -108,8 +108,9 @@ class WebuiModel:
 
     def _precision(self) -> Any:
         """The host's own half precision: masters of the deltas stay float32."""
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        return torch.autocast(self.device.type, dtype=self.dtype if half else torch.bfloat16, enabled=half)
+        if self.dtype not in (torch.float16, torch.bfloat16):
+            return nullcontext()  # torch.autocast refuses some devices, switched off as well
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def layers(self) -> dict[str, nn.Module]:
         if self._layers is None:

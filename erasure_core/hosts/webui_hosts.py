@@ -69,14 +69,20 @@ class LdmHost:
     def base_parameter(self, module: nn.Module, leaf: str) -> Tensor:
         return original_of(module, leaf)
 
+    def has_other_unet(self) -> bool:
+        """Whether the host computes with another network (SD Unet: TensorRT) in the place of its model's own."""
+        from modules import sd_unet
+
+        return sd_unet.current_unet is not None
+
     def untrainable(self) -> str:
         """Why training would be wrong now, or an empty text."""
-        from modules import sd_unet, shared
+        from modules import shared
 
         if getattr(self.sd_model, "lowvram", False):
             return "the web UI runs with --medvram or --lowvram; start it without"
-        if sd_unet.current_unet is not None:
-            return "an alternative UNet is active; choose 'Automatic' or 'None' under Settings, SD Unet"
+        if self.has_other_unet():
+            return "an alternative UNet is active; choose 'None' under Settings, SD Unet, and generate once"
         if shared.loaded_hypernetworks:
             return "a hypernetwork is loaded; remove it from the prompt and generate once"
         return ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .webui import WebuiModel
-from .webui_hosts import ForgeHost
+from .webui_hosts import ForgeHost, LdmHost
 from .webui_slots import Applied, PatchView, Slot, key_of, summed
 from .webui_swap import exchange, exchanged, forget_all, restore, without_lora
 
@@ -58,10 +58,9 @@ class SwapPatcher:
     applies_while_sampling = True
 
     def __init__(self, model: WebuiModel) -> None:
-        self.model, self.view = model, PatchView(model)
+        assert isinstance(model.host, LdmHost)
+        self.model, self.host, self.view = model, model.host, PatchView(model)
         self.state: _State | None = None
-        self.painting: list[Applied] = []
-        """What the last generation asked for."""
 
     def _checkpoint(self) -> str:
         return str(getattr(self.model.sd_model, "sd_model_checkpoint", ""))
@@ -70,12 +69,14 @@ class SwapPatcher:
         """Make the model paint with exactly these erasures; after any error it is as the host made it.
 
         Raises:
-            PatchFailed: the weights are too coarse to hold the change.
+            PatchFailed: the weights are too coarse to hold the change, or another network paints.
         """
         if self.in_effect(wanted):
             return
         self.clear()
         try:
+            if self._is_bypassed(wanted):
+                raise PatchFailed("An alternative UNet is active; choose 'None' under Settings, SD Unet.")
             share = self._exchange(wanted)
             if share < MIN_EFFECT:
                 raise PatchFailed(
@@ -95,16 +96,22 @@ class SwapPatcher:
             for slot, change in summed(wanted, self.view.slots, text):
                 patched = exchange(slot.module, slot.leaf, slot.owner, change)
                 places.append((slot.module, slot.leaf, patched))
-                effect.add(patched, self.model.host.base_parameter(slot.module, slot.leaf), change)
+                effect.add(patched, self.host.base_parameter(slot.module, slot.leaf), change)
         return effect.share
 
     def in_effect(self, wanted: Sequence[Applied]) -> bool:
         """Whether exactly these erasures are on the model now. Cheap: asked at every sampling step."""
         key = key_of(wanted)
+        if self._is_bypassed(wanted):
+            return False
         if self.state is None:
             return not key
         same = self.state.key == key and self.state.checkpoint == self._checkpoint()
         return same and all(module._parameters.get(leaf) is ours for module, leaf, ours in self.state.places)
+
+    def _is_bypassed(self, wanted: Sequence[Applied]) -> bool:
+        """Whether the host paints with a compiled network (TensorRT) in the place of the one that would be changed."""
+        return self.host.has_other_unet() and any(one.layers(text=False) for one in wanted)
 
     def clear(self) -> None:
         """Put the host's own parameters back."""
@@ -131,7 +138,7 @@ class ForgePatcher:
         self.model, self.host, self.view = model, model.host, PatchView(model)
         self._sums: dict[bool, tuple[str, list[tuple[Slot, Tensor]]]] = {}
         self._cache: dict[bool, tuple[Any, str, Any]] = {}
-        self._checked: dict[bool, list[tuple[nn.Module, str, Tensor]]] = {}
+        self._checked: dict[bool, tuple[str, list[tuple[nn.Module, str, Tensor]]]] = {}
 
     @property
     def objects(self) -> Any:
@@ -164,24 +171,20 @@ class ForgePatcher:
         The first question after a patching compares the weights with the host's backup of the originals; the following
         ones only whether they are still the same objects.
         """
-        changes = self._changes(wanted, text)
+        changes, key = self._changes(wanted, text), key_of(wanted)
         if not changes:
             return True
         side = self.objects.clip.patcher if text else self.objects.unet
         cached = self._cache.get(text)
-        if (
-            cached is None
-            or cached[1] != key_of(wanted)
-            or not _descends(side, cached[2].patcher if text else cached[2])
-        ):
+        if cached is None or cached[1] != key or not _descends(side, cached[2].patcher if text else cached[2]):
             return False
-        seen = self._checked.get(text)
+        seen_key, seen = self._checked.get(text, ("", []))
         # After another generation the host may have patched anew: then the weights are others, and checked again.
-        if seen is not None and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
+        if seen_key == key and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
             return True
         if self._effect(changes) < (MIN_EFFECT_AMONG_OTHERS if _shares(side) else MIN_EFFECT):
             return False
-        self._checked[text] = [(slot.module, slot.leaf, _now(slot)) for slot, _ in changes]
+        self._checked[text] = (key, [(slot.module, slot.leaf, _now(slot)) for slot, _ in changes])
         return True
 
     def _changes(self, wanted: Sequence[Applied], text: bool) -> list[tuple[Slot, Tensor]]:

@@ -87,3 +87,12 @@ def library(host: types.SimpleNamespace, erasure_files: dict[str, bytes]) -> Pat
     for name, content in erasure_files.items():
         (folder / f"{name}.safetensors").write_bytes(content)
     return folder
+
+
+@pytest.fixture(params=["a1111", "forge", "classic"])
+def web(request: pytest.FixtureRequest, library: Path) -> types.SimpleNamespace:
+    """Each kind of host, with the library filled."""
+    fakes.Processing.cached_c[:] = [None, None]
+    found: types.SimpleNamespace = request.getfixturevalue(request.param)
+    found.kind = request.param
+    return found

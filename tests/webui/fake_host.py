@@ -106,7 +106,7 @@ class _AxisOption:
 
 class _OptionInfo:
     def __init__(self, *values: Any, **given: Any) -> None:
-        self.given = given
+        self.values, self.given = values, given
 
     def info(self, text: str) -> _OptionInfo:
         return self

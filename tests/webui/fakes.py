@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -340,6 +341,8 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
     shared.state = State()
     shared.sd_model = None
     shared.loaded_hypernetworks = []
+    # A1111 has no model here before somebody asks for ``shared.sd_model``.
+    made["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=object())
     made["modules.paths"].models_path = str(folder)
     made["modules.sd_unet"].current_unet = None
     made["modules.devices"].without_autocast = nullcontext
@@ -358,10 +361,11 @@ class State:
     """The host's ``shared.state``."""
 
     def __init__(self) -> None:
-        self.begin()
+        self.begin("")
         self.shown: list[Any] = []
 
-    def begin(self, job: str = "") -> None:
+    def begin(self, job: str = "(unknown)") -> None:
+        self.time_start = time.perf_counter()
         self.interrupted = self.stopping_generation = False
         self.job, self.textinfo = job, ""
         self.job_count = self.sampling_steps = self.sampling_step = 0

@@ -20,16 +20,20 @@ PROMPT = "a red ball"
 def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...] = (), **given: Any) -> Tensor:
     """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
 
+    ``task=False`` belongs to the task before, ``inside`` is what another extension does with the finished picture.
     Returns the "picture"; raises what the host would let through.
     """
     p = given.pop("p", None) or fakes.Processing([prompt])
     gate, shared, model = host.gate, host.shared, host.model
-    shared.state.interrupted = False
+    if given.pop("task", True):
+        shared.state.begin()
     with_scripts = given.pop("scripts", True)
     if with_scripts:
         with fakes.swallowing():
             gate.begin(p, panel)
     if shared.state.interrupted:
+        gate.end(p)
+        host.last_refused = p
         raise NoPicture(p.comments[-1])
     is_forge = hasattr(model, "forge_objects")
     if is_forge:
@@ -49,7 +53,11 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     if is_forge:
         model.prepare()
     given.pop("before_step", lambda: None)()
-    return sampled(p, host, cond)
+    picture = sampled(p, host, cond)
+    given.pop("inside", lambda: None)()
+    if with_scripts:
+        gate.end(p)
+    return picture
 
 
 def sampled(p: fakes.Processing, host: SimpleNamespace, cond: Tensor) -> Tensor:

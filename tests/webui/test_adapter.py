@@ -54,6 +54,15 @@ def test_it_agrees_with_the_stand_alone_adapter(
     torch.testing.assert_close(model.predict(z, t, mine), source.predict(z, t, theirs))
 
 
+def test_in_32_bits_no_half_precision_is_entered(a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:  # as of old versions for "mps", switched off or not
+        raise RuntimeError("User specified an unsupported autocast device_type")
+
+    model = WebuiModel(a1111.model, latent_side=8)
+    monkeypatch.setattr(torch, "autocast", refuse)
+    model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode(["a red ball"]))
+
+
 def test_prompts_taken_apart_encode_to_the_same_bits(
     a1111: SimpleNamespace, source: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

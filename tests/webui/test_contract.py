@@ -146,6 +146,26 @@ def test_reload_ui_doubles_nothing_and_leaves_the_model(extension: Extension) ->
         generate(host, ERASE)  # the next reload finds an erasure on the model
 
 
+def test_a_profile_that_was_just_made_can_be_chosen(extension: Extension) -> None:
+    extension.start_ui()
+    setting = extension.made["modules.shared"].opts.options["concept_erasure_profile"]  # type: ignore[attr-defined]
+    sys.modules["concept_erasure_webui.shelf"].save_profile("studio", ["words"], 1.0)  # type: ignore[attr-defined]
+    setting.given["refresh"]()  # the button beside the list; then the host asks for the list again
+    assert setting.values[3]()["choices"] == ["None", "studio"]
+
+
+def test_the_panel_tells_where_a_generation_begins_and_ends(extension: Extension) -> None:
+    extension.start_ui()
+    script, state_of = extension.script, sys.modules["concept_erasure_webui.running"].state_of  # type: ignore[attr-defined]
+    first, inner, second = (fakes.Processing([PROMPT]) for _ in range(3))
+    script.process(first, True, "ball", 1.0)
+    script.process(inner)
+    script.postprocess(inner, None)
+    script.postprocess(first, None, True, "ball", 1.0)
+    script.process(second)
+    assert [wish.name for wish in state_of(inner).outer] == ["ball"] and state_of(second).outer is None
+
+
 def test_an_extension_that_was_switched_off_is_gone(extension: Extension) -> None:
     extension.start_ui()
     host = host_of(extension)

@@ -21,15 +21,6 @@ from erasure_core.hosts.webui_swap import exchange
 from erasure_core.profile import make_profile, write_profile
 
 
-@pytest.fixture(params=["a1111", "forge", "classic"])
-def web(request: pytest.FixtureRequest, library: Path) -> SimpleNamespace:
-    """Each kind of host, with the library filled."""
-    fakes.Processing.cached_c[:] = [None, None]
-    found: SimpleNamespace = request.getfixturevalue(request.param)
-    found.kind = request.param
-    return found
-
-
 def test_tag_panel_and_profile_paint_what_the_library_paints(
     web: SimpleNamespace, source: DiffusersModel, library: Path
 ) -> None:

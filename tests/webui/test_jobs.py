@@ -15,7 +15,7 @@ from trainings import SHORT, interrupt_after, request
 from erasure_core import Concept
 from erasure_core.boundary import ExploreSettings
 from erasure_core.erasure_file import read_erasure
-from erasure_core.errors import InvalidSettings
+from erasure_core.errors import InvalidSettings, OutputError
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import Hardening
 from erasure_core.methods import find_method
@@ -118,6 +118,21 @@ def test_what_a_user_can_cause_is_told(jobs: Any, a1111: SimpleNamespace, librar
     a1111.shared.loaded_hypernetworks.append("one")
     job = jobs.run_erase(request(jobs, **SHORT))
     assert job.status == "failed" and "hypernetwork" in job.message and str(library) not in job.message
+
+
+def test_a_folder_that_cannot_be_written_ends_no_work(
+    jobs: Any, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(jobs.errors, "report", told.append)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OutputError(f"{path} cannot be written (No space left on device).")
+
+    monkeypatch.setattr(jobs, "write_bytes", full)
+    monkeypatch.setattr(importlib.import_module("concept_erasure_webui.working"), "NOTE_EVERY", 0.0)
+    assert jobs.run_erase(request(jobs, **SHORT)).status == "done"
+    assert len(told) == 1 and "No space left" in told[0]
 
 
 def test_a_job_that_the_web_ui_did_not_survive(jobs: Any, library: Path) -> None:

@@ -106,6 +106,7 @@ def test_whatever_a_file_says_is_escaped(package: Any, library: Path) -> None:
     table = show.library(places.library())
     assert "a&amp;b.safetensors" in table and "<script>" not in table
     assert "ball.safetensors" not in show.library(places.library(), "other")
+    assert "is not a" in table and str(library) not in table  # says what is wrong, and not where the folder lies
     assert "&lt;b&gt;" in show.message("<b>") and "<b>" not in show.measured({"<b>": 1}).replace("<b>", "", 1)
 
 
@@ -129,11 +130,16 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
         lambda: shelf.delete("sphere", True),
         lambda: shelf.rename("sphere", "ball"),
         lambda: shelf.save_profile("p", ["sphere"], 1.0),
+        lambda: shelf.export_lora("sphere"),
     ):
         with pytest.raises(ErasureError, match="open to others"):
             forbidden()
     a1111.shared.cmd_opts.webui_is_non_local = False
     assert "studio" in shelf.save_profile("studio", ["sphere"], 1.0)
+    a1111.shared.cmd_opts.concept_erasure_profile = "studio"
+    with pytest.raises(ErasureError, match="pinned"):
+        shelf.export_lora("sphere")
+    a1111.shared.cmd_opts.concept_erasure_profile = None
     assert "<lora:sphere:1>" in shelf.export_lora("sphere")
     assert (library.parent / "Lora" / "sphere.safetensors").read_bytes() == (
         library / "sphere.safetensors"

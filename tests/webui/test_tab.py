@@ -55,6 +55,32 @@ def test_every_event_fits_its_handler(page: fake_gradio.Page) -> None:
     assert all(f"function {name}(" in script for name in used) and len(used) == 5
 
 
+def test_the_page_is_built_before_the_model_is_loaded(a1111: SimpleNamespace, page: fake_gradio.Page) -> None:
+    tab = sys.modules["concept_erasure_webui.tab"]
+    assert "Loaded: one.safetensors" in tab.model_line_at_start()
+
+    class Unloaded(type(a1111.shared)):  # type: ignore[misc]
+        """As A1111's, which loads the model when it is asked for."""
+
+        @property
+        def sd_model(self) -> Any:
+            raise AssertionError("the page must not wait for the model")
+
+    del a1111.shared.sd_model
+    a1111.shared.__class__ = Unloaded
+    sys.modules["modules.sd_models"].model_data.sd_model = None
+    tab.tabs()
+    last = [c for c in page.components if c.given.get("elem_id") == "concept_erasure_model"][-1]
+    assert "press Refresh" in last.positional[0]
+
+
+def test_the_box_that_confirms_a_deletion_is_ticked_for_one_file(page: fake_gradio.Page) -> None:
+    sure = page.of("sure")
+    after = [(work, outputs) for _, work, _, outputs, _ in page.events if sure in outputs]
+    assert len(after) == 5  # after every button that does something to a file
+    assert all(work("")[outputs.index(sure)] is False for work, outputs in after)
+
+
 def test_labels_and_ids_are_unique_and_known_to_the_script(page: fake_gradio.Page) -> None:
     labels = [c.given["label"] for c in page.components if "label" in c.given]
     ids = [c.given["elem_id"] for c in page.components if "elem_id" in c.given]
@@ -294,6 +320,8 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
         ("erase", {"words": ["ball"], "harden": "x"}, 422),
         ("erase", {"words": ["ball"], "preset": "nothing"}, 422),
         ("erase", {"words": ["ball"], "settings": ["steps"]}, 422),
+        ("erase", {"words": ["ball"], "alternative": 7}, 422),
+        ("erase", {"words": ["ball"], "alternative": ["box"]}, 422),
         ("erase", {"words": ["ball"], "pictures": "/etc/passwd"}, 422),
         ("erase", {"words": ["ball"], "pictures": ["/etc/passwd"]}, 422),
         ("erase", {"words": ["ball"], "pictures": [{"path": "/etc/passwd"}]}, 422),
@@ -308,6 +336,12 @@ def test_routes_refuse_with_a_sentence(
         getattr(routes, route)(body)
     assert refused.value.status_code == status
     assert refused.value.detail and str(library) not in refused.value.detail
+
+
+def test_a_damaged_file_is_told_without_its_folder(routes: Any, library: Path) -> None:
+    (library / "bad.safetensors").write_bytes(b"no")
+    (bad,) = [one for one in routes.erasures() if one["problem"]]
+    assert bad["name"] == "bad.safetensors" and str(library) not in bad["problem"]
 
 
 @pytest.mark.parametrize("name", ["..", "../ball", "missing", "%2e%2e", ""])

@@ -1,0 +1,90 @@
+"""What is known of one generation, and which one runs now: extensions start further ones inside of it (ADetailer paints
+faces anew), with our script or without, and those are held to what it asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modules import shared
+
+from erasure_core.hosts.webui_slots import Applied
+
+from .wishes import Wish
+
+STATE = "_concept_erasure"
+
+
+@dataclass
+class State:
+    """What is known of one generation, kept on the host's processing object.
+
+    Args:
+        panel: wishes of the panel and the XYZ plot.
+        tags: wishes of the present batch's prompt.
+        outer: wishes of the generation that this one is part of; ``None`` if it is none's.
+        refusal: why no picture may come out, or an empty text.
+        bound: what must be on the model.
+        bound_to: the model and checkpoint that ``bound`` was matched to.
+        encoded: which erasures of text encoders the Forge family's host has encoded the prompts with.
+    """
+
+    panel: list[Wish] = field(default_factory=list)
+    tags: list[Wish] = field(default_factory=list)
+    outer: list[Wish] | None = None
+    refusal: str = ""
+    bound: list[Applied] | None = None
+    bound_to: tuple[int, str] = (0, "")
+    encoded: str = ""
+
+    def asked(self) -> list[Wish]:
+        """All wishes. Of an erasure that it names itself, this generation's own strength counts."""
+        own = [*self.panel, *self.tags]
+        named = {wish.name for wish in own}
+        return [*own, *(wish for wish in self.outer or () if wish.name not in named)]
+
+
+class Running:
+    """The generation that somebody started last, and the host's task that it belongs to.
+
+    A task is what one user or API client asked for; the host runs one at a time. A generation that failed never comes
+    to its end, so that a new task forgets it.
+    """
+
+    def __init__(self) -> None:
+        self._state: State | None = None
+        self._task: Any = None
+        self._is_over = True
+
+    def enter(self, state: State) -> None:
+        """A generation begins: alone, or as a part of the one that runs."""
+        if self._state is not None and not self._is_over and self._task == _task():
+            state.outer = self._state.asked()
+        else:
+            self._state, self._task, self._is_over = state, _task(), False
+
+    def leave(self, state: State | None) -> None:
+        """A generation has ended."""
+        self._is_over |= state is self._state
+
+    def inner(self) -> State:
+        """Of a generation that nobody told us of. It is also part of one that has ended in the same task: other
+        extensions' last hooks come after ours."""
+        if self._state is None or self._task != _task():
+            return State()
+        return State(outer=self._state.asked(), refusal=self._state.refusal)
+
+
+RUNNING = Running()
+
+
+def _task() -> Any:
+    """What tells the host's tasks apart; ``None`` between them."""
+    return None if shared.state.job == "" else getattr(shared.state, "time_start", None)
+
+
+def state_of(p: Any) -> State:
+    found = p.__dict__.get(STATE)
+    if not isinstance(found, State):
+        found = p.__dict__[STATE] = RUNNING.inner()
+    return found
