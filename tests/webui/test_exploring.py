@@ -163,8 +163,13 @@ def test_figures_go_into_the_file_only_on_request(part: Any, a1111: SimpleNamesp
     a1111.shared.cmd_opts.webui_is_non_local = False
     assert reporting.run_report(measurement(part))[0].status == "done"
     assert (library / "ball.safetensors").read_bytes() == before
+    part("shelf").save_profile("studio", ["ball"], 1.0)
+    pinned, _ = reporting.run_report(measurement(part, merge=True))
+    assert pinned.status == "failed" and "'studio' pins ball.safetensors" in pinned.message
+    assert (library / "ball.safetensors").read_bytes() == before
+    (library / "studio.profile.json").unlink()
     merged, card = reporting.run_report(measurement(part, merge=True))
-    assert merged.status == "done" and "safety profiles" in merged.message
+    assert merged.status == "done" and "in the files" in merged.message
     assert card.files[0].verdict[0].split("“")[0] in part("show").library(part("places").library())
     with pytest.raises(InvalidSettings, match="choose 1 to"):
         measurement(part, erasures=())
