@@ -48,6 +48,9 @@ takes out of the concept what is closer to it. Those that are less known have ch
 SAME = 0.8
 """An everyday word that no user named, and that steers pictures this much alike, is no neighbour of the concept but
 another word for it: who erases cottages means houses, where the model paints the same."""
+GROUP = 0.25
+"""Words that are so much more alike to each other than to the concept are another thing: of a coin all that is said of
+books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
 STAND_IN_LIKENESS = 0.7
 """A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
 
@@ -66,6 +69,7 @@ class Survey:
         alike: least cosine of guidance directions for a word that belongs to the concept.
         margin: so much more like the concept than like any word that is kept must such a word be.
         around_kept: nearest words of each word of the user's prompts to keep, that are judged as well.
+        group: so much more like each other than like the concept may the words that belong to it be.
         seed: of the pictures.
     """
 
@@ -75,6 +79,7 @@ class Survey:
     alike: float = 0.55
     margin: float = 0.05
     around_kept: int = 2
+    group: float = 2.0
     seed: int = 0
 
 
@@ -229,9 +234,13 @@ def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, telling: Tensor,
         settings: how alike is alike.
     """
     belongs = like >= settings.alike
+    if not len(judged):
+        return belongs
     if to_anchors.shape[1]:
         belongs = belongs & (like >= to_anchors.amax(dim=1) + settings.margin)
-    each = similarity(judged, judged)
+    each = similarity(judged, judged).fill_diagonal_(-1.0)
+    peers = each.masked_fill(like[None] > like[:, None] + settings.margin, -1.0).amax(dim=1)
+    belongs = belongs & (peers <= like + settings.group)
     while bool(belongs.any()):
         outside = each.masked_fill((belongs | ~telling)[None], -1.0)
         staying = belongs & (like >= outside.amax(dim=1))
@@ -275,7 +284,7 @@ def everyday_survey(
     at: nobody asked to keep either.
     """
     concept = with_everyday_keep(model, concept)
-    found = survey(model, concept, replace(settings, around_kept=0), progress, named=False)
+    found = survey(model, concept, replace(settings, around_kept=0, group=GROUP), progress, named=False)
     return without_alike(concept, found, settings.alike)
 
 

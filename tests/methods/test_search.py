@@ -14,6 +14,7 @@ from erasure_core import Concept, DeltaSet, domain, erase
 from erasure_core.delta import new_deltas
 from erasure_core.domain import (
     FAINT,
+    GROUP,
     Found,
     Survey,
     belonging,
@@ -172,6 +173,18 @@ def test_what_is_closer_to_a_word_outside_does_not_belong() -> None:
         judged[2:] @ concept, torch.tensor([[0.2], [0.88]]), judged[2:], every[2:], Survey(margin=0.05)
     )
     assert anchored.tolist() == [True, False], "a carp is hardly more like the concept than like what is kept"
+
+
+def test_words_that_are_another_things_together_do_not_belong() -> None:
+    """Of a coin, where no prompt to keep names books: those are more alike to each other than to the coin."""
+    coin = torch.tensor([1.0, 0.0, 0.0])
+    book, novel = torch.tensor([0.65, 0.76, 0.0]), torch.tensor([0.65, 0.75, 0.1])
+    token, money = torch.tensor([0.99, 0.0, 0.1]), torch.tensor([0.7, 0.0, 0.71])
+    judged, every = torch.stack([book, novel, token, money]), torch.ones(4, dtype=torch.bool)
+    whole = belonging(judged @ coin, torch.empty(4, 0), judged, every, Survey())
+    assert whole.tolist() == [True, True, True, True]
+    found = belonging(judged @ coin, torch.empty(4, 0), judged, every, Survey(group=GROUP))
+    assert found.tolist() == [False, False, True, True], "one that is alike to a closer word stays"
 
 
 def test_a_word_that_the_model_does_not_know_is_not_found(
