@@ -41,7 +41,7 @@ def browse(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
         failure = str(tmp_path_factory.mktemp("browser") / "failure.png")
         text = json.dumps({"url": f"http://127.0.0.1:{host.port}", "job": job, "failure": failure, **task})
         script = str(Path(__file__).with_name("browser.mjs"))
-        done = subprocess.run(["node", script, text], capture_output=True, text=True, timeout=900)
+        done = subprocess.run(["node", script, text], capture_output=True, text=True, timeout=4000)
         seen: dict[str, Any] = json.loads(done.stdout or json.dumps({"error": done.stderr}))
         assert "error" not in seen, (seen, failure)
         return seen
