@@ -9,7 +9,7 @@ from typing import Any
 
 from modules import shared
 
-from erasure_core.combining import converted, reshaped
+from erasure_core.combining import LOSS, converted, reshaped
 from erasure_core.concept import Concept
 from erasure_core.delta import LowRankDelta
 from erasure_core.erasing import describe
@@ -91,13 +91,13 @@ def import_file(source: Path | None, words: str) -> str:
         found = read_foreign(source, model, model.other_parameters())
         origin = found.source(source)
         deltas, error = reshaped(found.deltas, "low-rank", noise=found.noise)
-        origin["conversion_error"] = error
+        origin[LOSS] = error
     else:
         deltas = read_erasure(source).bind(model)
     status = "made by other software; converted to this format"
     manifest = describe(model, deltas, Concept(said), "converted", status, origin)
     write_erasure(target, Erasure(deltas, manifest), model)
-    return f"{target.stem} was imported; relative error of the conversion {origin.get('conversion_error', 0.0):.1e}."
+    return f"{target.stem} was imported; relative error of the conversion {origin.get(LOSS, 0.0):.1e}."
 
 
 def export_lora(name: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..erasure_core.combining import converted, stored_form
+from ..erasure_core.combining import LOSS, converted, stored_form
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths
 from .erasures import apply_stack, check_clip
@@ -51,7 +51,7 @@ class ConvertErasure(io.ComfyNode):
             loaded, items, worst = ComfyModel(model, clip), [], 0.0
             for item in erasure:
                 new = converted(loaded, item.stored, form, rank)
-                worst = max(worst, new.manifest.settings["conversion_error"])
+                worst = max(worst, new.manifest.settings[LOSS])
                 stored = stored_form(loaded, new.deltas, new.manifest, item.stored.path)
                 items.append(Item(stored, item.unet, item.text, is_file=False))
             return io.NodeOutput(tuple(items), worst)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,13 @@ class DiffusersModel:
         return min([*places, *(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)])
 
     def token_tables(self) -> list[Tensor]:
-        # Rows beyond the tokenizer's last id, which some encoders have, stand for nothing.
-        rows = [1 + max(tokenizer.get_vocab().values()) for tokenizer in self.tokenizers]
-        return [_token_layer(e).weight.detach()[:n] for e, n in zip(self.text_encoders, rows, strict=True)]
+        sizes = zip(self.text_encoders, self._vocabulary_sizes, strict=True)
+        return [_token_layer(encoder).weight.detach()[:size] for encoder, size in sizes]
+
+    @cached_property
+    def _vocabulary_sizes(self) -> list[int]:
+        """Rows beyond the tokenizer's last id, which some text encoders have, stand for nothing."""
+        return [1 + max(tokenizer.get_vocab().values()) for tokenizer in self.tokenizers]
 
     def encode_embeddings(self, embeddings: Sequence[Tensor], ends: Sequence[int]) -> Conditioning:
         # The encoder itself looks for the end token, by its id, only to place the pooled output.
