@@ -8,13 +8,14 @@ than towards any kept prompt. Words that look near but steer elsewhere are its n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .batches import Batches
 from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame, says
 from .errors import Cancelled
 from .everyday import PROMPTS
@@ -22,7 +23,7 @@ from .model import LoadedModel, PromptModel, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
-from .trajectory import encode_each, predict_in_batches
+from .trajectory import encode_each
 
 AT_ONCE = 16
 """Most latents in one call; fewer where the memory does not suffice."""
@@ -102,6 +103,49 @@ class Found:
     kept: bool = False
     near: str = ""
     strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How W words steer pictures.
+
+    Args:
+        words: as they are typed.
+        directions: their guidance directions, [W, N].
+        likeness: cosine with the likest of the concept's own words, [W].
+        strength: how much they steer, as a share of what the concept's words do, [W].
+    """
+
+    words: list[str]
+    directions: Tensor
+    likeness: Tensor
+    strength: Tensor
+
+    @classmethod
+    def of(cls, words: list[str], directions: Tensor, own: Tensor) -> Steering:
+        """Directions [W, N] of words, measured by those of the concept's own words [C, N]."""
+        unit = own.norm(dim=1).mean().clamp_min(1e-12)
+        return cls(words, directions, similarity(directions, own).amax(dim=1), directions.norm(dim=1) / unit)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def where(self, chosen: Tensor) -> Steering:
+        """The words for which a mask [W] holds."""
+        words = [word for word, is_chosen in zip(self.words, chosen.tolist(), strict=True) if is_chosen]
+        return Steering(words, self.directions[chosen], self.likeness[chosen], self.strength[chosen])
+
+    def joined(self, more: Steering) -> Steering:
+        """These words and more of them."""
+        pairs = zip(self._tensors(), more._tensors(), strict=True)
+        return Steering(self.words + more.words, *(torch.cat(pair) for pair in pairs))
+
+    def rows(self) -> Iterator[tuple[str, float, float]]:
+        """Each word with its likeness and strength."""
+        return zip(self.words, self.likeness.tolist(), self.strength.tolist(), strict=True)
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.directions, self.likeness, self.strength
 
 
 @torch.no_grad()
@@ -199,46 +243,28 @@ def survey(
     words = [word for word in dict.fromkeys([*close, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
-    own, others, judged = torch.split(directions, [len(concept.words), len(anchors), len(words)])
-    unit = own.norm(dim=1).mean().clamp_min(1e-12)
-    to_anchors, anchor_strength = similarity(others, own).amax(dim=1), others.norm(dim=1) / unit
+    own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
+    kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
     loose = torch.tensor([not (named and word in user) for word in anchors], dtype=torch.bool)
-    same = loose & (to_anchors >= SAME) & (anchor_strength >= FAINT)
-    words += [word for word, is_same in zip(anchors, same.tolist(), strict=True) if is_same]
-    judged = torch.cat([judged, others[same]])
-    anchors = [word for word, is_same in zip(anchors, same.tolist(), strict=True) if not is_same]
-    others, to_anchors, anchor_strength = others[~same], to_anchors[~same], anchor_strength[~same]
-    rows = zip(anchors, to_anchors.tolist(), anchor_strength.tolist(), strict=True)
-    found = [Found(word, like, False, True, strength=much) for word, like, much in rows if word in user]
-    strength = judged.norm(dim=1) / unit
-    known = strength >= FAINT
-    words = [word for word, is_known in zip(words, known.tolist(), strict=True) if is_known]
-    judged, strength = judged[known], strength[known]
-    like = similarity(judged, own).amax(dim=1)
-    belongs = belonging(
-        like, similarity(judged, others[anchor_strength >= FAINT]), judged, strength >= TELLING, settings
-    )
-    each = zip(words, like.tolist(), belongs.tolist(), strength.tolist(), strict=True)
-    found += [Found(word, alike, in_it, near=near.get(word, ""), strength=much) for word, alike, in_it, much in each]
+    same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
+    judged, kept = judged.joined(kept.where(same)), kept.where(~same)
+    judged = judged.where(judged.strength >= FAINT)
+    belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
+    found = [Found(word, like, False, True, strength=much) for word, like, much in kept.rows() if word in user]
+    for (word, like, much), in_it in zip(judged.rows(), belongs.tolist(), strict=True):
+        found.append(Found(word, like, in_it, near=near.get(word, ""), strength=much))
     return sorted(found, key=lambda one: -one.likeness)
 
 
-def belonging(like: Tensor, to_anchors: Tensor, judged: Tensor, telling: Tensor, settings: Survey) -> Tensor:
-    """Which of W judged words belong to the concept, [W]; those closer to a telling one outside leave it in turn.
-
-    Args:
-        like: likeness to the concept, [W].
-        to_anchors: likeness to A words that do not belong, [W, A].
-        judged: the directions [W, N].
-        telling: which of them surely mean something, [W].
-        settings: how alike is alike.
-    """
+def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
+    """Which of W judged words belong to the concept, [W]; those closer to a telling one outside leave it in turn."""
+    like, telling = judged.likeness, judged.strength >= TELLING
     belongs = like >= settings.alike
     if not len(judged):
         return belongs
-    if to_anchors.shape[1]:
-        belongs = belongs & (like >= to_anchors.amax(dim=1) + settings.margin)
-    each = similarity(judged, judged).fill_diagonal_(-1.0)
+    if len(kept):
+        belongs = belongs & (like >= similarity(judged.directions, kept.directions).amax(dim=1) + settings.margin)
+    each = similarity(judged.directions, judged.directions).fill_diagonal_(-1.0)
     peers = each.masked_fill(like[None] > like[:, None] + settings.margin, -1.0).amax(dim=1)
     belongs = belongs & (peers <= like + settings.group)
     while bool(belongs.any()):
@@ -339,10 +365,11 @@ def _directions(
     frames = _with_room(model, frames, words)
     z, t = _neutral_states(model, settings)
     z, t = z.repeat(len(frames), 1, 1, 1), t.repeat(len(frames))
+    batches = Batches(AT_ONCE)
 
     def predicted(word: str) -> Tensor:
         prompts = [room.say(word) for room in frames for _ in range(settings.states)]
-        return predict_in_batches(model, z, t, encode_each(model, prompts), AT_ONCE, progress).flatten().cpu()
+        return batches.predict(model, z, t, encode_each(model, prompts), progress).flatten().cpu()
 
     without, rows = predicted(""), []
     for i, word in enumerate(words):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import Batches
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
@@ -36,7 +37,6 @@ from .trajectory import (
     PoolSettings,
     TrajectoryPool,
     draw_pool,
-    predict_in_batches,
 )
 from .warm_start import start_from
 
@@ -423,7 +423,7 @@ class Trainer:
     @torch.no_grad()
     def predict_in_pieces(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
         """``predict`` for more states than a step has, without gradients, in calls of at most ``max_batch``."""
-        predicted = predict_in_batches(self.model, *self._asked(wanted), self.settings.max_batch, self.progress)
+        predicted = Batches(self.settings.max_batch).predict(self.model, *self._asked(wanted), self.progress)
         return list(torch.split(predicted, [len(draw.t) for draw, _ in wanted]))
 
     def _asked(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> tuple[Tensor, Tensor, Conditioning]:

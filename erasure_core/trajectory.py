@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batches import Batches
 from .delta import DeltaSet
-from .errors import Cancelled, DeviceOutOfMemory
 from .model import Conditioning, LoadedModel, encode_in_pieces
 from .progress import Progress, Report
 
@@ -143,31 +143,6 @@ class TrajectoryPool:
         return cls(tensors["states"], tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher, device)
 
 
-def predict_in_batches(
-    model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, max_batch: int, progress: Progress
-) -> Tensor:
-    """``model.predict`` without gradients, in pieces of at most ``max_batch``; smaller ones if memory runs out.
-
-    Raises:
-        Cancelled: the user stopped; asked before each piece.
-    """
-    done: list[Tensor] = []
-    start = 0
-    while start < len(latents):
-        if progress.cancelled():
-            raise Cancelled("Stopped while drawing trajectories.")
-        stop = min(start + max_batch, len(latents))
-        try:
-            done.append(model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
-        except DeviceOutOfMemory:
-            if max_batch == 1:
-                raise
-            max_batch = max_batch // 2
-            continue
-        start = stop
-    return torch.cat(done)
-
-
 @torch.no_grad()
 def draw_pool(
     model: LoadedModel,
@@ -220,16 +195,17 @@ def draw_pool(
     z = torch.randn(shape, generator=generator).to(model.device)
     states = torch.empty(len(prompts), len(timesteps), *model.latent_shape)
     predictions = {role: torch.empty_like(states) for role in roles}
+    batches = Batches(settings.max_batch)
     for i, now in enumerate(timesteps):
         progress.update(Report("trajectories", i, len(timesteps)))
         t = torch.full((len(prompts),), now, device=model.device)
         states[:, i] = z.cpu()
         with deltas.off() if teacher == ORIGINAL else nullcontext():
-            predicted = predict_roles(model, taught, z, t, settings.max_batch, progress)
+            predicted = predict_roles(model, taught, z, t, batches, progress)
         for role, prediction in predicted.items():
             predictions[role][:, i] = prediction.cpu()
         if driven_by_student:
-            predicted = predict_roles(model, learning, z, t, settings.max_batch, progress)
+            predicted = predict_roles(model, learning, z, t, batches, progress)
         leading = predicted[PROMPT]
         if goal is not None and len(to_goal):
             here = Draw(z, t, [texts[p] for p in prompts], predicted, torch.arange(len(prompts)))
@@ -253,14 +229,14 @@ def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
 
 
 def predict_roles(
-    model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, max_batch: int, progress: Progress
+    model: LoadedModel, rows: Mapping[str, Conditioning], z: Tensor, t: Tensor, batches: Batches, progress: Progress
 ) -> dict[str, Tensor]:
     """Predictions for every role, all in one call where they fit; what a role asks as the empty prompt does is asked
     once."""
     asked = {role: _asking_more(role, rows) for role in rows}
     together = Conditioning.cat([rows[role][which] for role, which in asked.items()])
     places = [place for which in asked.values() for place in which]
-    predicted = predict_in_batches(model, z[places], t[places], together, max_batch, progress)
+    predicted = batches.predict(model, z[places], t[places], together, progress)
     parts = dict(zip(asked, torch.split(predicted, [len(which) for which in asked.values()]), strict=True))
     return {role: _put_back(part, asked[role], parts.get(EMPTY)) for role, part in parts.items()}
 

@@ -152,7 +152,7 @@ class Scorer:
 
         With ``erased`` false they are scored on the original model.
         """
-        each = max(1, 2 * self.subject.max_batch // len(self.probe))
+        each = max(1, 2 * self.subject.batches.most // len(self.probe))
         scores: list[Score] = []
         for start in range(0, len(candidates), each):
             directions = self.directions(candidates[start : start + each], erased)

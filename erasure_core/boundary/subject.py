@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from ..batches import Batches
 from ..delta import DeltaSet
-from ..errors import Cancelled, DeviceOutOfMemory
 from ..model import Conditioning, PromptModel, encode_in_pieces
 from ..progress import Progress
 from .candidate import Candidate
@@ -76,7 +75,7 @@ class Subject:
         max_batch: int = 64,
         guidance: float = GUIDANCE,
     ) -> None:
-        self.model, self.progress, self.budget, self.max_batch = model, progress, budget, max_batch
+        self.model, self.progress, self.budget, self.batches = model, progress, budget, Batches(max_batch)
         self.guidance = guidance
         self.sets = [DeltaSet(deltas.deltas, strength) for deltas, strength in erasures]
         self.calls = 0
@@ -145,28 +144,14 @@ class Subject:
         return encode_in_pieces(self.model, texts)
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """One prediction for each latent, in pieces of at most ``max_batch``; smaller ones if memory runs out.
+        """One prediction for each latent, in as many network calls as it takes.
 
         Raises:
-            Cancelled: the user stopped; asked before each piece.
+            Cancelled: the user stopped.
         """
-        done: list[Tensor] = []
-        start, size = 0, self.max_batch
-        while start < len(latents):
-            if self.progress.cancelled():
-                raise Cancelled("Stopped before anything was found.")
-            stop = min(start + size, len(latents))
-            try:
-                done.append(self.model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
-            except DeviceOutOfMemory:
-                if size == 1:
-                    raise
-                size //= 2
-                self.max_batch = size
-                continue
-            self.calls += stop - start
-            start = stop
-        return torch.cat(done)
+        predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress)
+        self.calls += len(latents)
+        return predicted
 
 
 def _with_states(encoded: Conditioning, candidates: Sequence[Candidate]) -> Conditioning:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..batches import Batches
 from ..errors import InvalidSettings
 from ..model import Conditioning, PromptModel
 from ..run_state import RunState
@@ -121,8 +122,8 @@ class Boundary(RunState):
             roles = {PROMPT: self.encoded(chosen), WITHOUT: self.replaced(chosen, [""] * len(chosen))}
             if trainer.concept.has_alternative:
                 roles[ALTERNATIVE] = self.replaced(chosen, instead)
-            most, progress = self.settings.max_batch, trainer.progress
-            taught = predict_roles(trainer.model, roles, states.latents, states.t, most, progress)
+            batches = Batches(self.settings.max_batch)
+            taught = predict_roles(trainer.model, roles, states.latents, states.t, batches, trainer.progress)
             teacher = {EMPTY: states.teacher[EMPTY], **taught}
         draw = replace(states, teacher=teacher)
         return Bounding(draw, self.encoded(chosen), roles.get(ALTERNATIVE, roles[WITHOUT]))

@@ -124,7 +124,7 @@ def test_neutral_pictures_keep_to_the_memory_there_is(subject: Subject, monkeypa
 
     whole = neutral_latents(subject, ["a dog", "a cat"], 3, seed=0)
     monkeypatch.setattr(subject.model, "predict", short)
-    monkeypatch.setattr(subject, "max_batch", 4)
+    monkeypatch.setattr(subject.batches, "most", 4)
     torch.testing.assert_close(neutral_latents(subject, ["a dog", "a cat"], 3, seed=0), whole, atol=1e-4, rtol=1e-3)
     assert sizes[:2] == [4, 2] and max(sizes[1:]) == 2
 

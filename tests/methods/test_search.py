@@ -16,6 +16,7 @@ from erasure_core.domain import (
     FAINT,
     GROUP,
     Found,
+    Steering,
     Survey,
     belonging,
     everyday_survey,
@@ -155,23 +156,26 @@ def test_a_survey_compares_with_the_concept_and_with_what_is_kept(pico: Diffuser
     assert not any(one.belongs for one in survey(pico, Concept(("ball",)), replace(look, alike=1.01)))
 
 
+def steering(concept: torch.Tensor, *directions: torch.Tensor) -> Steering:
+    """Words that steer in the directions [N], measured by the concept's own [N]."""
+    stacked = torch.stack(directions) if directions else torch.empty(0, len(concept))
+    return Steering.of([f"word {i}" for i in range(len(directions))], stacked, concept[None])
+
+
 def test_what_is_closer_to_a_word_outside_does_not_belong() -> None:
     """Love is like a heart, which is like neither a fish nor a carp; so the string of such words hangs on the heart."""
     concept = torch.tensor([1.0, 0.0, 0.0])
     heart, love, valentine = (torch.tensor([x, (1 - x * x) ** 0.5, 0.0]) for x in (0.3, 0.65, 0.7))
     carp = torch.tensor([0.9, 0.0, 0.43])
-    judged = torch.stack([heart, love, valentine, carp])
-    every = torch.ones(4, dtype=torch.bool)
-    found = belonging(judged @ concept, torch.empty(4, 0), judged, every, Survey(alike=0.55))
+    nothing, settings = steering(concept), Survey(alike=0.55)
+    found = belonging(steering(concept, heart, love, valentine, carp), nothing, settings)
     assert found.tolist() == [False, False, False, True]
-    faint = torch.tensor([False, True, True, True])
-    found = belonging(judged @ concept, torch.empty(4, 0), judged, faint, Survey(alike=0.55))
+    found = belonging(steering(concept, heart * 0.5, love, valentine, carp), nothing, settings)
     assert found.tolist() == [False, True, True, True], "a word that is hardly known takes none out"
-    alone = belonging(judged[2:] @ concept, torch.empty(2, 0), judged[2:], every[2:], Survey(alike=0.55))
+    alone = belonging(steering(concept, valentine, carp), nothing, settings)
     assert alone.tolist() == [True, True]
-    anchored = belonging(
-        judged[2:] @ concept, torch.tensor([[0.2], [0.88]]), judged[2:], every[2:], Survey(margin=0.05)
-    )
+    whale = steering(concept, torch.tensor([0.69, -0.4, 0.59]))
+    anchored = belonging(steering(concept, valentine, carp), whale, Survey(margin=0.05))
     assert anchored.tolist() == [True, False], "a carp is hardly more like the concept than like what is kept"
 
 
@@ -180,10 +184,10 @@ def test_words_that_are_another_things_together_do_not_belong() -> None:
     coin = torch.tensor([1.0, 0.0, 0.0])
     book, novel = torch.tensor([0.65, 0.76, 0.0]), torch.tensor([0.65, 0.75, 0.1])
     token, money = torch.tensor([0.99, 0.0, 0.1]), torch.tensor([0.7, 0.0, 0.71])
-    judged, every = torch.stack([book, novel, token, money]), torch.ones(4, dtype=torch.bool)
-    whole = belonging(judged @ coin, torch.empty(4, 0), judged, every, Survey())
+    judged, nothing = steering(coin, book, novel, token, money), steering(coin)
+    whole = belonging(judged, nothing, Survey())
     assert whole.tolist() == [True, True, True, True]
-    found = belonging(judged @ coin, torch.empty(4, 0), judged, every, Survey(group=GROUP))
+    found = belonging(judged, nothing, Survey(group=GROUP))
     assert found.tolist() == [False, False, True, True], "one that is alike to a closer word stays"
 
 

@@ -1,0 +1,47 @@
+"""Many latents through the network, few at a time: as many as are asked for, or as memory suffices for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import Cancelled, DeviceOutOfMemory
+from .model import Conditioning, LoadedModel
+from .progress import Progress
+
+
+@dataclass
+class Batches:
+    """How many latents go into one network call.
+
+    Args:
+        most: at most so many; halved whenever memory does not suffice, and kept so from then on.
+    """
+
+    most: int
+
+    def predict(
+        self, model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, progress: Progress
+    ) -> Tensor:
+        """``model.predict`` for any number of latents, [B, C, H, W].
+
+        Raises:
+            Cancelled: the user stopped; asked before each call.
+        """
+        done: list[Tensor] = []
+        start = 0
+        while start < len(latents):
+            if progress.cancelled():
+                raise Cancelled("Stopped while the model was predicting.")
+            stop = min(start + self.most, len(latents))
+            try:
+                done.append(model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
+            except DeviceOutOfMemory:
+                if self.most == 1:
+                    raise
+                self.most //= 2
+                continue
+            start = stop
+        return torch.cat(done)
