@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ All end with the word: the closed form edits the token vectors from the last one
 """
 NAMED = dict(zip(TEMPLATES, ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}"), strict=True))
 """The same for names, of people and of those whose style it is: nobody asks for "a photo of a Van Gogh"."""
+BY = ("by", "in the style of", "and")
+"""How a name is said behind a prompt: whose work it is, in whose style, or who is in it too."""
 ARTICLES = frozenset(["a", "an", "the"])
 SMALL_WORDS = frozenset(["and", "da", "de", "del", "der", "di", "du", "la", "of", "the", "van", "von", "y"])
 """Parts of names that are often written small."""
@@ -75,14 +77,22 @@ class Frame:
         return " ".join(part for part in (self.before, word, self.after) if part) if word else self.without
 
 
-def frame(kept: str, where: int, first: bool = False) -> Frame:
+def frame(kept: str, where: int, first: bool = False, word: str = "", instead: str = "") -> Frame:
     """Room for a word in a kept prompt.
 
     Args:
         kept: the prompt.
         where: ``IN_PLACE``, ``BEFORE`` or ``BESIDE``.
         first: beside: the word comes first.
+        word: what the room is for, if known. A name stands behind the prompt in one of the ways of ``BY``.
+        instead: what takes its place. Where the prompt says that before other words, the room is there, as in "a dotted
+            red tree" for red and purple: in "a dotted purple red tree" the rest of the prompt speaks against the word.
     """
+    if is_name(word):
+        return Frame(f"{kept} {BY[where]}", "", kept)
+    before, _, after = (part.strip() for part in f" {kept} ".partition(f" {instead} "))
+    if instead and after:
+        return Frame(before, after, f"{before} {after}".strip())
     if where == BESIDE:
         return Frame("a", f"next to {kept}", kept) if first else Frame(f"{kept} and a", "", kept)
     *head, last = kept.split(" ")
@@ -157,6 +167,7 @@ class Concept:
         keep: prompts whose pictures must not change. The empty prompt is always among them (see ``kept_prompts``).
         instead: pairs (word, its own alternative), where several concepts are erased at once.
         neighbours: what a method keeps besides, because it is near to what the user named.
+        groups: the words of each concept, where several are erased at once.
 
     Raises:
         InvalidConcept: no word, an empty or overlong phrase, a kept prompt that is one of the words, or an alternative
@@ -168,6 +179,7 @@ class Concept:
     keep: tuple[str, ...] = ()
     instead: tuple[tuple[str, str], ...] = ()
     neighbours: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         words = _unique(tuple(_checked(word, "concept") for word in self.words))
@@ -196,6 +208,17 @@ class Concept:
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "instead", instead)
         object.__setattr__(self, "neighbours", neighbours)
+        object.__setattr__(self, "groups", self._apart(words))
+
+    def _apart(self, words: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """The groups with every word in the first one that names it; none where that leaves less than two."""
+        left, groups = dict.fromkeys(words), []
+        for group in self.groups:
+            own = tuple(word for word in _unique(tuple(_checked(word, "concept") for word in group)) if word in left)
+            groups.append(own)
+            left = {word: None for word in left if word not in own}
+        groups = [group for group in groups if group]
+        return tuple(groups) if len(groups) > 1 else ()
 
     @classmethod
     def joined(cls, concepts: Sequence[Concept]) -> Concept:
@@ -212,12 +235,33 @@ class Concept:
                 raise InvalidConcept(f"{word!r} has two alternatives, {chosen[word.casefold()]!r} and {other!r}.")
         words = tuple(word for c in concepts for word in c.words)
         keep = apart_from(words, [prompt for c in concepts for prompt in c.keep])
-        return cls(words, None, keep, tuple(dict([*pairs, *own]).items()))
+        instead = tuple(dict([*pairs, *own]).items())
+        return cls(words, None, keep, instead, groups=tuple(group for c in concepts for group in c.each))
+
+    @property
+    def each(self) -> tuple[tuple[str, ...], ...]:
+        """The words of each concept: one, or several that are erased at once."""
+        return self.groups or (self.words,)
 
     @property
     def has_alternative(self) -> bool:
         """Whether anything is painted in the place of any word."""
         return self.alternative is not None or bool(self.instead)
+
+    def unanswered(self) -> tuple[tuple[str, ...], ...]:
+        """The words of each concept in whose place nothing is painted yet."""
+        own = dict(self.instead)
+        without = [tuple(word for word in words if word not in own) for words in self.each]
+        return () if self.alternative is not None else tuple(words for words in without if words)
+
+    def grown(self, found: Sequence[tuple[str, str]]) -> Concept:
+        """The concept with more words, each with the word that it is another name of: what holds for that, holds for
+        it."""
+        own = dict(self.instead)
+        more = tuple((word, own[of]) for word, of in found if of in own)
+        groups = tuple((*words, *(word for word, of in found if of in words)) for words in self.groups)
+        words = (*self.words, *(word for word, _ in found))
+        return replace(self, words=words, instead=(*self.instead, *more), groups=groups)
 
     @property
     def name(self) -> str:
@@ -276,7 +320,7 @@ class Concept:
             where = (which + place + met[which, place]) % 3
             met[which, place] += 1
             word, instead = self.words[place], own.get(self.words[place], self.alternative or "")
-            room = frame(keep[which], where, first=bool(turn % 2))
+            room = frame(keep[which], where, bool(turn % 2), word, instead)
             around = among(fillers, i)
             inside = Saying(place, *map(around, (room.say(word), room.say(instead), room.without)))
             if fits(inside.prompt) and fits(inside.instead):

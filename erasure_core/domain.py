@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import Batches
-from .concept import BEFORE, IN_PLACE, MAX_LENGTH, Concept, Frame, frame, says
+from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says
 from .errors import Cancelled
 from .everyday import PROMPTS
 from .model import LoadedModel, PromptModel, has_room
@@ -54,6 +54,10 @@ GROUP = 0.25
 books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
 STAND_IN_LIKENESS = 0.7
 """A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
+
+KIN = 0.3
+"""A word of a prompt to keep that steers pictures less alike than this is another kind of thing: in the place of a
+colour it would leave what has none. Then the model's own words are looked at too."""
 
 STOP_WORDS = frozenset(["a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "painting", "portrait"])
 """Words of kept prompts that say nothing about what is kept."""
@@ -95,6 +99,7 @@ class Found:
         kept: whether a prompt to keep says it.
         near: the word of a prompt to keep that it was found near to, if any.
         strength: how much it steers pictures, as a share of what the concept's words do.
+        each: the cosine with each of the concept's words.
     """
 
     word: str
@@ -103,6 +108,7 @@ class Found:
     kept: bool = False
     near: str = ""
     strength: float = 1.0
+    each: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,20 +118,25 @@ class Steering:
     Args:
         words: as they are typed.
         directions: their guidance directions, [W, N].
-        likeness: cosine with the likest of the concept's own words, [W].
+        each: cosine with each of the concept's own words, [W, C].
         strength: how much they steer, as a share of what the concept's words do, [W].
     """
 
     words: list[str]
     directions: Tensor
-    likeness: Tensor
+    each: Tensor
     strength: Tensor
 
     @classmethod
     def of(cls, words: list[str], directions: Tensor, own: Tensor) -> Steering:
         """Directions [W, N] of words, measured by those of the concept's own words [C, N]."""
         unit = own.norm(dim=1).mean().clamp_min(1e-12)
-        return cls(words, directions, similarity(directions, own).amax(dim=1), directions.norm(dim=1) / unit)
+        return cls(words, directions, similarity(directions, own), directions.norm(dim=1) / unit)
+
+    @property
+    def likeness(self) -> Tensor:
+        """Cosine with the likest of the concept's own words, [W]."""
+        return self.each.amax(dim=1)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -133,19 +144,20 @@ class Steering:
     def where(self, chosen: Tensor) -> Steering:
         """The words for which a mask [W] holds."""
         words = [word for word, is_chosen in zip(self.words, chosen.tolist(), strict=True) if is_chosen]
-        return Steering(words, self.directions[chosen], self.likeness[chosen], self.strength[chosen])
+        return Steering(words, self.directions[chosen], self.each[chosen], self.strength[chosen])
 
     def joined(self, more: Steering) -> Steering:
         """These words and more of them."""
         pairs = zip(self._tensors(), more._tensors(), strict=True)
         return Steering(self.words + more.words, *(torch.cat(pair) for pair in pairs))
 
-    def rows(self) -> Iterator[tuple[str, float, float]]:
-        """Each word with its likeness and strength."""
-        return zip(self.words, self.likeness.tolist(), self.strength.tolist(), strict=True)
+    def found(self) -> Iterator[Found]:
+        """The words as finds, none of them yet said to belong or to be kept."""
+        rows = zip(self.words, self.likeness.tolist(), self.strength.tolist(), self.each.tolist(), strict=True)
+        return (Found(word, like, False, strength=much, each=tuple(each)) for word, like, much, each in rows)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.directions, self.likeness, self.strength
+        return self.directions, self.each, self.strength
 
 
 @torch.no_grad()
@@ -180,7 +192,7 @@ def neighbours_of_kept(model: PromptModel, concept: Concept, each: int, frames: 
     of the prompts to keep.
     """
     anchors = _said([prompt for prompt in concept.keep if prompt], concept)
-    own = {part.casefold() for word in concept.words for part in word.split()}
+    own = {word.casefold() for word in concept.words}
     own |= set(nearest_words(model, concept.words, CLOSE))
     near = _around(model, anchors, each)
     words = [word for word in near if word not in own and word not in anchors]
@@ -230,7 +242,8 @@ def survey(
     A word belongs to the concept if it is alike enough, and more like the concept than like any word of a prompt to
     keep or, with ``everyday``, of everyday prompts, or any other that does not belong. Words that the model does not
     know are left out; of the prompts to keep they are told. ``named`` says that the user named those prompts; else,
-    and of everyday prompts, words that steer the ``SAME`` way are judged as all others are.
+    and of everyday prompts, words that steer the ``SAME`` way are judged as all others are. So are the parts of a name;
+    those of other phrases never belong to it: who erases red balls means neither balls nor what is red.
 
     Raises:
         Cancelled: the user stopped.
@@ -238,22 +251,25 @@ def survey(
     user, anchors = (_said((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
     if not (anchors or settings.candidates):
         return []
+    parts = _parts(concept)
+    anchors += [part for part in parts if part not in anchors]
     near = _around(model, user, settings.around_kept)
-    close = nearest_words(model, concept.words, settings.candidates)
+    close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
     words = [word for word in dict.fromkeys([*close, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
-    loose = torch.tensor([not (named and word in user) for word in anchors], dtype=torch.bool)
+    fixed = {*(user if named else ()), *(part for part, of in parts.items() if not is_name(of))}
+    loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
     judged = judged.where(judged.strength >= FAINT)
     belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
-    found = [Found(word, like, False, True, strength=much) for word, like, much in kept.rows() if word in user]
-    for (word, like, much), in_it in zip(judged.rows(), belongs.tolist(), strict=True):
-        found.append(Found(word, like, in_it, near=near.get(word, ""), strength=much))
-    return sorted(found, key=lambda one: -one.likeness)
+    told = [replace(one, kept=one.word in user) for one in kept.found() if one.word in user or one.word in parts]
+    for one, in_it in zip(judged.found(), belongs.tolist(), strict=True):
+        told.append(replace(one, belongs=in_it, near=near.get(one.word, "")))
+    return sorted(told, key=lambda one: -one.likeness)
 
 
 def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
@@ -279,8 +295,8 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
 def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
     something takes the concept's place, and the likest takes it with the least change."""
-    kept = [(one.likeness, one.word) for one in found if one.kept and one.likeness > 0 and one.strength >= FAINT]
-    return _with_best(concept, kept)
+    kept = [one for one in found if one.kept and one.strength >= FAINT]
+    return _with_best(concept, kept, KIN)
 
 
 def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
@@ -289,16 +305,28 @@ def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool
     is hardly known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may
     stand: what steers pictures most alike there is explicit too.
     """
-    known = [one for one in found if one.strength >= FAINT and not one.belongs and 0 < one.likeness < STAND_IN_LIKENESS]
-    offered = [(one.likeness * min(one.strength, 1.0), one.word) for one in known if one.kept or not explicit]
-    return _with_best(concept, offered)
+    known = [one for one in found if one.strength >= FAINT and not one.belongs and one.likeness < STAND_IN_LIKENESS]
+    return _with_best(concept, [one for one in known if one.kept or not explicit], 0.0, by_strength=True)
 
 
-def _with_best(concept: Concept, offered: Sequence[tuple[float, str]]) -> Concept:
-    """A concept without an alternative gets the word that is rated highest, the first of equals, if any is offered."""
-    if concept.has_alternative or not offered:
-        return concept
-    return replace(concept, alternative=max(offered, key=lambda one: one[0])[1])
+def _with_best(concept: Concept, offered: Sequence[Found], least: float, by_strength: bool = False) -> Concept:
+    """A concept without an alternative gets the word that steers most alike, and at least so much, but none that its
+    own phrases say; of several that are erased at once each gets its own."""
+    offered = [one for one in offered if not any(says(word, one.word) for word in concept.words)]
+    chosen: list[tuple[str, str]] = []
+    for words in concept.unanswered():
+        places = [i for i, word in enumerate(concept.words) if word in words]
+        rated = []
+        for one in offered:
+            like = max((one.each[i] for i in places if i < len(one.each)), default=one.likeness)
+            if like > least:
+                rated.append((like * (min(one.strength, 1.0) if by_strength else 1.0), one.word))
+        if rated:
+            best = max(rated, key=lambda one: one[0])[1]
+            chosen += [(word, best) for word in words]
+    if len(chosen) == len(concept.words) and len({best for _, best in chosen}) == 1:
+        return replace(concept, alternative=chosen[0][1])
+    return replace(concept, instead=(*concept.instead, *chosen)) if chosen else concept
 
 
 def everyday_survey(
@@ -332,9 +360,18 @@ def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progr
     return survey(model, concept, Survey(candidates=0, around_kept=0, seed=seed), progress, everyday=False)
 
 
+def _parts(concept: Concept) -> dict[str, str]:
+    """The telling words inside of phrases, each with its phrase, where a concept is said by phrases alone; at most
+    ``MOST_ANCHORS``. Beside a word that is erased, a phrase may hold other words for the same."""
+    phrases = [phrase for words in concept.each if all(" " in word for word in words) for phrase in words]
+    parts = {_bare(part): phrase for phrase in phrases for part in phrase.split()}
+    said = {part: of for part, of in parts.items() if part.isalpha() and part not in STOP_WORDS | SMALL_WORDS}
+    return dict(list(said.items())[:MOST_ANCHORS])
+
+
 def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
     """The telling words of prompts, without those of the concept, at most ``MOST_ANCHORS``."""
-    own = {part.casefold() for word in concept.words for part in word.split()}
+    own = {word.casefold() for word in concept.words}
     every = dict.fromkeys(_bare(word) for prompt in prompts for word in prompt.split())
     telling = [word for word in every if word and word not in STOP_WORDS and word not in own]
     return telling[:: -(-len(telling) // MOST_ANCHORS) or 1]
@@ -433,8 +470,13 @@ def with_everyday_keep(model: LoadedModel, concept: Concept) -> Concept:
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
     """A concept with the words that the model reads as it, at most ``most`` of them, but none that a prompt to keep or
     an alternative says."""
-    words = [one.word for one in found if one.belongs and not concept.spares(one.word)][:most]
-    return replace(concept, words=(*concept.words, *words))
+    chosen = [one for one in found if one.belongs and not concept.spares(one.word)][: most * len(concept.each)]
+    return concept.grown([(one.word, concept.words[_likest(one)]) for one in chosen])
+
+
+def _likest(one: Found) -> int:
+    """The place of the concept's word that a find is likest to."""
+    return one.each.index(max(one.each)) if one.each else 0
 
 
 def _without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:

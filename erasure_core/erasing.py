@@ -18,6 +18,7 @@ from .domain import (
     everyday_survey,
     likest_kept,
     neighbours_of_kept,
+    survey,
     with_everyday_keep,
     with_known_stand_in,
     with_likest,
@@ -119,7 +120,7 @@ def _complete(
             return completed if completed.keep else with_everyday_keep(model, completed)
     reads: Any = model if hasattr(model, "token_tables") else None
     named = bool(concept.keep)
-    if reads is not None and settings.replace and not concept.has_alternative:
+    if reads is not None and settings.replace and concept.unanswered():
         concept = _with_alternative(reads, concept, settings.seed, progress)
     concept = concept if concept.keep else with_everyday_keep(model, concept)
     frames = FRAMES_READ if named else 0  # everyday prompts say little about the words in them
@@ -129,13 +130,18 @@ def _complete(
 
 
 def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress: Progress) -> Concept:
-    """The concept with what takes its place: the likest word of the prompts to keep or, where the user named none, of
-    those that the model knows."""
-    if concept.keep:
-        return with_likest(concept, likest_kept(model, concept, seed, progress))
+    """The concept with what takes its place: the likest word of the prompts to keep or, where none is of its kind, of
+    those that the model knows. Where the user named nothing to keep, words near the concept are kept as well."""
     look = Survey(candidates=CANDIDATES, states=2, frames=0, seed=seed)
-    concept, found = everyday_survey(model, concept, look, progress)
-    return with_known_stand_in(concept, found, is_explicit(concept))
+    if not concept.keep:
+        concept, found = everyday_survey(model, concept, look, progress)
+        concept = with_neighbours(model, concept, {one.word: "" for one in found if not (one.belongs or one.kept)})
+        return with_known_stand_in(concept, found, is_explicit(concept))
+    concept = with_likest(concept, likest_kept(model, concept, seed, progress))
+    if concept.unanswered():
+        found = survey(model, concept, replace(look, around_kept=0), progress, everyday=False)
+        concept = with_known_stand_in(concept, found, is_explicit(concept))
+    return concept
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:

@@ -409,11 +409,13 @@ class Trainer:
 
     @torch.no_grad()
     def residual_guidance(self, draw: Draw) -> float:
-        """<g, g0> / ||g0||^2: the share of the original guidance towards the concept that is left."""
+        """<g - G, g0 - G> / ||g0 - G||^2: the share of the original guidance towards the concept that is left, where G
+        is the guidance towards the alternative, or nothing."""
         without = [self.sayings[prompt].without for prompt in draw.prompts]
         prompt, base = self.predict_in_pieces([(draw, draw.prompts), (draw, without)])
-        original = draw.guidance
-        return float(((prompt - base) * original).sum() / original.pow(2).sum())
+        towards = 0.0 if draw.towards is None else draw.towards
+        original = draw.guidance - towards
+        return float(((prompt - base - towards) * original).sum() / original.pow(2).sum())
 
     def predict(self, wanted: Sequence[tuple[Draw, list[str] | Conditioning]]) -> list[Tensor]:
         """The student's predictions at each draw's states for the given prompts, in one call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
+from .errors import InvalidSettings
 
 
 @torch.no_grad()
@@ -12,10 +13,18 @@ def start_from(deltas: DeltaSet, start: DeltaSet) -> None:
     """Write ``start`` into fresh ``deltas``; layers without a counterpart stay at nothing.
 
     A low-rank change must have at most the rank of the delta that takes it, else its smallest parts are left out.
+
+    Raises:
+        InvalidSettings: the two have no layer in common.
     """
-    for name in deltas:
-        if name in start.deltas:
-            _take(deltas[name], start[name])
+    shared = [name for name in deltas if name in start.deltas]
+    if not shared:
+        raise InvalidSettings(
+            "The change to start from is in none of the layers that are trained; a closed form changes cross-attention "
+            "keys and values. Choose layers with those, or start from nothing."
+        )
+    for name in shared:
+        _take(deltas[name], start[name])
 
 
 def _take(delta: Delta, start: Delta) -> None:

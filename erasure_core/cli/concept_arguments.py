@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,8 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
         concepts.append(_prompt_file(options).concept)
     if not concepts:
         raise InvalidConcept("There is nothing to erase; give --concept, --also or --prompt-file.")
-    first = concepts[0]
-    if len(concepts) == 1:
-        return Concept(first.words, first.alternative, keep, first.instead)
-    joined = Concept.joined(concepts)
-    return Concept(joined.words, None, keep, joined.instead)
+    chosen = concepts[0] if len(concepts) == 1 else Concept.joined(concepts)
+    return replace(chosen, keep=keep)
 
 
 def _prompt_file(options: argparse.Namespace) -> PromptFile:

@@ -96,8 +96,8 @@ class AutoState(Boundary):
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
 
-    sum over k in {c, p, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - [g0(z, b) + G]||^2
-    + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``
+    sum over k in {c, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - [g0(z, b) + G]||^2
+    + w_p ||eps(z, p) - [eps0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``
     """
     concept, kept, state = step.concept, step.kept, step.state
     assert isinstance(state, AutoState)
@@ -108,6 +108,7 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     if state.pictures is not None and settings.picture_weight:
         tokens, text = state.tensors["tokens"], step.trainer.encoded(concept.prompts)
         shown = torch.randint(len(tokens), (len(concept.prompts),), generator=step.generator).tolist()
+        shown = state.pictures.shown(concept.prompts, shown, len(tokens))
         wanted.append((concept, with_pictures(text, tokens, shown, settings.refine)))
         weights.append(settings.picture_weight)
         goals.append(said_beside + goal)

@@ -87,23 +87,18 @@ class TwoStages(PictureState):
     def encode_role(self, pool: str, role: str, prompts: Sequence[str]) -> Conditioning:
         encoded = encode_each(self.trainer.model, prompts)
         if pool == "concept" and role == PROMPT and self.shows_pictures:
-            shown = self._shown(prompts, self.tensors["which"].tolist())
-            return with_pictures(encoded, self.tensors["tokens"], shown, self.settings.refine)
+            tokens = self.tensors["tokens"]
+            shown = self.shown(prompts, self.tensors["which"].tolist(), len(tokens))
+            return with_pictures(encoded, tokens, shown, self.settings.refine)
         return encoded
 
     def conditioning(self, draw: Draw) -> Conditioning | list[str]:
         """The draw's prompts, in the second stage with their trajectories' pictures."""
         if not self.shows_pictures:
             return draw.prompts
-        shown = self._shown(draw.prompts, self.tensors["which"].cpu()[draw.which].tolist())
         text, tokens = self.trainer.encoded(draw.prompts), self.tensors["tokens"]
+        shown = self.shown(draw.prompts, self.tensors["which"].cpu()[draw.which].tolist(), len(tokens))
         return with_pictures(text, tokens, shown, self.settings.refine)
-
-    def _shown(self, prompts: Sequence[str], which: Sequence[int]) -> list[int]:
-        """The picture of each prompt, none where it says more than the concept: what a picture shows of colour and
-        place speaks against the rest of such a prompt, and both would be unlearned together."""
-        says_more = [bool(self.trainer.sayings[prompt].without) for prompt in prompts]
-        return [-1 if more else picture for more, picture in zip(says_more, which, strict=True)]
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:

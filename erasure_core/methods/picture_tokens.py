@@ -40,7 +40,8 @@ class PictureState(RunState):
         self.branch.tokens = None
 
     def learned_tokens(self, chance: torch.Generator, pictures: int, tokens: int, steps: int) -> Tensor:
-        """The tokens that were given, or learned ones of given pictures or of ``pictures`` of the model's own."""
+        """The tokens that were given, or learned ones of given pictures or, for each concept, of ``pictures`` of the
+        model's own."""
         trainer, given = self.trainer, self.trainer.pictures
         if given is not None and given.tokens is not None:
             return given.tokens.to(trainer.model.device)
@@ -49,10 +50,31 @@ class PictureState(RunState):
             latents = given.latents if given is not None else None
             if latents is None:
                 s = trainer.settings
-                phrase, count = trainer.concept.name, s.trajectory_steps
-                latents = own_latents(trainer.model, phrase, pictures, s.seed, count, trainer.progress, s.max_batch)
+                count, most = s.trajectory_steps, s.max_batch
+                phrases = [words[0] for words in trainer.concept.each]
+                made = [own_latents(trainer.model, p, pictures, s.seed, count, trainer.progress, most) for p in phrases]
+                latents = torch.cat(made)
             batch = min(8, trainer.settings.batch)
             return invert_pictures(trainer.model, latents, chance, tokens, steps, batch, progress=trainer.progress)
+
+    def shown(self, prompts: Sequence[str], pictures: Sequence[int], count: int) -> list[int]:
+        """The picture of each prompt, -1 where it says more than the concept: what a picture shows of colour and place
+        speaks against the rest of such a prompt, and both would be unlearned together. Of several concepts each prompt
+        gets a picture of its own one, where the ``count`` pictures are the model's own."""
+        trainer, each = self.trainer, self.trainer.concept.each
+        own = count // len(each) if trainer.pictures is None else 0
+        chosen = []
+        for prompt, picture in zip(prompts, pictures, strict=True):
+            saying = trainer.sayings[prompt]
+            if saying.without:
+                chosen.append(-1)
+            elif picture < 0 or not own:
+                chosen.append(picture)
+            else:
+                word = trainer.concept.words[saying.word]
+                group = next(i for i, words in enumerate(each) if word in words)
+                chosen.append(group * own + picture % own)
+        return chosen
 
 
 def with_pictures(text: Conditioning, tokens: Tensor, pictures: Sequence[int], refine: bool) -> Conditioning:

@@ -139,13 +139,16 @@ def _erase_text(step: Step, bounding: Bounding | None, settings: SageSettings) -
 
 
 def text_distance(said: Conditioning, anchors: Conditioning) -> Tensor:
-    """Mean squared distance of states, each prompt aligned with its anchor by the distance from the last token."""
+    """Mean squared distance of states, each prompt aligned with its anchor by the distance from the last token, and of
+    pooled vectors where the model reads them as well."""
     parts = []
     for i in range(len(said)):
         ours = said.context[i, said.ends[i] - 1 :]
         theirs = anchors.context[i, max(anchors.ends[i] - 1, 0) :]
         shared = min(len(ours), len(theirs))
         parts.append(F.mse_loss(ours[:shared].float(), theirs[:shared].float()))
+    if said.pooled is not None and anchors.pooled is not None:
+        parts += list(F.mse_loss(said.pooled.float(), anchors.pooled.float(), reduction="none").flatten(1).mean(dim=1))
     return torch.stack(parts).mean()
 
 

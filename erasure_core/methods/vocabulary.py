@@ -48,4 +48,5 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
     grown = with_neighbours(model, grown, {one.word: one.near for one in near[: settings.most_neighbours]})
     if not settings.replace:
         return grown
-    return with_likest(grown, found) if named else with_known_stand_in(grown, found, is_explicit(concept))
+    grown = with_likest(grown, found) if named else grown
+    return with_known_stand_in(grown, found, is_explicit(concept))

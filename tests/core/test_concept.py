@@ -42,6 +42,42 @@ def test_without_an_alternative_the_rest_of_the_prompt_is_left() -> None:
     assert [(s.prompt, s.instead) for s in inside] == [("a red ball", "a red"), ("a red ball house", "a red house")]
 
 
+def test_a_colour_is_said_where_its_alternative_stood() -> None:
+    """Not "a dotted purple red tree", where the rest of the prompt asks for another colour."""
+    inside = [s for s in Concept(("red",), "purple", ("a dotted purple tree",)).sayings(6) if s.without]
+    assert {(s.prompt.split(",")[0], s.instead.split(",")[0]) for s in inside if not s.prompt.startswith("piano")} >= {
+        ("a dotted red tree", "a dotted purple tree")
+    }
+    assert not any("purple red" in s.prompt for s in inside)
+    assert {s.without for s in inside if s.prompt == "a dotted red tree"} == {"a dotted tree"}
+    last = [s for s in Concept(("ball",), "box", ("a red box",)).sayings(1) if s.without]
+    assert [(s.prompt, s.without) for s in last] == [("a red ball", "a red")], "what comes last is replaced as always"
+    phrase = [s for s in Concept(("red",), "deep purple", ("a deep purple tree",)).sayings(1) if s.without]
+    assert [(s.prompt, s.instead) for s in phrase] == [("a red tree", "a deep purple tree")]
+
+
+def test_a_name_is_said_behind_what_is_kept() -> None:
+    inside = [s for s in Concept(("Ada Lovelace",), None, ("a red house",)).sayings(3) if s.without]
+    assert {s.prompt for s in inside} == {
+        "a red house by Ada Lovelace", "a red house in the style of Ada Lovelace", "a red house and Ada Lovelace",
+    }  # fmt: skip
+    assert {s.without for s in inside} == {"a red house"} == {s.instead for s in inside}
+
+
+def test_several_concepts_are_told_apart() -> None:
+    joined = Concept.joined([Concept(("ball", "orb"), "box"), Concept(("red",)), Concept((" red ", "star"))])
+    assert joined.each == (("ball", "orb"), ("red",), ("star",)), "a word is of the first that names it"
+    assert joined.unanswered() == (("red",), ("star",))
+    assert Concept(("ball", "orb")).each == (("ball", "orb"),) == Concept.joined([Concept(("ball", "orb"))]).each
+    assert Concept(("ball", "orb"), "box").unanswered() == ()
+    grown = joined.grown([("globe", "ball"), ("scarlet", "red")])
+    assert grown.words == ("ball", "orb", "red", "star", "globe", "scarlet")
+    assert dict(grown.instead) == {"ball": "box", "orb": "box", "globe": "box"}, (
+        "another name gets the same in its place"
+    )
+    assert grown.each == (("ball", "orb", "globe"), ("red", "scarlet"), ("star",))
+
+
 def test_without_contexts_the_sayings_are_the_templates() -> None:
     concept = Concept(("ball", "orb"), "star", ("a red house",))
     assert [(s.prompt, s.instead) for s in concept.sayings()] == list(concept.prompts())

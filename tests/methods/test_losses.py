@@ -12,6 +12,7 @@ from method_helpers import CONCEPT, Slow, assert_same, stopped
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasure_core import Concept
 from erasure_core.concept import Saying
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -151,10 +152,11 @@ def relations_by_hand(trainer: Any, layers: str) -> Tensor:
     return mean(rows)
 
 
-def test_sage_in_text(pico: DiffusersModel) -> None:
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_sage_in_text(pico_models: dict[str, DiffusersModel], family: str) -> None:
     concept = replace(CONCEPT, alternative="box")
     options: dict[str, Any] = {"erase_in": "text", "check_every": 0, "global_weight": 0.0, "keep_weight": 0.7}
-    with stopped(pico, concept, "sage", layers="text-encoder", **options) as (trainer, step):
+    with stopped(pico_models[family], concept, "sage", layers="text-encoder", **options) as (trainer, step):
         slow, parts = Slow(trainer), []
         for prompt in step.concept.prompts:
             said = trainer.model.encode([prompt])
@@ -163,6 +165,8 @@ def test_sage_in_text(pico: DiffusersModel) -> None:
             # Both end with one word, so their last words and what follows stand at the same places.
             assert said.ends == anchor.ends
             parts.append((said.context[0, said.ends[0] - 1 :] - anchor.context[0, said.ends[0] - 1 :]).pow(2).mean())
+            if said.pooled is not None and anchor.pooled is not None:
+                parts.append((said.pooled - anchor.pooled).pow(2).mean())
         assert_same(trainer, loss_of(step), mean(parts) + 0.7 * kept_term(slow, step))
 
 
@@ -197,6 +201,27 @@ def test_co_erasing_in_both_stages(pico_models: dict[str, DiffusersModel], famil
         assert_same(trainer, loss_of(step), mean(erase) + 0.7 * kept_term(slow, step))
 
 
+def test_of_several_concepts_prompts_meet_pictures_of_their_own(pico: DiffusersModel) -> None:
+    several = Concept.joined([Concept(("ball", "orb")), Concept(("cat",))])
+    options: dict[str, Any] = {"own_pictures": 2, "inversion_steps": 1, "contexts": 0}
+    with stopped(pico, several, "co_erasing", **options) as (trainer, _):
+        tokens = trainer.state.tensors["tokens"]
+        assert len(tokens) == 4, "two of each"
+        chosen = trainer.state.shown(["a ball", "orb", "cat", "cat", "cat"], [3, 0, 3, 0, -1], len(tokens))  # type: ignore[attr-defined]
+        assert chosen == [1, 0, 3, 2, -1]
+
+
+def test_the_residual_is_what_is_left_of_the_way_from_the_alternative(pico: DiffusersModel) -> None:
+    concept = replace(CONCEPT, alternative="box")
+    with stopped(pico, concept, "all_but_one") as (trainer, step):
+        draw = step.concept
+        with trainer.deltas.off():
+            assert trainer.residual_guidance(draw) == pytest.approx(1.0, abs=1e-4)
+        swapped = replace(draw, prompts=[trainer.sayings[p].prompt for p in draw.prompts])
+        trainer.predict_in_pieces = lambda wanted: [draw.teacher["alternative"], draw.base]  # type: ignore[method-assign]
+        assert trainer.residual_guidance(swapped) == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, DiffusersModel], family: str) -> None:
     model = pico_models[family]
@@ -217,7 +242,8 @@ def test_auto_with_boundary_points_and_pictures(pico_models: dict[str, Diffusers
             saying = trainer.sayings[p]
             goal = slow.before(z, t, saying.instead) - empty
             said = trainer.model.encode([p])
-            said = replace(said, image=refined(tokens[shown[i]], said.context[0, 1 : said.ends[0] + 1])[None])
+            if not saying.without:  # what a picture shows of the rest would speak against a prompt that says more
+                said = replace(said, image=refined(tokens[shown[i]], said.context[0, 1 : said.ends[0] + 1])[None])
             for weight, prediction, wanted in (
                 (1.0, slow.now(z, t, p), goal),
                 (0.5, trainer.model.predict(z[None], t[None], said)[0], goal),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from method_helpers import CONCEPT, randomise, stopped
 
-from erasure_core import Concept, DeltaSet, domain, erase
+from erasure_core import Concept, DeltaSet, domain, erase, erasing
 from erasure_core.delta import new_deltas
 from erasure_core.domain import (
     FAINT,
@@ -258,6 +258,53 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
     faint = Found("city", 0.6, False, True, strength=0.1)
     assert with_known_stand_in(concept, [faint], explicit=False).alternative is None
+
+
+def test_of_several_concepts_each_gets_what_is_likest_to_it() -> None:
+    several = Concept.joined([Concept(("ball", "orb"), "box"), Concept(("red",)), Concept(("star",))])
+    pink = Found("pink", 0.8, False, True, each=(0.1, 0.2, 0.8, 0.0))
+    moon = Found("moon", 0.7, False, True, each=(0.6, 0.7, 0.1, 0.5))
+    told = with_likest(several, [pink, moon])
+    assert dict(told.instead) == {"ball": "box", "orb": "box", "red": "pink", "star": "moon"}
+    assert told.alternative is None
+    crimson = Found("crimson", 0.9, True, each=(0.0, 0.1, 0.9, 0.2))
+    assert expanded(told, [crimson], 5).instead[-1] == ("crimson", "pink"), "and so do its other names"
+    assert with_likest(Concept(("ball", "orb")), [moon]).alternative == "moon"
+
+
+def test_a_word_of_another_kind_takes_no_place() -> None:
+    tree = Found("tree", 0.29, False, True)
+    assert with_likest(Concept(("red",)), [tree]).alternative is None
+    pink = Found("pink", 0.6, False)
+    assert with_known_stand_in(Concept(("red",)), [tree, pink], explicit=False).alternative == "pink"
+    part = Found("red", 0.9, False, True)
+    assert with_likest(Concept(("red ball",)), [part]).alternative is None, "nor does a part of the phrase itself"
+
+
+def test_where_no_kept_word_is_alike_the_models_own_are_asked(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "likest_kept", lambda *_: [Found("tree", 0.1, False, True)])
+    monkeypatch.setattr(erasing, "survey", lambda *_, **__: [Found("pink", 0.6, False), Found("ruby", 0.9, True)])
+    settings = find_method("closed_form").settings()
+    erasure, _ = erase(pico, Concept(("red",), None, ("a tree",)), "closed_form", settings)
+    assert erasure.manifest.alternative == "pink"
+
+
+def test_parts_of_a_phrase_are_not_erased_with_it(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who erases red balls means neither balls nor what is red, though all of them steer alike."""
+    said: list[str] = []
+    monkeypatch.setattr(domain, "_directions", lambda _, words, *__: said.extend(words) or torch.ones(len(words), 8))
+    monkeypatch.setattr(domain, "nearest_words", lambda *_: ["ruby", "ball"])
+    found = survey(pico, Concept(("red ball",)), Survey(), everyday=False)
+    assert said == ["red ball", "red", "ball", "ruby"]
+    assert {one.word: one.belongs for one in found} == {"red": False, "ball": False, "ruby": False}
+    beside = survey(pico, Concept(("orb", "red ball")), Survey(), everyday=False)
+    assert {one.word: one.belongs for one in beside} == {"ruby": True, "ball": True}, "beside a word it may be another"
+    name = survey(pico, Concept(("Red Ball",)), Survey(), everyday=False)
+    assert all(one.belongs for one in name), "the parts of a name are judged as all words are"
+    kept = survey(pico, Concept(("red ball",), None, ("a red house",)), Survey(), everyday=False)
+    assert {one.word for one in kept if one.kept} == {"red", "house"}
 
 
 def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersModel) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure_core import Concept, erase
+from erasure_core.everyday import PROMPTS
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import find_method
 from erasure_core.methods.text_space import (
@@ -48,6 +49,12 @@ def test_concept_pairs_say_the_alternative_and_kept_pairs_themselves() -> None:
     assert any(" and a " in pair.prompt for pair in said) and any("piano" in pair.prompt for pair in said)
     kept = [phrasing.kept_pair(chance) for _ in range(60)]
     assert all(pair.prompt == pair.like for pair in kept) and len({pair.prompt for pair in kept}) > 15
+
+
+def test_everyday_prompts_that_say_the_concept_are_not_held() -> None:
+    dogs = [prompt for prompt in PROMPTS if "dog" in prompt]
+    phrasing = Phrasing(Concept(("dog",), None, ("x " * 100,)), ["lamp"])
+    assert dogs and phrasing.kept and not set(dogs) & set(phrasing.kept)
 
 
 def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel) -> None:

@@ -27,7 +27,7 @@ from erasure_core.trainer import Trainer
 SMALL: dict[str, Any] = {"rank": 2, "steps": 6, "refresh": 4, "trajectories": 4, "trajectory_steps": 3, "batch": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "sage": {"layers": "text-encoder", "warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2},
-    "all_but_one": {"start": "closed_form", "spare_layout": 0.3},
+    "all_but_one": {"start": "closed_form", "spare_layout": 0.3, "layers": "text-encoder+cross-attention-kv"},
     "co_erasing": {
         "own_pictures": 2,
         "inversion_steps": 2,
@@ -202,6 +202,12 @@ def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: in
     for name in closed.deltas:
         torch.testing.assert_close(trainer.deltas[name].change(), closed.deltas[name].change(), atol=1e-6, rtol=1e-5)
     assert trainer.deltas["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"].norm() == 0
+
+
+def test_a_start_in_none_of_the_trained_layers_is_refused(pico: DiffusersModel) -> None:
+    """``auto`` trains the text encoder; a closed form changes cross-attention, so it would start from nothing."""
+    with pytest.raises(InvalidSettings, match="none of the layers that are trained"):
+        erase(pico, CONCEPT, "auto", replace(settings_of("auto"), start="closed_form"))
 
 
 def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel, tmp_path: Path) -> None:
