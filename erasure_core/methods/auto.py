@@ -97,7 +97,8 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
 
     sum over k in {c, [c, x]} of w_k ||[eps(z, k) - sg eps(z, "")] - [g0(z, b) + G]||^2
-    + w_p ||eps(z, p) - [eps0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``
+    + w_p ||eps(z, p) - [eps0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2
+    + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``
     """
     concept, kept, state = step.concept, step.kept, step.state
     assert isinstance(state, AutoState)
