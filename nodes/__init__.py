@@ -7,14 +7,20 @@ from typing import Any
 
 
 async def comfy_entrypoint() -> Any:
-    """The pack as ComfyUI wants it. What is missing costs the pack its nodes, never the host its start."""
+    """The pack as ComfyUI wants it. What is missing costs the pack its nodes, never the host its start.
+
+    A default profile that cannot be applied then still stops every graph.
+    """
     from comfy_api.latest import ComfyExtension
 
-    nodes: list[type] = []
+    from . import refusal
+
     try:
         nodes = _load()
     except Exception as error:  # whatever is missing on this machine
-        logging.error("Concept Erasure is not available: %s: %s", type(error).__name__, error)
+        problem = f"{type(error).__name__}: {error}"
+        logging.error("Concept Erasure is not available: %s", problem)
+        nodes = refusal.guard_alone(problem)
 
     class ConceptErasure(ComfyExtension):
         async def get_node_list(self) -> list[type]:

@@ -22,7 +22,8 @@ from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound,
 from ..erasure_core.library import read_manifest
 from ..erasure_core.safe_files import write_bytes
 from .badge import badge_of
-from .host import CATEGORY, FOLDER, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
+from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
+from .refusal import FOLDER
 
 FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LORAS = "loras/"

@@ -16,9 +16,9 @@ from ..erasure_core.concept import Concept
 from ..erasure_core.erasure_file import StoredErasure
 from ..erasure_core.errors import Cancelled, OutOfMemory
 from ..erasure_core.library import Library
+from .refusal import FOLDER
 
 CATEGORY = "concept erasure"
-FOLDER = "erasures"
 ADAPTERS = "ipadapter"
 """The folder below ``models`` that packs for IP-Adapters use."""
 PREFIX = "ConceptErasure"
@@ -80,11 +80,6 @@ def register_folders() -> None:
 
 def library() -> Library:
     return Library([Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)])
-
-
-def profile_folder() -> Path:
-    """Always the same one: a list of folders that others write must not switch the default profile off."""
-    return Path(folder_paths.models_dir) / FOLDER / "profiles"
 
 
 @contextmanager

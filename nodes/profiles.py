@@ -22,11 +22,11 @@ from ..erasure_core.profile import (
     write_profile,
 )
 from ..erasure_core.safe_files import read_header
-from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, profile_folder, working
+from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, working
+from .refusal import Refused, profile_folder
 
 APPLY_ID = f"{PREFIX}SafetyProfile"
 SERVER_ID = f"{PREFIX}ServerProfile"
-REFUSED_ID = f"{PREFIX}Refused"
 MARK = "concept_erasure_profile"
 """Under this key a MODEL or CLIP carries the patches of the profiles that are on it."""
 
@@ -119,30 +119,6 @@ class ServerProfile(io.ComfyNode):
                     f"The safety profile {profile!r} was changed after this graph was queued; queue again."
                 )
             return io.NodeOutput(*apply_profile(wanted, model, clip))
-
-
-class Refused(io.ComfyNode):
-    """Stands in the place of a graph that must not run: it never passes validation."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id=REFUSED_ID,
-            display_name="Refused Graph",
-            category=f"{CATEGORY}/internal",
-            description="Put in the place of a graph that cannot be protected by the default safety profile.",
-            inputs=[io.String.Input("reason", default="")],
-            outputs=[],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def validate_inputs(cls, reason: str) -> bool | str:
-        return reason or "This graph was refused."
-
-    @classmethod
-    def execute(cls, reason: str) -> io.NodeOutput:
-        raise ProfileFailed(reason)
 
 
 class SaveSafetyProfile(io.ComfyNode):

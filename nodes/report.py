@@ -15,19 +15,8 @@ from ..erasure_core.errors import InvalidSettings
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.profile import refuse_if_pinned
 from .boundary import search_inputs
-from .host import (
-    CATEGORY,
-    PREFIX,
-    ConceptRequest,
-    ConceptType,
-    ErasureType,
-    Stack,
-    library,
-    lines,
-    profile_folder,
-    say,
-    working,
-)
+from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Stack, library, lines, say, working
+from .refusal import profile_folder
 from .subjects import loaded_model, new_folder, shown_file, sum_of
 from .training_progress import SearchProgress
 

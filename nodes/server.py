@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,12 +13,10 @@ from ..erasure_core.profile import ProfileFailed, SafetyProfile
 from .badge import badge_of
 from .erasures import listed
 from .graphs import LINKED, carried_by, is_link, links, on_every_output, outputs_of
-from .host import library, profile_folder
-from .profiles import REFUSED_ID, SERVER_ID, load_profile
+from .host import library
+from .profiles import SERVER_ID, load_profile
+from .refusal import SettingFailed, default_name, free_key, refused
 
-ENVIRONMENT = "CONCEPT_ERASURE_PROFILE"
-SETTING = "server.json"
-"""In the folder of profiles: {"default_profile": "studio"}. Only who can write to the server's disk can change it."""
 METADATA = "concept_erasure_profile"
 
 
@@ -59,30 +55,8 @@ async def default_profile_route(request: web.Request) -> web.Response:
     try:
         name = default_name()
         return web.json_response({"profile": load_profile(name).name if name else None})
-    except ErasureError as error:
+    except (ErasureError, SettingFailed) as error:
         return web.json_response({"error": str(error)})
-
-
-def default_name() -> str:
-    """By what name the profile that every graph gets is found; empty if the server has none set.
-
-    Raises:
-        ProfileFailed: the setting cannot be read.
-    """
-    return os.environ.get(ENVIRONMENT, "").strip() or _setting()
-
-
-def _setting() -> str:
-    path = profile_folder() / SETTING
-    if not path.exists():
-        return ""
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["default_profile"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProfileFailed(f"The setting {path} cannot be read ({error!r}); correct or remove it.") from error
-    if name is not None and not isinstance(name, str):
-        raise ProfileFailed(f"The setting {path} names no profile; write a name or null.")
-    return name or ""
 
 
 def protect(data: dict[str, Any]) -> dict[str, Any]:
@@ -100,15 +74,6 @@ def protect(data: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         logging.error("Concept Erasure refused a graph: %s", error)
         return refused(data, str(error) or type(error).__name__)
-
-
-def refused(data: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """What was sent, with a graph in its place that never passes validation."""
-    kept = {key: value for key, value in data.items() if key not in ("prompt", "partial_execution_targets")}
-    # The browser marks the node of this name; it must be none of the user's.
-    sent = data.get("prompt")
-    own = _free("concept_erasure_refused", sent if isinstance(sent, dict) else {})
-    return {**kept, "prompt": {own: {"class_type": REFUSED_ID, "inputs": {"reason": reason}}}}
 
 
 def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dict[str, Any]:
@@ -129,7 +94,7 @@ def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dic
     places: dict[tuple[str, int], list[Any]] = {}
     for source, node in prompt.items():
         for number, slots in enumerate(_pairs(outputs_of(node["class_type"]))):
-            guard = _free(f"profile_{source}_{number}", prompt)
+            guard = free_key(f"profile_{source}_{number}", prompt)
             inputs = {kind.lower(): [source, slot] for kind, slot in slots.items()}
             inputs |= {"profile": name, "digest": profile.digest()}
             guards[guard] = {"class_type": SERVER_ID, "inputs": inputs}
@@ -183,16 +148,14 @@ def _pairs(returned: list[str]) -> Iterator[dict[str, int]]:
         yield {kind: found[number] for kind, found in slots.items() if number < len(found)}
 
 
-def _free(name: str, prompt: Mapping[str, Any]) -> str:
-    while name in prompt:
-        name += "_"
-    return name
-
-
 def _noted(data: dict[str, Any], profile: SafetyProfile | None) -> dict[str, Any]:
     """What was sent, with the active profiles in the metadata that pictures will carry, and no others."""
     active = [{"profile": profile.name, "digest": profile.digest(), "by": "server"}] if profile else []
-    for chosen in map(load_profile, on_every_output(data.get("prompt", {}))):
+    for name in on_every_output(data.get("prompt", {})):
+        try:
+            chosen = load_profile(name)
+        except ProfileFailed:
+            continue  # this very graph may save it; without it its own node stops the picture
         active.append({"profile": chosen.name, "digest": chosen.digest(), "by": "graph"})
     extra = dict(data.get("extra_data") or {})
     sent = dict(extra.get("extra_pnginfo") or {})

@@ -17,8 +17,8 @@ class Nodes:
     def __init__(self) -> None:
         entry = importlib.import_module(f"{PACK}.nodes").comfy_entrypoint
         self.all = {node.define_schema().node_id: node for node in asyncio.run(asyncio.run(entry()).get_node_list())}
-        names = ("host", "server", "profiles", "erase", "training_progress")
-        self.host, self.server, self.profiles, self.erase, self.progress = (
+        names = ("host", "server", "profiles", "erase", "training_progress", "refusal")
+        self.host, self.server, self.profiles, self.erase, self.progress, self.refusal = (
             importlib.import_module(f"{PACK}.nodes.{name}") for name in names
         )
         self.core: Any = importlib.import_module(f"{PACK}.erasure_core.errors")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import importlib
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from pack_nodes import Nodes, instant
+from pack_nodes import PACK, Nodes, instant
 
 GRAPH = {
     "1": {"class_type": "Loader", "inputs": {"name": "x"}},
@@ -48,7 +50,7 @@ def test_a_graph_cannot_claim_a_profile(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, default: bool
 ) -> None:
     """The metadata of a picture names what this server applied, never what the sender wrote there."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile if default else "")
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile if default else "")
     claimed = {"workflow": {"a": 1}, server.METADATA: [{"profile": "forged", "by": "server"}]}
     sent = {"prompt": copy.deepcopy(GRAPH), "extra_data": {"extra_pnginfo": claimed, "client_id": "c"}}
     got = server.protect(sent)["extra_data"]
@@ -60,7 +62,7 @@ def test_a_graph_cannot_claim_a_profile(
 def test_the_default_profile_is_put_behind_every_model_and_clip(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     sent = {"prompt": copy.deepcopy(GRAPH), "client_id": "c"}
     got = server.protect(sent)
     assert sent["prompt"] == GRAPH
@@ -101,7 +103,7 @@ def test_an_exception_never_leaves_the_handler(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, prompt: Any
 ) -> None:
     """The host would log it and run the graph unprotected."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     assert is_refused(server.protect({"prompt": prompt}))
 
 
@@ -110,7 +112,7 @@ def test_no_way_of_writing_a_link_leads_around_the_guard(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, link: Any
 ) -> None:
     """The host counts slots below zero from the end, and unwraps values before it follows links."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     sent = copy.deepcopy(GRAPH)
     sent["3"]["inputs"]["model"] = link
     got = server.protect({"prompt": sent})
@@ -119,7 +121,7 @@ def test_no_way_of_writing_a_link_leads_around_the_guard(
 
 def test_a_graph_that_was_guarded_can_be_sent_again(server: Any, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The history and the pictures hold graphs as they ran. Another server's guard is none of ours."""
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     once = server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]
     forged = copy.deepcopy(once)
     for node in forged.values():
@@ -132,7 +134,7 @@ def test_a_graph_that_was_guarded_can_be_sent_again(server: Any, profile: str, m
 def test_a_graph_cannot_bring_its_own_guard(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     guards = {"9": own, "10": {"model": ["9", 0]}}
     sent = copy.deepcopy(GRAPH) | {key: {"class_type": server.SERVER_ID, "inputs": i} for key, i in guards.items()}
     sent["3"]["inputs"]["model"] = ["10", 0]
@@ -151,7 +153,7 @@ def test_a_profile_is_found_by_its_own_name_and_by_its_files(
 def test_a_profile_whose_file_was_renamed_is_still_found(
     server: Any, nodes: Nodes, graph: dict[str, Any], profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = nodes.host.profile_folder() / "studio.profile.json"
+    path = nodes.refusal.profile_folder() / "studio.profile.json"
     path.rename(path.with_name("other.profile.json"))
     check_guarding(server, nodes, graph, monkeypatch, "other")
 
@@ -160,7 +162,7 @@ def check_guarding(
     server: Any, nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The guard that the server puts in finds the profile that it was put in for."""
-    monkeypatch.setenv(server.ENVIRONMENT, name)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", name)
     guard = server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]["profile_1_0"]["inputs"]
     both = {"model": graph["model"], "clip": graph["clip"]}
     assert nodes.run("ServerProfile", **{**guard, **both}).args[0].patches
@@ -222,10 +224,18 @@ def test_pictures_claim_a_profile_of_the_graph_only_if_none_gets_around_it(
     assert got["prompt"] == sent
 
 
+def test_a_graph_may_save_the_profile_that_it_applies(server: Any) -> None:
+    """Its first run: the profile is not there yet. Nothing is claimed, and the branch that saves it runs."""
+    sent = copy.deepcopy(PAINTED)
+    sent["safe"]["inputs"]["profile"] = "studio"
+    got = server.protect({"prompt": sent, "extra_data": {"extra_pnginfo": {server.METADATA: "forged"}}})
+    assert got == {"prompt": sent, "extra_data": {"extra_pnginfo": {}}}
+
+
 def test_separate_loaders_get_the_part_that_concerns_them(
     server: Any, nodes: Nodes, graph: dict[str, Any], profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(server.ENVIRONMENT, profile)
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     prompt = {"1": {"class_type": "Unet", "inputs": {}}, "2": {"class_type": "Sampler", "inputs": {"model": ["1", 0]}}}
     guard = server.protect({"prompt": prompt})["prompt"]["profile_1_0"]["inputs"]
     assert "clip" not in guard
@@ -234,3 +244,44 @@ def test_separate_loaders_get_the_part_that_concerns_them(
     assert {len(p) for p in safe[0].patches.values()} == {2} and safe[1] is None
     text = nodes.run("ServerProfile", profile=profile, digest=digest, clip=graph["clip"]).args
     assert text[0] is None and not text[1].patcher.patches  # these erasures leave the text encoder alone
+
+
+@pytest.fixture(params=["torch", f"{PACK}.nodes.boundary"])
+def alone(
+    pack: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, dict[str, Any]]:
+    """What the pack makes of a graph where a module cannot be imported, and the nodes that it has then."""
+    handlers: list[Any] = []
+    instance = SimpleNamespace(add_on_prompt_handler=handlers.append)
+    monkeypatch.setitem(sys.modules["server"].__dict__, "PromptServer", SimpleNamespace(instance=instance))
+    monkeypatch.setitem(sys.modules, request.param, None)
+    extension = asyncio.run(importlib.import_module(f"{PACK}.nodes").comfy_entrypoint())
+    known = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+    (handler,) = handlers
+    return handler, known
+
+
+def test_a_pack_that_cannot_be_loaded_refuses_what_a_default_profile_is_meant_for(
+    alone: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, known = alone
+    sent = {"prompt": copy.deepcopy(GRAPH), "client_id": "c"}
+    assert handler(sent) is sent, "no default profile is set"
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", "studio")
+    got = handler(sent)
+    assert is_refused(got) and got["client_id"] == "c"
+    reason = reason_of(got)
+    assert "'studio' cannot be applied, for Concept Erasure could not be loaded (ModuleNotFoundError" in reason
+    assert known["ConceptErasureRefused"].validate_inputs(reason=reason) == reason
+
+
+def test_a_pack_that_cannot_be_loaded_reads_the_servers_setting(
+    alone: tuple[Any, dict[str, Any]], fake_host: Path
+) -> None:
+    handler, _ = alone
+    path = fake_host / "erasures" / "profiles" / "server.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"default_profile": "studio"}))
+    assert "'studio' cannot be applied" in reason_of(handler({"prompt": copy.deepcopy(GRAPH)}))
+    path.write_text("{")
+    assert "cannot be read" in reason_of(handler({"prompt": copy.deepcopy(GRAPH)}))

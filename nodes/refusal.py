@@ -1,0 +1,130 @@
+"""Refuses graphs, also where the rest of the pack cannot be loaded: imports the standard library and the host only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+FOLDER = "erasures"
+"""The folder of erasures below the host's folder of models."""
+ENVIRONMENT = "CONCEPT_ERASURE_PROFILE"
+SETTING = "server.json"
+"""In the folder of profiles: {"default_profile": "studio"}. Only who can write to the server's disk can change it."""
+REFUSED_ID = "ConceptErasureRefused"
+
+
+class SettingFailed(Exception):
+    """The server's setting of a default profile cannot be read."""
+
+
+class GraphRefused(Exception):
+    """A graph that must not run was run all the same."""
+
+
+def profile_folder() -> Path:
+    """Always the same one: a list of folders that others write must not switch the default profile off."""
+    return Path(folder_paths.models_dir) / FOLDER / "profiles"
+
+
+def default_name() -> str:
+    """By what name the profile that every graph gets is found; empty if the server has none set.
+
+    Raises:
+        SettingFailed: the setting cannot be read.
+    """
+    return os.environ.get(ENVIRONMENT, "").strip() or _setting()
+
+
+def _setting() -> str:
+    path = profile_folder() / SETTING
+    if not path.exists():
+        return ""
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["default_profile"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingFailed(f"The setting {path} cannot be read ({error!r}); correct or remove it.") from error
+    if name is not None and not isinstance(name, str):
+        raise SettingFailed(f"The setting {path} names no profile; write a name or null.")
+    return name or ""
+
+
+def refused(data: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """What was sent, with a graph in its place that never passes validation."""
+    kept = {key: value for key, value in data.items() if key not in ("prompt", "partial_execution_targets")}
+    # The browser marks the node of this name; it must be none of the user's.
+    sent = data.get("prompt")
+    own = free_key("concept_erasure_refused", sent if isinstance(sent, dict) else {})
+    return {**kept, "prompt": {own: {"class_type": REFUSED_ID, "inputs": {"reason": reason}}}}
+
+
+def free_key(name: str, prompt: Mapping[str, Any]) -> str:
+    """A name that no node of the graph has."""
+    while name in prompt:
+        name += "_"
+    return name
+
+
+def guard_alone(problem: str) -> list[type]:
+    """Where the pack cannot be loaded: refuse every graph that a default profile is meant for.
+
+    Args:
+        problem: why the pack cannot be loaded.
+
+    Returns:
+        The nodes that this needs.
+    """
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.add_on_prompt_handler(_refusing(problem))
+    return [Refused]
+
+
+def _refusing(problem: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def handler(data: dict[str, Any]) -> dict[str, Any]:
+        try:
+            name = default_name()
+        except Exception as error:  # hosts log what leaves a handler, and run the graph as it was sent
+            return refused(data, str(error))
+        if not name:
+            return data
+        reason = (
+            f"The default safety profile {name!r} cannot be applied, for Concept Erasure could not be loaded "
+            f"({problem}); repair it, or take the setting off the server."
+        )
+        logging.error("Concept Erasure refused a graph: %s", reason)
+        return refused(data, reason)
+
+    return handler
+
+
+class Refused(io.ComfyNode):
+    """Stands in the place of a graph that must not run: it never passes validation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=REFUSED_ID,
+            display_name="Refused Graph",
+            category="concept erasure/internal",
+            description="Put in the place of a graph that the server refuses; it says why and never runs.",
+            inputs=[io.String.Input("reason", default="", tooltip="Why the server refused the graph.")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, reason: str) -> bool | str:
+        return reason or "This graph was refused."
+
+    @classmethod
+    def execute(cls, reason: str) -> io.NodeOutput:
+        raise GraphRefused(reason)
