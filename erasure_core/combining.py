@@ -105,11 +105,11 @@ def reshaped(
 
 
 def stored_form(model: LoadedModel, deltas: DeltaSet, manifest: Manifest | None, path: Path) -> StoredErasure:
-    """An erasure in memory as if it had been read from a file."""
+    """An erasure in memory as if it had been read from a file; its changes lie in the memory of the CPU."""
     is_dense = not all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values())
     names = file_names(model.layers(), model.family, is_dense)
     whole = dense(deltas).deltas if is_dense else deltas.deltas
-    changes: dict[str, Delta] = {names[name]: delta for name, delta in whole.items()}
+    changes: dict[str, Delta] = {names[name]: delta.to("cpu") for name, delta in whole.items()}
     return StoredErasure(changes, manifest, path)
 
 

@@ -56,12 +56,14 @@ class StoredErasure:
     manifest: Manifest | None
     path: Path
 
-    def bind(self, model: LoadedModel, allow_other_base: bool = False) -> DeltaSet:
+    def bind(self, model: LoadedModel, allow_other_base: bool = False, device: torch.device | None = None) -> DeltaSet:
         """Match the changes to a model's layers and check that they belong to it.
 
         Args:
             model: the loaded model.
             allow_other_base: apply to a model of the same shape even if it is not the one the erasure was made on.
+            device: where the matched changes lie; by default where the model computes. Those of the file stay where
+                they are.
 
         Raises:
             WrongBase: the model is of another family, has no such layers, other shapes, or other weights.
@@ -73,7 +75,7 @@ class StoredErasure:
         deltas = DeltaSet(self._match(model))
         if self.manifest is not None and not allow_other_base:
             self._check_base(model, deltas.changed())
-        return deltas.to(model.device)
+        return DeltaSet({name: _copied(delta, device or model.device) for name, delta in deltas.deltas.items()})
 
     def _match(self, model: LoadedModel) -> dict[str, Delta]:
         """The changes by canonical layer name, each of its layer's shape."""
@@ -111,6 +113,11 @@ class StoredErasure:
                 f"{self.path} was made on another base model: the weights it changes differ by about {apart:.1%}. "
                 "Use it with the model it was made on, or allow another base and judge the pictures yourself."
             )
+
+
+def _copied(delta: Delta, device: torch.device) -> Delta:
+    """A change on a device, in the same memory if it lies there: ``Module.to`` would move whoever else holds it."""
+    return type(delta)(*[p.detach().to(device) for p in delta.parameters()])
 
 
 def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch.dtype | None = None) -> Manifest:

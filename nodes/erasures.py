@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from ..erasure_core.combining import UNKNOWN, Part, merge, stored_form
@@ -171,7 +172,8 @@ def apply_stack(
     ``apply_deltas``."""
     check_clip(stack, clip)
     loaded = ComfyModel(model, clip)
-    changes = [bound(item.stored, loaded, allow_other_base) for item in stack]
+    # Patches wait in the CPU's memory until the host wants them: it counts and frees what it moves itself.
+    changes = [bound(item.stored, loaded, allow_other_base, torch.device("cpu")) for item in stack]
     check_blocks(strengths.blocks, [name for deltas in changes for name in deltas])
     for item, deltas in zip(stack, changes, strict=True):
         weighted = replace(strengths, unet=item.unet, text=item.text)

@@ -123,7 +123,9 @@ def check_blocks(blocks: Mapping[str, float], changed: Sequence[str]) -> None:
             raise InvalidSettings(f"No changed layer fits the block weight {pattern!r}; the names look like {example}.")
 
 
-def bound(stored: StoredErasure, model: ComfyModel, allow_other_base: bool = False) -> DeltaSet:
+def bound(
+    stored: StoredErasure, model: ComfyModel, allow_other_base: bool = False, device: torch.device | None = None
+) -> DeltaSet:
     """``stored.bind``, which reads all touched weights to recognise the base; that is done once for each loaded model.
 
     Raises:
@@ -131,24 +133,26 @@ def bound(stored: StoredErasure, model: ComfyModel, allow_other_base: bool = Fal
     """
     manifest = stored.manifest
     if manifest is None or allow_other_base:
-        return stored.bind(model, allow_other_base)
+        return stored.bind(model, allow_other_base, device)
     network = (model.patcher or model.clip.patcher).model
     known = _RECOGNISED.setdefault(network, set())
-    deltas = stored.bind(model, allow_other_base=True)
+    deltas = stored.bind(model, True, device)
     places = tuple(sorted(model.stored_at(name) for name in deltas))
     seen = (manifest.base_fingerprint, tuple(manifest.base_sketch), places)
     if seen not in known:
-        deltas = _recognised(stored, model, manifest.base_sketch)
+        deltas = _recognised(stored, model, manifest.base_sketch, device)
         known.add(seen)
     return deltas
 
 
-def _recognised(stored: StoredErasure, model: ComfyModel, base_sketch: list[float]) -> DeltaSet:
+def _recognised(
+    stored: StoredErasure, model: ComfyModel, base_sketch: list[float], device: torch.device | None
+) -> DeltaSet:
     """``stored.bind``; quantised weights, which arrive expanded, count as their base as far as 8-bit ones do."""
     try:
-        return stored.bind(model)
+        return stored.bind(model, False, device)
     except WrongBase:
-        deltas = stored.bind(model, allow_other_base=True)  # raises again where it is not about the weights' values
+        deltas = stored.bind(model, True, device)  # raises again where it is not about the weights' values
         names = deltas.changed()
         coarse = any(model.is_quantised(name) for name in names)
         if not coarse or not distance(base_sketch, sketch(model, names)) <= FLOAT8_TOLERANCE:
@@ -206,7 +210,8 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
             return executor(x, t, *others, **named)
         with ExitStack() as stack:
             for deltas_of_one_strength in sets:
-                stack.enter_context(deltas_of_one_strength.to(x.device).attached(layers))
+                # Each layer's change is copied to it in the call: what stays on the device is not the host's to free.
+                stack.enter_context(deltas_of_one_strength.attached(layers))
             return executor(x, t, *others, **named)
 
     # Several erasures may be limited to steps, each under a key of its own.

@@ -7,7 +7,7 @@ the rest. Anything else is refused before anything is applied.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from fake_comfy import CLIP, ModelPatcher, as_host_module, loaded
 
 from erasure_core import Concept, read_erasure, write_erasure
+from erasure_core.combining import stored_form
 from erasure_core.delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
 from erasure_core.erasing import Erasure, describe
 from erasure_core.erasure_file import StoredErasure
@@ -163,3 +164,32 @@ def test_quantised_weights_of_another_base_are_refused(oracle: DiffusersModel, o
 
 def stored_name(oracle: DiffusersModel) -> str:
     return next(iter(select(oracle.layers(), "cross-attention-kv")))
+
+
+META = torch.device("meta")
+"""Stands for a GPU: what is moved there is lost, so that nobody overlooks it."""
+
+
+def places_of(deltas: Iterable[Delta]) -> set[str]:
+    return {parameter.device.type for delta in deltas for parameter in delta.parameters()}
+
+
+def test_applying_leaves_nothing_on_the_device(oracle: DiffusersModel, on_host: Any, filed: Any) -> None:
+    """The changes on a link live as long as the host caches the output, and it does not know of them."""
+    patcher, clip = on_host()
+    patcher.load_device = META
+    stored, model = filed(changes(oracle, False)), ComfyModel(patcher, clip)
+    assert places_of(bound(stored, model, True).deltas.values()) == {"meta"}
+    assert places_of(stored.changes.values()) == {"cpu"}
+    deltas = bound(stored, model, device=torch.device("cpu"))
+    assert places_of(deltas.deltas.values()) == {"cpu"}
+    limited = apply_deltas(model, deltas, Strengths(start=0.1))[0]
+    (wrapper,) = limited.get_all_wrappers("apply_model")
+    wrapper(lambda x, t: x, torch.zeros(1, device="meta"), torch.tensor([0.1]))
+    assert places_of(deltas.deltas.values()) == {"cpu"}
+
+
+def test_a_converted_erasure_lies_where_one_from_a_file_does(oracle: DiffusersModel, tmp_path: Path) -> None:
+    deltas = changes(oracle, False).to(META)
+    with pytest.raises(NotImplementedError, match="meta"):  # it is copied, and from there nothing can be
+        stored_form(oracle, deltas, None, tmp_path / "x.safetensors")
