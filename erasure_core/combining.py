@@ -113,13 +113,24 @@ def stored_form(model: LoadedModel, deltas: DeltaSet, manifest: Manifest | None,
     return StoredErasure(changes, manifest, path)
 
 
-def converted(model: LoadedModel, stored: StoredErasure, form: str, rank: int = 0) -> Erasure:
+def converted(
+    model: LoadedModel,
+    stored: StoredErasure,
+    form: str,
+    rank: int = 0,
+    noise: Mapping[str, float] = MappingProxyType({}),
+) -> Erasure:
     """An erasure in another form.
+
+    Args:
+        model: the model it was made on.
+        stored: the erasure.
+        form, rank, noise: as of ``reshaped``.
 
     Raises:
         WrongBase: it was made for another model.
     """
-    deltas, error = reshaped(stored.bind(model), form, rank)
+    deltas, error = reshaped(stored.bind(model), form, rank, noise)
     manifest = stored.manifest or describe(
         model, deltas, Concept((UNKNOWN,)), "converted", "made by other software", {"file": stored.path.name}
     )

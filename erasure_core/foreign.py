@@ -7,7 +7,7 @@ change is their difference to the base model, so the base they were made on is n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta
 from .erasure_file import StoredErasure, changes_of
-from .errors import InvalidFile, WrongBase
+from .errors import InvalidFile, ModelError, WrongBase
 from .layers import is_text
 from .model import LoadedModel
 from .naming import ldm_paths
@@ -36,6 +36,7 @@ FACTORS = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
 }
+TEXT_BEGINNINGS = ("text_encoder", "text_model.", "lora_te")
 ALPHA = ".alpha"
 NOTE = "lora_adapter_metadata"
 MAX_NOTE = 10_000
@@ -81,9 +82,11 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
     Raises:
         InvalidFile: unreadable, unsafe, no weights of this model's UNet in it, or one of them twice.
         WrongBase: the weights belong to another base.
+        ModelError: a LoRA changes the text encoder, and a host has connected none.
     """
     tensors, metadata = load_weights(path)
     if all(name.startswith("lora_") for name in tensors):  # kohya's names, in a pickle: else it needs no conversion
+        _check_text(path, tensors, model)
         changes = StoredErasure(changes_of(path, tensors), None, path)
         return ForeignChange(changes.bind(model), [], 0.0)
     tensors = _plain_names(path, tensors)
@@ -125,6 +128,12 @@ def _text_names(model: LoadedModel) -> dict[str, str]:
     if len({name.partition(".")[0] for name in own}) == 1:
         names |= {path.partition(".")[2]: name for path, name in names.items()}
     return names
+
+
+def _check_text(path: Path, names: Iterable[str], model: LoadedModel) -> None:
+    """Raises ModelError for LoRA factors of a text encoder where the model comes without any."""
+    if any(name.startswith(TEXT_BEGINNINGS) for name in names) and not any(map(is_text, model.layers())):
+        raise ModelError(f"{path.name} changes the text encoder: connect CLIP as well.")
 
 
 def _from_weights(
@@ -216,6 +225,7 @@ def _stated_alpha(path: Path, note: str | None) -> float | None:
 def _from_factors(
     path: Path, tensors: Mapping[str, Tensor], stated_alpha: float | None, model: LoadedModel
 ) -> ForeignChange:
+    _check_text(path, tensors, model)
     names = _unet_names(model) | _text_names(model)
     pairs: dict[str, dict[str, Tensor]] = {}
     left_out = []
@@ -256,6 +266,19 @@ def _factored(
     if not delta.norm() <= LARGEST:
         raise InvalidFile(f"{path} holds a change of {module!r} that is not finite; it cannot be converted.")
     return delta
+
+
+def missing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a conversion left out, as a manifest's settings tell it; a stranger's may tell anything.
+
+    Returns:
+        left_out: names of tensors that no LoRA can hold; left_out_share: their share of the change; unread: how many
+        tensors the UNet does not have.
+    """
+    names, share, unread = settings.get("left_out"), settings.get("left_out_share"), settings.get("unread")
+    told = isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(share, (int, float))
+    missing = {"left_out": names, "left_out_share": share} if told else {"left_out": [], "left_out_share": 0.0}
+    return {**missing, "unread": unread if isinstance(unread, int) else 0}
 
 
 def looks_foreign(path: Path) -> bool:

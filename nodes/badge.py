@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..erasure_core.foreign import missing_of
 from ..erasure_core.manifest import Manifest
 from ..erasure_core.methods import METHODS
 
@@ -19,10 +20,31 @@ def hardened(manifest: Manifest) -> str:
     return f"Searched {len(rounds)} times, {leaking} prompts leaked{words}."
 
 
-def badge_of(file: str, manifest: Manifest | None, problem: str = "") -> dict[str, Any]:
-    """The browser writes these as text, never as HTML: a file may come from anyone."""
+def missing(manifest: Manifest) -> str:
+    """What a conversion of foreign weights could not take over, in a sentence or two; empty where it took all."""
+    told, said = missing_of(manifest.settings), []
+    if told["left_out"]:
+        count, share = len(told["left_out"]), told["left_out_share"]
+        said.append(f"Not kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change.")
+    if told["unread"]:
+        said.append(
+            f"Not read: {told['unread']} tensors that this model's UNet does not have; if they belong to the erasure, "
+            "that part of it is missing."
+        )
+    return " ".join(said)
+
+
+def badge_of(file: str, manifest: Manifest | None, problem: str = "", foreign: bool = False) -> dict[str, Any]:
+    """What the browser shows of a file; it writes these as text, never as HTML: a file may come from anyone.
+
+    Args:
+        file: its name.
+        manifest: ``None`` where it has none.
+        problem: why it cannot be used.
+        foreign: it holds weights of other software, which are read only beside their model.
+    """
     if manifest is None:
-        return {"file": file, "problem": problem, "plain": not problem}
+        return {"file": file, "problem": problem, "foreign": foreign, "plain": not problem and not foreign}
     method = METHODS.get(manifest.method)
     return {
         "file": file,
@@ -37,5 +59,6 @@ def badge_of(file: str, manifest: Manifest | None, problem: str = "") -> dict[st
         "storage_error": manifest.storage_error,
         "measured": manifest.measured,
         "hardened": hardened(manifest),
+        "missing": missing(manifest),
         "version": manifest.product_version,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import folder_paths
@@ -11,7 +12,7 @@ from ..erasure_core.combining import LOSS, converted, stored_form
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths
 from .erasures import apply_stack, check_clip
-from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, working
+from .host import CATEGORY, PREFIX, ErasureType, Stack, working
 
 FORMS = ("low-rank", "dense")
 
@@ -50,10 +51,10 @@ class ConvertErasure(io.ComfyNode):
             check_clip(erasure, clip)
             loaded, items, worst = ComfyModel(model, clip), [], 0.0
             for item in erasure:
-                new = converted(loaded, item.stored, form, rank)
+                new = converted(loaded, item.stored, form, rank, item.noise)
                 worst = max(worst, new.manifest.settings[LOSS])
                 stored = stored_form(loaded, new.deltas, new.manifest, item.stored.path)
-                items.append(Item(stored, item.unet, item.text, is_file=False))
+                items.append(replace(item, stored=stored, is_file=False))
             return io.NodeOutput(tuple(items), worst)
 
 

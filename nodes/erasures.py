@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,19 @@ from ..erasure_core.delta import LowRankDelta
 from ..erasure_core.erasing import describe
 from ..erasure_core.erasure_file import read_erasure, write_erasure
 from ..erasure_core.errors import InvalidFile, ModelError
-from ..erasure_core.foreign import looks_foreign, read_foreign
+from ..erasure_core.foreign import looks_foreign, missing_of, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
+from ..erasure_core.manifest import Manifest
 from ..erasure_core.safe_files import write_bytes
-from .badge import badge_of
+from .badge import badge_of, missing
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
 from .refusal import FOLDER
 
 FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+LONGEST = 200
+"""Characters of one setting that are shown: a list of rounds or words may be long."""
 LORAS = "loras/"
 """Begins the names of files that lie in the host's folder of LoRAs."""
 
@@ -74,6 +78,9 @@ class LoadErasure(io.ComfyNode):
                 io.Model.Input(
                     "model", optional=True, tooltip="Only for foreign weights: the model that they were made on."
                 ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Only for foreign LoRAs that change the text encoder: that model's."
+                ),
             ],
             outputs=[ErasureType.Output("erasure", display_name="erasure")],
         )
@@ -95,22 +102,22 @@ class LoadErasure(io.ComfyNode):
         return file_fingerprint([located(file)]) if file in listed() else ""
 
     @classmethod
-    def execute(cls, file: str, erases: str, model: Any = None) -> io.NodeOutput:
+    def execute(cls, file: str, erases: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
         with working():
             path = located(file)
-            item = _foreign(path, lines(erases), model) if looks_foreign(path) else Item(read_erasure(path))
+            item = _foreign(path, lines(erases), model, clip) if looks_foreign(path) else Item(read_erasure(path))
             return io.NodeOutput((item,), ui={"erasure": [badge_of(file, item.stored.manifest)]})
 
 
-def _foreign(path: Path, words: tuple[str, ...], model: Any) -> Item:
+def _foreign(path: Path, words: tuple[str, ...], model: Any, clip: Any) -> Item:
     if model is None:
-        raise ModelError(f"{path.name} holds whole weights of other software: connect the MODEL that it was made on.")
-    loaded = ComfyModel(model)
+        raise ModelError(f"{path.name} holds weights of other software: connect the MODEL that it was made on.")
+    loaded = ComfyModel(model, clip)
     found = read_foreign(path, loaded, loaded.other_parameters())
     status = "made by other software; converted to this format"
     said = Concept(words or (UNKNOWN,))
     manifest = describe(loaded, found.deltas, said, "converted", status, found.source(path))
-    return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False)
+    return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False, noise=found.noise)
 
 
 class ApplyErasure(io.ComfyNode):
@@ -302,11 +309,20 @@ def _described(item: Item) -> str:
             "kept": f"{len(manifest.keep)} prompts",
             "method": f"{manifest.method} ({manifest.method_status})",
             "steps": str(manifest.steps_done),
+            "settings": _settings(manifest),
             "base": f"{manifest.family}, {manifest.base_fingerprint[:12]}",
             "stored as": f"{manifest.dtype}, relative error {manifest.storage_error:.1e}",
             "measured": str(manifest.measured) if manifest.measured else "nothing yet",
         }
+        rows |= {"missing": missing(manifest)} if missing(manifest) else {}
     return "\n".join(f"{name}: {value}" for name, value in rows.items())
+
+
+def _settings(manifest: Manifest) -> str:
+    """The settings on one line; what a conversion left out has a line of its own."""
+    shown = {name: value for name, value in manifest.settings.items() if name not in missing_of({})}
+    texts = [f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in shown.items()]
+    return ", ".join(text if len(text) <= LONGEST else f"{text[:LONGEST]}…" for text in texts) or "none told"
 
 
 NODES = [LoadErasure, ApplyErasure, StackErasures, SaveErasure, InspectErasure]

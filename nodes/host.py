@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ class Item:
         unet: factor on the changes of the diffusion network.
         text: factor on the changes of the text encoders.
         is_file: whether ``stored`` is a file as it lies there, not one converted in memory.
+        noise: by layer, the share of a foreign file's change that may be rounding; no rank need be spent on it.
     """
 
     stored: StoredErasure
     unet: float = 1.0
     text: float = 1.0
     is_file: bool = True
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def times(self, unet: float, text: float) -> Item:
         return replace(self, unet=self.unet * unet, text=self.text * text)

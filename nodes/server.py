@@ -9,9 +9,11 @@ from typing import Any
 from aiohttp import web
 
 from ..erasure_core.errors import ErasureError
+from ..erasure_core.foreign import looks_foreign
+from ..erasure_core.library import read_manifest
 from ..erasure_core.profile import ProfileFailed, SafetyProfile
 from .badge import badge_of
-from .erasures import listed
+from .erasures import located
 from .graphs import LINKED, carried_by, is_link, links, on_every_output, outputs_of
 from .host import library
 from .profiles import SERVER_ID, load_profile
@@ -42,12 +44,15 @@ async def erasure(request: web.Request) -> web.Response:
     """What one file that *Load Erasure* lists says about itself; a LoRA of the host's says nothing."""
     name = request.query.get("name", "")
     try:
-        entry = library().entry(name)
+        path = located(name)
     except ErasureError as error:
-        if name in listed():
-            return web.json_response(badge_of(name, None))
         return web.json_response({"error": str(error)}, status=404)
-    return web.json_response(badge_of(entry.name, entry.manifest, entry.problem))
+    try:
+        if looks_foreign(path):
+            return web.json_response(badge_of(name, None, foreign=True))
+        return web.json_response(badge_of(name, read_manifest(path)))
+    except ErasureError as error:
+        return web.json_response(badge_of(name, None, str(error)))
 
 
 async def default_profile_route(request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ import { say } from "./strings.js";
 
 export class Badge {
   constructor() {
+    this.asked = 0;
     this.root = document.createElement("div");
     this.root.className = "concept-erasure-badge";
     this.root.style.cssText =
@@ -13,16 +14,23 @@ export class Badge {
   }
 
   show(erasures) {
+    this.asked += 1;
     this.root.replaceChildren(...erasures.map(card));
   }
 
-  // The file chosen in a widget, before anything runs.
+  // The file chosen in a widget, before anything runs. Answers may overtake each other: only the last choice's counts.
   async read(file) {
-    if (!file) return this.show([]);
-    if (!file.endsWith(".safetensors")) return this.show([{ file, problem: say("foreign") }]);
+    this.show([]);
+    if (!file) return;
+    const asked = this.asked;
+    const told = await this.ask(file).catch((error) => ({ file, problem: String(error) }));
+    if (asked === this.asked) this.show([told]);
+  }
+
+  async ask(file) {
     const answer = await api.fetchApi(`/concept_erasure/erasure?name=${encodeURIComponent(file)}`);
     const told = await answer.json();
-    this.show([told.error ? { file, problem: told.error } : told]);
+    return told.error ? { file, problem: told.error } : told;
   }
 }
 
@@ -43,6 +51,7 @@ function line(label, text, strong = false) {
 function card(told) {
   const made = document.createElement("div");
   if (told.problem) made.append(line("", told.file, true), line("", `${say("unusable")} ${told.problem}`));
+  else if (told.foreign) made.append(line("", told.file, true), line("", say("foreign")));
   else if (told.plain) made.append(line("", told.file, true), line("", say("plain")));
   else {
     made.append(line("", `− ${told.words.join(", ")}`, true));
@@ -51,6 +60,7 @@ function card(told) {
     made.append(line(say("base"), `${told.family}, ${told.base}`));
     made.append(line(say("stored"), `${told.dtype}, ± ${Number(told.storage_error).toExponential(1)}`));
     if (told.hardened) made.append(line(say("hardened"), told.hardened));
+    if (told.missing) made.append(line(say("missing"), told.missing));
     made.append(line(say("measured"), figures(told.measured) || say("notMeasured")));
   }
   return made;

@@ -15,7 +15,8 @@ function element(name, attributes, text) {
 }
 
 export class LossChart {
-  constructor() {
+  // state: what is said before there is a loss, a key of the strings.
+  constructor(state) {
     this.root = document.createElement("div");
     this.root.className = "concept-erasure-chart";
     this.root.style.cssText = "color:var(--input-text,currentColor);font:11px sans-serif;pointer-events:none;overflow:hidden";
@@ -23,14 +24,8 @@ export class LossChart {
     this.svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: "100%", height: HEIGHT, preserveAspectRatio: "none" });
     this.legend = document.createElement("div");
     this.root.append(this.state, this.svg, this.legend);
-    this.clear();
-  }
-
-  clear() {
     this.points = [];
-    this.state.textContent = say("waiting");
-    this.legend.replaceChildren();
-    this.svg.replaceChildren();
+    this.state.textContent = say(state);
   }
 
   // losses: [[step, {name: value}], ...]; a new training starts again at a step that is already there.

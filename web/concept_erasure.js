@@ -37,7 +37,9 @@ function toast(severity, summary, detail) {
 }
 
 function withChart(node) {
-  const chart = new LossChart();
+  // Methods that solve at once have no previews while they train either.
+  const trains = node.widgets?.some((widget) => widget.name === "preview_every");
+  const chart = new LossChart(trains ? "waiting" : "noTraining");
   charts.set(node, chart);
   addElement(node, "loss_chart", chart.root, CHART_HEIGHT);
   after(node, "onExecuted", ({ erasure }) => {
@@ -56,7 +58,7 @@ function withBadge(node) {
   after(node, "onExecuted", ({ erasure }) => erasure && badge.show(erasure));
   const file = node.widgets?.find((widget) => widget.name === "file");
   if (!file) return;
-  const read = () => badge.read(file.value).catch((error) => badge.show([{ file: file.value, problem: String(error) }]));
+  const read = () => badge.read(file.value);
   after(file, "callback", read);
   after(node, "onConfigure", read); // a loaded graph sets values without calling back
   read();

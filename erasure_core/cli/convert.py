@@ -15,7 +15,7 @@ from ..delta import DeltaSet
 from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
 from ..errors import InvalidConcept, InvalidSettings
-from ..foreign import looks_foreign, read_foreign
+from ..foreign import looks_foreign, missing_of, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -77,18 +77,10 @@ def run(options: argparse.Namespace) -> None:
         "layers": len(deltas),
         "conversion_error": error,
         "storage_error": stored.storage_error,
-        **_missing(manifest.settings),
+        **missing_of(manifest.settings),
         "bytes": options.out.stat().st_size,
     }
     print(json.dumps(result) if options.json else _as_text(result))
-
-
-def _missing(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a conversion left out, as the settings tell it; a stranger's may tell anything."""
-    names, share, unread = settings.get("left_out"), settings.get("left_out_share"), settings.get("unread")
-    told = isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(share, (int, float))
-    missing = {"left_out": names, "left_out_share": share} if told else {"left_out": [], "left_out_share": 0.0}
-    return {**missing, "unread": unread if isinstance(unread, int) else 0}
 
 
 def _as_text(result: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ import torch
 from conftest import PACK, ROOT
 from fake_comfy import Interrupted, Switches
 from pack_nodes import SMALL, Nodes, concept, instant
+from safetensors.torch import save_file
+
+from erasure_core.hosts.diffusers import DiffusersModel
 
 
 def test_there_is_a_node_for_every_method(nodes: Nodes) -> None:
@@ -154,6 +157,68 @@ def test_a_folder_called_loras_below_the_erasures_is_read(nodes: Nodes, graph: d
     assert loaded[0].stored.path == fake_host / "erasures" / "loras" / "a.safetensors"
 
 
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+QUERY = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def published(folder: Path, model: DiffusersModel, **more: torch.Tensor) -> str:
+    """Whole weights as ESD publishes them: half precision, the change of rank 2 in one layer."""
+    generator = torch.Generator().manual_seed(0)
+    weight = model.layers()[f"unet.{KEY}"].weight.detach().float()
+    low = torch.randn(len(weight), 2, generator=generator) @ torch.randn(2, weight.shape[1], generator=generator)
+    folder.mkdir(exist_ok=True)
+    changed = (weight + 0.1 * low * weight.norm() / low.norm()).half()
+    save_file({f"{KEY}.weight": changed, **more}, folder / "esd.safetensors")
+    return "esd.safetensors"
+
+
+def test_rounding_of_a_foreign_file_is_no_rank(
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, pico_models: dict[str, DiffusersModel]
+) -> None:
+    file = published(fake_host / "erasures", pico_models["sd1"])
+    loaded = nodes.run("Load", file=file, erases="ball", model=graph["model"]).args[0]
+    dense = nodes.run("Convert", erasure=loaded, model=graph["model"], form="dense").args[0]
+    for erasure in (loaded, dense):
+        small, error = nodes.run("Convert", erasure=erasure, model=graph["model"], form="low-rank").args
+        assert [delta.rank for delta in small[0].stored.changes.values()] == [2] and error < 0.02
+
+
+def test_what_foreign_weights_lose_is_told(
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, pico_models: dict[str, DiffusersModel]
+) -> None:
+    bias = pico_models["sd1"].unet.state_dict()["conv_in.bias"] + 1
+    more = {"text_encoder.some.weight": torch.zeros(1), "conv_in.bias": bias}
+    file = published(fake_host / "erasures", pico_models["sd1"], **more)
+    loaded = nodes.run("Load", file=file, erases="ball", model=graph["model"])
+    text = nodes.run("Inspect", erasure=loaded.args[0]).args[0]
+    for said in (loaded.ui["erasure"][0]["missing"], text):
+        assert "Not read: 1 tensors that this model's UNet does not have" in said
+        assert "Not kept, as no LoRA can hold them: 1 norms and biases" in said
+    assert "settings: file esd.safetensors\n" in text
+    made = nodes.run("Inspect", erasure=text_erasure(nodes, graph)).args[0]
+    assert "rank 4" in made and "steps 3" in made and "missing" not in made
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_foreign_lora_of_the_text_encoder_asks_for_clip(
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, pico_models: dict[str, DiffusersModel], suffix: str
+) -> None:
+    shape = pico_models["sd1"].layers()[QUERY].weight.shape
+    down, up = torch.ones(1, shape[1]), torch.ones(shape[0], 1)
+    file, folder = f"peft{suffix}", fake_host / "erasures"
+    folder.mkdir()
+    if suffix == ".pt":  # kohya's names in a pickle
+        module = f"lora_te_{QUERY.partition('.')[2].replace('.', '_')}"
+        torch.save({f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}, folder / file)
+    else:
+        save_file({f"{QUERY}.lora_A.weight": down, f"{QUERY}.lora_B.weight": up}, folder / file)
+    with pytest.raises(nodes.core.ModelError, match="connect CLIP as well"):
+        nodes.run("Load", file=file, erases="ball", model=graph["model"])
+    both = {"model": graph["model"], "clip": graph["clip"]}
+    loaded = nodes.run("Load", file=file, erases="ball", **both).args[0]
+    assert len(nodes.run("Apply", **both, erasure=loaded).args[1].patcher.patches) == 1
+
+
 def text_erasure(nodes: Nodes, graph: dict[str, Any]) -> Any:
     """An erasure on a link that changes the text encoder alone."""
     inputs = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes), **SMALL}
@@ -267,9 +332,7 @@ def test_a_graph_cannot_replace_a_profile(nodes: Nodes, graph: dict[str, Any], p
         nodes.run("SaveSafetyProfile", erasure=weaker, name=profile)
 
 
-def test_routes_answer_for_files_below_the_folder_only(
-    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_routes_answer_for_files_below_the_folder_only(nodes: Nodes, graph: dict[str, Any], fake_host: Path) -> None:
     name = instant(nodes, graph).args[2][0].stored.path.name
 
     def ask(file: str) -> tuple[dict[str, Any], int]:
@@ -280,9 +343,14 @@ def test_routes_answer_for_files_below_the_folder_only(
     for file in ("../x.safetensors", "/etc/passwd", "", "missing.safetensors"):
         content, status = ask(file)
         assert status == 404 and "error" in content
-    monkeypatch.setattr(nodes.server, "listed", lambda: ["loras/style.safetensors"])
-    plain = {"file": "loras/style.safetensors", "problem": "", "plain": True}
-    assert ask("loras/style.safetensors") == (plain, 200), "a LoRA of the host's, of which the badge says so"
+    for folder, key, foreign in (("loras", "lora_unet_x.lora_up.weight", False), ("erasures", "x.weight", True)):
+        (fake_host / folder).mkdir(exist_ok=True)
+        save_file({key: torch.zeros(1)}, fake_host / folder / "style.safetensors")
+        file = {"loras": "loras/style.safetensors", "erasures": "style.safetensors"}[folder]
+        told = {"file": file, "problem": "", "foreign": foreign, "plain": not foreign}
+        assert ask(file) == (told, 200), "the badge says what it is"
+    (fake_host / "erasures" / "damaged.safetensors").write_bytes(b"x")
+    assert ask("damaged.safetensors")[0]["problem"]
 
 
 def test_something_missing_costs_the_nodes_and_nothing_else(
