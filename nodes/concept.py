@@ -23,7 +23,7 @@ class ConceptNode(io.ComfyNode):
                     "words",
                     multiline=True,
                     default="",
-                    placeholder="van gogh\nvincent's style",
+                    placeholder="Vincent van Gogh\nVan Gogh's style",
                     tooltip="The concept, one way to say it per line. The first one names it; all are erased.",
                 ),
                 io.String.Input(
@@ -35,7 +35,7 @@ class ConceptNode(io.ComfyNode):
                     "keep",
                     multiline=True,
                     default="",
-                    placeholder="a painting by monet\na photo of a dog",
+                    placeholder="a painting by Claude Monet\na photo of a dog",
                     tooltip="Prompts whose pictures must not change, one per line: neighbours of the concept first.",
                 ),
                 io.Boolean.Input(

@@ -26,7 +26,7 @@ class ConvertErasure(io.ComfyNode):
             category=CATEGORY,
             description="An erasure in another form. Low rank loads in every UI as a LoRA; dense is exact and large.",
             inputs=[
-                ErasureType.Input("erasure"),
+                ErasureType.Input("erasure", tooltip="One erasure or a stack; each is converted."),
                 io.Model.Input("model", tooltip="The model it was made on."),
                 io.Combo.Input("form", options=list(FORMS), default=FORMS[0], tooltip="low-rank or dense."),
                 io.Int.Input(
@@ -67,10 +67,12 @@ class BakeErasure(io.ComfyNode):
             category=CATEGORY,
             description="Writes a whole checkpoint with erasures built in, by the host's own saving.",
             inputs=[
-                io.Model.Input("model"),
-                io.Clip.Input("clip"),
-                io.Vae.Input("vae"),
-                ErasureType.Input("erasure"),
+                io.Model.Input(
+                    "model", tooltip="The model that the erasure was made on; LoRAs before it are baked in too."
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Vae.Input("vae", tooltip="Written into the checkpoint as it is."),
+                ErasureType.Input("erasure", tooltip="What is built in: one erasure or a stack, at its strengths."),
                 io.String.Input("filename_prefix", default="checkpoints/erased", tooltip="Below the output folder."),
             ],
             outputs=[],

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 from comfy_api.latest import io, ui
+from comfy_execution.graph import ExecutionBlocker
 
 from ..erasure_core.boundary.explore import ExploreSettings
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
@@ -23,6 +24,9 @@ from .pictures import adapter_widget, concept_pictures, vision_link
 from .presets import preset_widget, with_preset
 from .training_progress import NodeProgress, preview_latents
 from .widgets import NONE, guidance_input, inputs_of, settings_from
+
+NO_VAE = "The Erase node makes no preview without a VAE: connect one to it."
+NO_CURVE = "The Erase node has no loss to plot: its method solves at once, or it trained for one step only."
 
 
 def node_id_of(method: Method) -> str:
@@ -62,16 +66,32 @@ def _schema(method: Method) -> io.Schema:
             *([every] if trains else []),
             *([adapter_widget()] if reads_pictures(method) else []),
             *harden_inputs(),
-            io.Vae.Input("vae", optional=True, tooltip="For pictures before and after; without it none are made."),
+            io.Vae.Input(
+                "vae",
+                optional=True,
+                tooltip="For pictures before and after; without it none are made, and what takes preview says so.",
+            ),
             *([vision_link()] if reads_pictures(method) else []),
         ],
         outputs=[
             io.Model.Output("erased_model", display_name="model", tooltip="The model with the erasure applied."),
             io.Clip.Output("erased_clip", display_name="clip", tooltip="The text encoder with the erasure applied."),
             ErasureType.Output("erasure", display_name="erasure", tooltip="For Stack, Save, Inspect and profiles."),
-            io.LoraModel.Output("lora", display_name="lora", tooltip="For the stock nodes that take a LORA_MODEL."),
-            io.LossMap.Output("loss", display_name="loss", tooltip="For the stock Plot Loss Graph."),
-            io.Image.Output("preview", display_name="preview", tooltip="Without, then with the erasure."),
+            io.LoraModel.Output(
+                "lora",
+                display_name="lora",
+                tooltip="For stock nodes that take a LORA_MODEL. Load LoRA Model takes the network's part only: "
+                "changes of the text encoder need Apply Erasure, or Load LoRA with CLIP on the file.",
+            ),
+            io.LossMap.Output(
+                "loss",
+                display_name="loss",
+                tooltip="For the stock Plot Loss Graph, which needs two different values: of a training of two steps "
+                "or more. Methods that solve at once have none.",
+            ),
+            io.Image.Output(
+                "preview", display_name="preview", tooltip="Without, then with the erasure; needs the VAE."
+            ),
         ],
         hidden=[io.Hidden.unique_id],
     )
@@ -91,13 +111,12 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         say(node_id, _summary(made, replaced))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)
-        losses = [sum(terms.values()) for terms in made.history.losses]
         shown = {"erasure": [badge_of(made.path.name, made.erasure.manifest) | _told(made)]}
         if pictures is not None:
             shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
-        image = pictures if pictures is not None else torch.zeros(1, 64, 64, 3)
+        image = pictures if pictures is not None else ExecutionBlocker(NO_VAE)
         stack = (Item(read_erasure(made.path)),)
-        return io.NodeOutput(patcher, text, stack, read_tensors(made.path)[0], {"loss": losses}, image, ui=shown)
+        return io.NodeOutput(patcher, text, stack, read_tensors(made.path)[0], _loss_map(made), image, ui=shown)
 
 
 def harden_inputs() -> list[Any]:
@@ -150,6 +169,12 @@ def _pictures_of(
     if not reads_pictures(method):
         return None
     return concept_pictures(model, request, values.get("ip_adapter", NONE), values.get("clip_vision"))
+
+
+def _loss_map(made: Made) -> Any:
+    """LOSS_MAP of the stock nodes, or what says why there is none: their plot fails without two different values."""
+    losses = [sum(terms.values()) for terms in made.history.losses]
+    return {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(NO_CURVE)
 
 
 def _told(made: Made) -> dict[str, Any]:

@@ -134,9 +134,16 @@ class ApplyErasure(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the erasure was made on, LoRAs before it are fine."),
                 ErasureType.Input("erasure", tooltip="One erasure or a stack of them."),
                 io.Float.Input(
-                    "strength", **strength, tooltip="1 as made, 0 off; above 1 stronger than made, with more damage."
+                    "strength",
+                    **strength,
+                    tooltip="Of changes of the diffusion network: 1 as made, 0 off; above 1 stronger than made, with "
+                    "more damage. Those of the text encoder follow strength_text alone.",
                 ),
-                io.Float.Input("strength_text", **strength, tooltip="The same for changes of the text encoder."),
+                io.Float.Input(
+                    "strength_text",
+                    **strength,
+                    tooltip="Of changes of the text encoder; an erasure made with layers text-encoder has no others.",
+                ),
                 io.String.Input(
                     "block_weights",
                     multiline=True,
@@ -205,12 +212,12 @@ class StackErasures(io.ComfyNode):
             category=CATEGORY,
             description="Several erasures as one link. Their changes add up; the order does not matter.",
             inputs=[
-                ErasureType.Input("first"),
-                ErasureType.Input("second"),
+                ErasureType.Input("first", tooltip="One erasure or a stack."),
+                ErasureType.Input("second", tooltip="Another one."),
                 io.Float.Input("strength_first", **strength, tooltip="Strength of all of the first input."),
                 io.Float.Input("strength_second", **strength, tooltip="Strength of all of the second input."),
-                ErasureType.Input("third", optional=True),
-                ErasureType.Input("fourth", optional=True),
+                ErasureType.Input("third", optional=True, tooltip="A third one, at its own strength."),
+                ErasureType.Input("fourth", optional=True, tooltip="A fourth one, at its own strength."),
             ],
             outputs=[ErasureType.Output("erasure", display_name="erasure")],
         )
@@ -239,7 +246,7 @@ class SaveErasure(io.ComfyNode):
             category=CATEGORY,
             description=f"Writes one file to models/{FOLDER}: a copy of one erasure, or the sum of a stack.",
             inputs=[
-                ErasureType.Input("erasure"),
+                ErasureType.Input("erasure", tooltip="What is written: one erasure, or a stack as its sum."),
                 io.String.Input(
                     "name", default="my erasure", tooltip="File name; a taken one gets a number behind it."
                 ),
@@ -279,7 +286,7 @@ class InspectErasure(io.ComfyNode):
             display_name="Inspect Erasure",
             category=CATEGORY,
             description="What erasures say about themselves, and what they change.",
-            inputs=[ErasureType.Input("erasure")],
+            inputs=[ErasureType.Input("erasure", tooltip="One erasure or a stack; each is described.")],
             outputs=[io.String.Output("text", display_name="text")],
             is_output_node=True,
         )

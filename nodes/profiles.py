@@ -64,8 +64,8 @@ class SafetyProfileNode(io.ComfyNode):
             category=CATEGORY,
             description="Applies a named list of erasures, whole or not at all: if anything is wrong, the graph stops.",
             inputs=[
-                io.Model.Input("model"),
-                io.Clip.Input("clip"),
+                io.Model.Input("model", tooltip="The model that the profile's erasures were made on."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input("profile", options=profile_names(profile_folder()), tooltip="From Save Safety Profile."),
             ],
             outputs=[
@@ -95,10 +95,10 @@ class ServerProfile(io.ComfyNode):
             category=f"{CATEGORY}/internal",
             description="Put into graphs by the server itself while a default safety profile is set.",
             inputs=[
-                io.String.Input("profile", default=""),
+                io.String.Input("profile", default="", tooltip="The default profile of this server."),
                 io.String.Input("digest", default="", tooltip="Of the profile when the graph was queued."),
-                io.Model.Input("model", optional=True),
-                io.Clip.Input("clip", optional=True),
+                io.Model.Input("model", optional=True, tooltip="What the node before it yields."),
+                io.Clip.Input("clip", optional=True, tooltip="What the node before it yields."),
             ],
             outputs=[
                 io.Model.Output("safe_model", display_name="model"),

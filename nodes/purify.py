@@ -30,13 +30,13 @@ class PurifyImage(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model, with the erasure beside it; or a model with it applied."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.Vae.Input("vae"),
+                io.Vae.Input("vae", tooltip="Reads the picture and paints it again."),
                 io.Image.Input("image", tooltip="One picture or several; scaled to a size that the model paints."),
                 io.String.Input(
                     "caption",
                     multiline=True,
                     default="",
-                    placeholder="a town at night by van gogh",
+                    placeholder="a town at night by Vincent van Gogh",
                     tooltip="What the picture shows, in words that say the concept.",
                 ),
                 io.Float.Input(

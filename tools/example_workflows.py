@@ -63,7 +63,10 @@ def painting(tag: str, model: tuple[str, int], clip: tuple[str, int], place: tup
 
 
 def erasing(method: str, **settings: Any) -> Graph:
-    words = {"words": "van gogh\nstarry night style", "keep": "a painting by monet\na photo of a town at night"}
+    words = {
+        "words": "Vincent van Gogh\nstarry night style",
+        "keep": "a painting by Claude Monet\na photo of a town at night",
+    }
     links = {"model": ("base", 0), "clip": ("base", 1), "concept": ("concept", 0), "vae": ("base", 2)}
     return {
         "concept": ("ConceptErasureConcept", (0, 160), {**words, "alternative": "oil painting", "explicit": False}),
@@ -127,7 +130,7 @@ def profile() -> Graph:
     }
 
 
-TOWN = "a town at night by van gogh"
+TOWN = "a town at night by Vincent van Gogh"
 WORKFLOWS: dict[str, Graph] = {
     "erase_and_compare": {
         **BASE,

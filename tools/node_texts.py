@@ -77,9 +77,8 @@ def load_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def shown_schemas(nodes: dict[str, Any]) -> dict[str, Any]:
-    """The schemas of the nodes that a user can add."""
-    schemas = {node_id: node.define_schema() for node_id, node in nodes.items()}
-    return {node_id: schema for node_id, schema in schemas.items() if "internal" not in schema.category}
+    """The schemas of all nodes: those that the server puts in are met in graphs that are opened again."""
+    return {node_id: node.define_schema() for node_id, node in nodes.items()}
 
 
 def table(schema: Any) -> str:
@@ -134,7 +133,11 @@ def translated(schema: Any, texts: dict[str, Any], methods: dict[str, Any]) -> d
         str(i): {"name": texts["outputs"].get(each.display_name, each.display_name)}
         for i, each in enumerate(schema.outputs)
     }
-    made = {"display_name": name, "description": own.get("description", schema.description), "inputs": inputs}
+    description = own.get("description", schema.description)
+    if method and "erase_description" in texts:
+        status = texts["statuses"].get(method.status, method.status)
+        description = texts["erase_description"].format(reference=method.reference, status=status)
+    made = {"display_name": name, "description": description, "inputs": inputs}
     return {**made, **({"outputs": outputs} if outputs else {})}
 
 

@@ -28,6 +28,13 @@ class Interrupted(BaseException):
     """Since 2026 not even ``except Exception`` stops it."""
 
 
+class ExecutionBlocker:
+    """As an output it keeps the nodes behind it from running; the host shows its message."""
+
+    def __init__(self, message: str | None) -> None:
+        self.message = message
+
+
 class Switches:
     """What tests turn: the interrupt request, and after how many layer calls an operation raises by itself."""
 
@@ -455,6 +462,8 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
         },
         "comfy.utils": {"unet_to_diffusers": lambda config: config["names"], "ProgressBar": ProgressBar},
         "comfy.patcher_extension": {"WrappersMP": WrappersMP, "get_wrappers_with_key": _told_wrappers},
+        "comfy_execution": {},
+        "comfy_execution.graph": {"ExecutionBlocker": ExecutionBlocker},
         "comfy.ldm": {},
         "comfy.ldm.modules": {},
         "comfy.ldm.modules.attention": {"attention_pytorch": None, "BasicTransformerBlock": BasicTransformerBlock},

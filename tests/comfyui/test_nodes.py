@@ -61,6 +61,41 @@ def test_erasing_writes_a_file_and_finds_it_again(nodes: Nodes, graph: dict[str,
     assert not torch.is_inference_mode_enabled() and fake_comfy.ProgressBar.shown[-1][0] > 0
 
 
+def test_what_an_erase_node_cannot_put_out_is_told_where_it_is_wanted(nodes: Nodes, graph: dict[str, Any]) -> None:
+    """The stock plot fails without two different values, and a black picture would look like a result."""
+    both = {"model": graph["model"], "clip": graph["clip"], "concept": concept(nodes)}
+    *_, loss, preview = nodes.run("Erase_leco", **both, **{**SMALL, "steps": 1}).args
+    assert "no loss to plot" in loss.message and "without a VAE" in preview.message
+    assert "no loss to plot" in instant(nodes, graph).args[4].message
+
+
+def test_every_input_says_what_it_is_for(nodes: Nodes) -> None:
+    silent = [
+        f"{name}.{each.id}"
+        for name, node in nodes.all.items()
+        for each in node.define_schema().inputs
+        if not (each.tooltip or "").endswith(".")
+    ]
+    assert not silent
+
+
+def test_the_words_that_are_shown_as_an_example_are_recognised_as_a_name(nodes: Nodes) -> None:
+    """A name begins with capital letters; without them it would be taken for a thing."""
+    shown = {each.id: each.placeholder for each in nodes.all["ConceptErasureConcept"].define_schema().inputs[:3:2]}
+    caption = next(x.placeholder for x in nodes.all["ConceptErasurePurify"].define_schema().inputs if x.id == "caption")
+    assert shown["words"].startswith("Vincent van Gogh") and "Claude Monet" in shown["keep"]
+    assert "Vincent van Gogh" in caption
+
+
+def test_each_strength_says_what_it_acts_on(nodes: Nodes) -> None:
+    inputs = {each.id: each.tooltip for each in nodes.all["ConceptErasureApply"].define_schema().inputs}
+    assert (
+        "follow strength_text alone" in inputs["strength"] and "text-encoder has no others" in inputs["strength_text"]
+    )
+    outputs = {each.id: each.tooltip for each in nodes.all["ConceptErasureErase_esd"].define_schema().outputs}
+    assert "Load LoRA Model takes the network's part only" in outputs["lora"]
+
+
 def test_interrupting_ends_as_the_host_wants_and_goes_on_later(
     nodes: Nodes, graph: dict[str, Any], fake_host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,21 @@ def test_translations_are_of_inputs_that_exist(nodes: Nodes, tool: Any, language
     assert not left, f"remove or rename these in tools/node_texts/{language}.json"
 
 
+@pytest.mark.parametrize("language", ["de", "zh", "ja"])
+def test_nothing_of_a_node_is_left_in_english(nodes: Nodes, methods: dict[str, Any], tool: Any, language: str) -> None:
+    """What a language lacks would be shown in English without a word."""
+    texts = json.loads((tool.TEXTS / f"{language}.json").read_text(encoding="utf-8"))
+    missing = [method.status for method in methods.values() if method.status not in texts["statuses"]]
+    for node_id, schema in tool.shown_schemas(nodes.all).items():
+        if node_id.partition("Erase_")[2] not in methods and not texts["nodes"].get(node_id, {}).get("description"):
+            missing.append(node_id)
+        for each in schema.inputs:
+            own = texts["inputs"].get(f"{node_id}.{each.id}", texts["inputs"].get(each.id, ["", ""]))
+            missing += [] if all(own) else [f"{node_id}.{each.id}"]
+        missing += [each.display_name for each in schema.outputs if each.display_name not in texts["outputs"]]
+    assert not missing, f"translate these in tools/node_texts/{language}.json and run {tool.COMMAND}"
+
+
 def test_the_front_end_says_the_same_in_every_language() -> None:
     """What a language lacks would be shown in English without a word."""
     text = (ROOT / "web" / "strings.js").read_text(encoding="utf-8")
