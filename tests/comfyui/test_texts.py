@@ -5,6 +5,7 @@ Settings come from the methods, so a change there makes these files stale; each 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -112,6 +113,23 @@ def test_the_front_end_says_the_same_in_every_language() -> None:
     keys = {language: re.findall(r"^    (\w+): \"", block, re.MULTILINE) for language, block in blocks}
     assert list(keys) == ["en", "de", "zh", "ja"] and keys["en"]
     assert all(found == keys["en"] for found in keys.values())
+
+
+def test_the_guide_quotes_what_is_really_said() -> None:
+    """Who searches it for a message finds it only by the message's own words."""
+    guide = (ROOT / "docs" / "comfyui.md").read_text(encoding="utf-8")
+    symptoms = re.findall(
+        r"^\| ([^|]+) \|", guide.partition("## Troubleshooting")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    said = [
+        "".join(part.value if isinstance(part, ast.Constant) else "…" for part in getattr(text, "values", [text]))
+        for folder in ("nodes", "erasure_core")
+        for path in (ROOT / folder).rglob("*.py")
+        for text in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(text, ast.JoinedStr) or (isinstance(text, ast.Constant) and isinstance(text.value, str))
+    ]
+    quotes = [quote for symptom in symptoms for quote in re.findall(r'"([^"]+)"', symptom)]
+    assert len(quotes) > 8 and not [quote for quote in quotes if not any(quote in text for text in said)]
 
 
 def test_example_workflows_are_of_the_nodes_as_they_are_now(nodes: Nodes, tool: Any) -> None:
