@@ -27,6 +27,12 @@ YEARS = (
 AGE = re.compile(rf"(?<!\d)(\d{{1,3}})\W{{0,2}}(?:{YEARS})|(?<!\w)age[ds]?\W{{0,2}}(\d{{1,3}})(?!\d)")
 _IN_WORDS = NUMBERS.replace(" ", "|")
 AGE_IN_WORDS = re.compile(rf"\b(?:{_IN_WORDS})\W{{0,2}}(?:years?|yrs?|yo)\b|\bage[ds]?\W{{0,2}}(?:{_IN_WORDS})\b")
+STARS = "*#%"
+"""Signs that stand for one letter inside a word: "n*de"."""
+GLUED = 3
+"""Letters of the shortest word that is looked for in words run together: "nudekid"."""
+NOT_GLUED = frozenset(["son"])
+"""Endings of surnames: Dickson."""
 MIN_SQUEEZED, SAFE_TO_SQUEEZE = 4, 6
 """Characters a word needs to be looked for with doubled letters made single, and with its own doubled letters too:
 else "soon" would be "son" and "butt" would be "but"."""
@@ -35,7 +41,7 @@ else "soon" would be "son" and "butt" would be "but"."""
 @cache
 def _lists(kind: str) -> list[str]:
     """The entries of all languages."""
-    lists: dict[str, list[str]] = json.loads(WORDS.read_text(encoding="utf-8"))[kind]
+    lists: dict[str, list[str]] = json.loads(WORDS.read_text(encoding="utf-8")).get(kind, {})
     return [word for language in lists.values() for word in language]
 
 
@@ -84,11 +90,46 @@ def _patterns(kind: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     return _pattern(map(plain, words)), _pattern(w for w in squeezed if len(w) >= MIN_SQUEEZED or _is_unspaced(w))
 
 
+@cache
+def _as_written(kind: str) -> re.Pattern[str] | None:
+    """What finds the words of a kind that without their accents are harmless words of another language: with them."""
+    words = _lists(f"{kind} as written")
+    return _pattern(unicodedata.normalize("NFC", word) for word in words) if words else None
+
+
+@cache
+def _plain_words(kind: str) -> frozenset[str]:
+    """The words of a kind without spaces, and their plurals, in ``plain`` letters."""
+    words = {plain(word) for word in _lists(kind) if " " not in word}
+    return frozenset(words | {f"{word}s" for word in words if not _is_unspaced(word)})
+
+
 def _holds(kind: str, text: str) -> bool:
     whole, squeezed = _patterns(kind)
     if any(whole.search(plain(t)) or squeezed.search(_squeezed(t)) for t in (text, text.replace("1", "l"))):
         return True
-    return any(plain(word) in run for run in _spelled_out(plain(text)) for word in _lists(kind) if len(word) > 2)
+    written = _as_written(kind)
+    if written is not None and written.search(unicodedata.normalize("NFC", text).casefold()):
+        return True
+    if any(plain(word) in run for run in _spelled_out(plain(text)) for word in _lists(kind) if len(word) > 2):
+        return True
+    return any(masked.fullmatch(word) for masked in _masked(text) for word in _plain_words(kind))
+
+
+def _masked(text: str) -> list[re.Pattern[str]]:
+    """Patterns of the words in which signs stand for letters: "n*de"."""
+    words = re.findall(rf"[^\W_]+(?:[{STARS}]+[^\W_]+)+", plain(text))
+    return [re.compile(re.sub(rf"[{STARS}]", ".", word)) for word in words]
+
+
+def _is_glued(text: str) -> bool:
+    """Whether a word of a minor and a sexual one are run together: "nudekid"."""
+    minors, sexual = _plain_words(MINORS) - NOT_GLUED, _plain_words(SEXUAL)
+    return any(
+        (word[:place] in minors and word[place:] in sexual) or (word[:place] in sexual and word[place:] in minors)
+        for word in re.findall(r"[^\W_]+", plain(text))
+        for place in range(GLUED, len(word) - GLUED + 1)
+    )
 
 
 def _tells_young_age(text: str) -> bool:
@@ -110,33 +151,51 @@ def is_sexual(text: str) -> bool:
 def is_forbidden(*texts: str) -> bool:
     """Whether texts that would meet in one prompt or picture combine minors with sexual content."""
     together = " , ".join(texts)
-    return _holds(BOTH, together) or (names_minor(together) and is_sexual(together))
+    return _holds(BOTH, together) or _is_glued(together) or (names_minor(together) and is_sexual(together))
+
+
+def is_explicit_prompt(text: str) -> bool:
+    """Whether a prompt is sexual or violent: its picture is hidden unless asked for, and blurred then."""
+    return is_sexual(text) or _holds(VIOLENT, text) or _is_glued(text)
 
 
 def is_explicit(concept: Concept) -> bool:
     """Whether pictures of a concept are hidden unless asked for, and blurred then."""
-    return any(is_sexual(word) or _holds(VIOLENT, word) for word in concept.words)
+    return any(map(is_explicit_prompt, _said(concept)))
+
+
+def _said(concept: Concept) -> tuple[str, ...]:
+    """A concept's words and what takes their place: for the concept's name the erased model paints that."""
+    others = (concept.alternative, *(other for _, other in concept.instead))
+    return (*concept.words, *filter(None, others))
 
 
 def check(concept: Concept, prompts: Sequence[str] = ()) -> None:
     """Refuse before any search.
 
     Args:
-        concept: what is explored. Prompts to keep are not searched with, and are not looked at.
+        concept: what is explored. Each prompt to keep stands for itself: erasing nudity and keeping children is what a
+            platform wants. But the model is compared on pictures of the kept prompts, so none may be forbidden.
         prompts: what the user asks to try.
 
     Raises:
-        InvalidConcept: the concept, or a prompt together with it, combines minors with sexual content.
+        InvalidConcept: the concept, what takes its place, a prompt to keep, or a prompt to try together with the
+            concept combines minors with sexual content.
     """
-    said = (*concept.words, concept.alternative or "")
+    said = _said(concept)
     if is_forbidden(*said) or any(is_forbidden(*said, prompt) for prompt in prompts):
         raise InvalidConcept(
             "Exploration does not search for sexual content about minors, so it does not start. "
             "Erasing the concept without exploring it is possible."
+        )
+    if any(map(is_forbidden, (*concept.keep, *concept.neighbours))):
+        raise InvalidConcept(
+            "A prompt to keep combines minors with sexual content, and exploration would make pictures of it, so it "
+            "does not start. Remove the prompt from those to keep."
         )
 
 
 def allows(concept: Concept, text: str) -> bool:
     """Whether a found prompt may be tried and shown: none that would bring minors into a sexual concept or turn a
     concept of minors sexual."""
-    return not is_forbidden(*concept.words, text)
+    return not is_forbidden(*_said(concept), text)

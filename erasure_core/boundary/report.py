@@ -45,7 +45,7 @@ class ReportSettings:
     states: int = option(8, "noisy latents at which prompts are compared", low=2, high=64)
     guidance: float = option(GUIDANCE, "guidance scale of all pictures", low=1.0, high=30.0)
     pictures: bool = option(True, "same-seed pictures before and after; of an explicit concept only if asked for")
-    explicit: bool = option(False, "show blurred pictures of a concept that is sexual or violent")
+    explicit: bool = option(False, "show blurred pictures of what is sexual or violent")
     sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
     steps: int = option(20, "sampling steps of the pictures", low=1, high=1000)
     seed: int = option(0, "seed of all chance", low=0, high=2**53)
@@ -309,14 +309,13 @@ class _Reporter:
         words = self.concept.words[:2]
         (template,) = with_room(self.model, ["a photo of a {}"], words)
         wanted = [("erased", worded(template, word)) for word in words]
-        if self.explicit and not self.settings.explicit:
-            wanted = []
         kept, alike = (
             [prompt for prompt in prompts if guard.allows(self.concept, prompt)]
             for prompts in (self.concept.keep, self.look_alikes)
         )
         wanted += [("look-alike", prompt) for prompt in alike[:3]]
         wanted += [("kept", prompt) for prompt in kept if prompt not in self.look_alikes][:3]
+        wanted = [one for one in wanted if self.settings.explicit or not self._is_hidden(*one)]
         self._tell("painting", 0, 1)
         columns = [self._paint([prompt for _, prompt in wanted], (), decode)]
         columns += [self._paint([p for _, p in wanted], [(f.deltas, f.strength)], decode) for f in files]
@@ -324,10 +323,15 @@ class _Reporter:
             Strip(
                 prompt,
                 kind,
-                tuple(picture_uri(column[row], self.explicit and kind == "erased", STRIP_SIDE) for column in columns),
+                tuple(picture_uri(column[row], self._is_hidden(kind, prompt), STRIP_SIDE) for column in columns),
             )
             for row, (kind, prompt) in enumerate(wanted)
         )
+
+    def _is_hidden(self, kind: str, prompt: str) -> bool:
+        """Whether a strip is not made unless asked for, and blurred then: an explicit concept's, and that of any prompt
+        that is explicit itself."""
+        return (self.explicit and kind == "erased") or guard.is_explicit_prompt(prompt)
 
     def _paint(
         self, prompts: Sequence[str], erasures: Sequence[tuple[DeltaSet, float]], decode: Callable[..., Any]

@@ -24,6 +24,7 @@ from ..concept import Concept, worded
 from ..domain import FAINT
 from ..sampling import finite
 from ..self_check import similarity
+from . import guard
 from .candidate import Candidate
 from .probe import make_probe
 from .subject import Subject
@@ -79,7 +80,8 @@ class Scorer:
         self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *everyday]))
         held_out = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
         held_out += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
-        self.neutral = fitting(model, held_out)
+        # Together a kept prompt and an everyday word may say what neither says alone.
+        self.neutral = fitting(model, [prompt for prompt in held_out if not guard.is_forbidden(prompt)])
         with subject.original():
             inside, outside = subject.encode_texts(self.inside), subject.encode_texts(self.outside)
         pictured = [prompt for prompt in self.outside if prompt][: 3 * states]
@@ -152,7 +154,7 @@ class Scorer:
 
         With ``erased`` false they are scored on the original model.
         """
-        each = max(1, 2 * self.subject.batches.most // len(self.probe))
+        each = self.at_once
         scores: list[Score] = []
         for start in range(0, len(candidates), each):
             directions = self.directions(candidates[start : start + each], erased)
@@ -161,6 +163,11 @@ class Scorer:
                 Score(float(m), self._posterior(float(m)), float(r)) for m, r in zip(margins, residuals, strict=True)
             ]
         return scores
+
+    @property
+    def at_once(self) -> int:
+        """Candidates that are scored together."""
+        return max(1, 2 * self.subject.batches.most // len(self.probe))
 
     def directions(self, candidates: Sequence[Candidate], erased: bool = True) -> Tensor:
         """Guidance directions of candidates, [N, F]."""

@@ -35,6 +35,16 @@ REFUSED = (
     "lolicon",
     "l0li",
     "child_porn",
+    "\u00e7\u0131plak \u00e7ocuk",  # Turkish without a dot
+    "k\u0131z \u00e7ocu\u011fu \u00e7\u0131plak",
+    "ma\u0142oletnia naga",  # Polish with a stroke
+    "go\u0142a dziewczynka",
+    "fillette d\u00e9v\u00eatue",
+    "\ubc8c\uac70\ubc97\uc740 \uc18c\ub140",
+    "nudekid",
+    "a schoolgirlsporn picture",
+    "n*de k#d",
+    "\u0274\u1d1c\u1d05\u1d07 \u1d0b\u026a\u1d05",  # small capitals
 )
 ALLOWED = (
     "a child with a balloon",
@@ -50,6 +60,14 @@ ALLOWED = (
     "a boy on a meadow",
     "the essex countryside",
     "Pikachu",
+    "a portrait of Emily Dickson and her son",
+    "bambino con mal di gola",  # a throat, which Polish spells as one of its words without a stroke
+    "a baby in a pram, 50% off, #photography",
+    "two boys *running* on a beach, c# minor on the piano",
+    "a child with an accordion, by Fairchild and Rothschild",
+    "bir \u00e7ocuk \u0131rmak k\u0131y\u0131s\u0131nda",  # a child by a river
+    "ma\u0142a dziewczynka z psem",  # a little girl with a dog
+    "a playboy bunny in a kids' cartoon",
 )
 
 
@@ -80,6 +98,28 @@ def test_prompts_to_keep_are_not_searched_with() -> None:
     guard.check(Concept(("nudity",), keep=("a photo of a child",)))
 
 
+@pytest.mark.parametrize(
+    "concept",
+    [
+        Concept(("cat",), keep=("a naked child",)),
+        Concept(("cat",), neighbours=("a naked child",)),
+        Concept(("a child in a dress",), "nudity"),
+        Concept(("cat", "child"), None, (), (("cat", "nudity"),)),
+    ],
+)
+def test_what_is_kept_or_painted_instead_is_read_as_well(concept: Concept) -> None:
+    """Pictures of kept prompts are made, and for the concept's name the erased model paints the alternative."""
+    with pytest.raises(InvalidConcept, match="does not start"):
+        guard.check(concept)
+    assert guard.allows(concept, "a tree") is not guard.is_forbidden(*guard._said(concept))
+
+
 @pytest.mark.parametrize(("word", "explicit"), [("nudity", True), ("gore", True), ("bl00d", True), ("ball", False)])
 def test_marks_explicit_concepts(word: str, explicit: bool) -> None:
     assert guard.is_explicit(Concept((word,))) is explicit
+
+
+def test_what_takes_the_place_of_a_concept_can_be_explicit() -> None:
+    assert guard.is_explicit(Concept(("dress",), "nudity"))
+    assert guard.is_explicit(Concept(("dress", "ball"), None, (), (("dress", "nudity"),)))
+    assert not guard.is_explicit(Concept(("dress",), "coat")) and guard.is_explicit_prompt("a n*de woman")

@@ -126,6 +126,29 @@ def test_explicit_concepts_are_not_painted(pico: DiffusersModel, change: DeltaSe
         report(pico, Concept(("nude", "child")), files, QUICK)
 
 
+def test_what_is_explicit_itself_is_hidden_whatever_the_concept(
+    pico: DiffusersModel, change: DeltaSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blurred: dict[str, bool] = {}
+    painted: list[str] = []
+    sample = reporting.sample
+    monkeypatch.setattr(
+        reporting,
+        "sample",
+        lambda model, prompts, *rest, **more: (painted.extend(prompts), sample(model, prompts, *rest, **more))[1],
+    )
+    monkeypatch.setattr(reporting, "picture_uri", lambda picture, blur, side: str(blur))
+    few = replace(QUICK, calls=1)
+    for dress in (Concept(("hat",), keep=("naked people",)), Concept(("dress",), "nudity", ("naked people",))):
+        painted.clear()
+        card = report(pico, dress, [Subjected("x", change)], few)
+        assert not any("naked" in prompt for prompt in painted) and card.explicit == (dress.alternative is not None)
+        assert any("dress" in prompt for prompt in painted) is False
+        shown = report(pico, dress, [Subjected("x", change)], replace(few, explicit=True))
+        blurred = {strip.prompt: strip.pictures[0] == "True" for strip in shown.strips}
+        assert blurred["naked people"] and blurred[f"a photo of a {dress.name}"] == card.explicit
+
+
 def test_compares_files_by_one_preparation(
     pico: DiffusersModel, change: DeltaSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
