@@ -83,7 +83,8 @@ class Bench:
             "recalled": [word for word in leaking if any(_says(word, other) for other in top)],
             "verdicts": len(typed),
             "right": sum(share >= 0.5 for share in verdicts),
-            "found_any": any(share >= 0.5 for share in verdicts),
+            # The concept's own words are given, so they are no find.
+            "found_any": any(s >= 0.5 and p.origin != "named" for p, s in zip(typed, verdicts, strict=True)),
             "seconds": found.seconds,
             "points": len(found.points),
             "by_search": found.shares(),
@@ -112,7 +113,7 @@ class Bench:
             result[which] = {group: figure.share for group, figure in shares.items()} | {
                 SEARCHED: _mean(self.seen(texts, name, erasures)),
                 REUSED: _mean(self.seen(found_on_plain, name, erasures)),
-                VERDICTS: sum(bool(point.word) for point in found.leaking) / len(found.points),
+                VERDICTS: sum(point.leaks for point in found.typed) / max(1, len(found.typed)),
             }
         return result
 

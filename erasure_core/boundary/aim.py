@@ -11,9 +11,13 @@ from torch import Tensor
 from ..concept import worded
 from ..model import Conditioning
 from ..sampling import seeded_noise
-from .probe import neutral_latents
+from .probe import SAMPLING_STEPS, neutral_latents
 from .subject import Subject, derived
 
+PICTURES, STATES = 4, 12
+"""Pictures of the concept, and the noisy states made of them: painting costs most, so each stands for several."""
+COST = 2 * SAMPLING_STEPS * PICTURES + 2 * STATES
+"""Predictions that taking aim takes."""
 LEAST_NOISE, MOST_NOISE = 0.35, 0.98
 """Timesteps as a share of the schedule: what a picture shows is decided where there is much noise."""
 
@@ -47,11 +51,12 @@ class Aim:
 
 
 @torch.no_grad()
-def take_aim(subject: Subject, words: Sequence[str], count: int, seed: int) -> Aim:
-    """Paint the concept with the original model, ``count`` pictures, and noise them."""
-    model = subject.model
-    prompts = [worded("a photo of a {}", words[i % len(words)]) for i in range(count)]
-    clean = neutral_latents(subject, prompts, count, seed + 1)
+def take_aim(subject: Subject, words: Sequence[str], seed: int, states: int = STATES, pictures: int = PICTURES) -> Aim:
+    """Paint the concept with the original model, so many ``pictures``, and noise them in turn."""
+    model, count = subject.model, states
+    said = [worded("a photo of a {}", words[i % len(words)]) for i in range(pictures)]
+    turn = [i % pictures for i in range(count)]
+    clean, prompts = neutral_latents(subject, said, pictures, seed + 1)[turn], [said[i] for i in turn]
     noise = seeded_noise(model.latent_shape, [derived(seed, 700_000 + i) for i in range(count)]).to(model.device)
     t = (torch.linspace(LEAST_NOISE, MOST_NOISE, count) * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)

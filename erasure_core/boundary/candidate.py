@@ -48,6 +48,8 @@ class Point:
         text, word, origin: as in ``Candidate``; ``word`` is empty where nothing can be erased in another round.
         similarity: to the concept in what the original model reads, 1 like the concept, 0 like a neutral prompt.
         leak: probability that the erased model steers towards the concept (nearest-direction posterior), 0 to 1.
+        margin: how much nearer its direction is to the concept's than to any other's; its order is that of ``leak``,
+            and it tells apart what ``leak`` rounds to 1.
         residual: share of the original guidance towards the concept that the prompt has in the erased model.
         leaks: whether ``leak`` is above the threshold and the pictures confirm it; without a picture, whether those of
             other suspects were.
@@ -63,9 +65,15 @@ class Point:
     origin: str
     similarity: float
     leak: float
+    margin: float
     residual: float
     leaks: bool
     evidence: float | None = None
     hidden: bool = False
     cluster: int = 0
     thumbnail: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a user could type it: all that can be typed can be erased in another round."""
+        return bool(self.word)

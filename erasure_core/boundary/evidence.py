@@ -18,6 +18,8 @@ from .subject import Subject, derived
 
 STEPS = 12
 """Sampling steps of the pictures that are looked at."""
+PAINTING = 2 * STEPS
+"""Predictions that one of these pictures takes."""
 LEAST_NOISE, MOST_NOISE = 0.25, 0.9
 LOOKS = 6
 """Noisy versions of a picture that are compared."""
@@ -51,6 +53,11 @@ class Evidence:
         self.t = (share * (len(model.schedule) - 1)).long().to(model.device)
         seeds = [derived(seed, 900_000 + i) for i in range(LOOKS)]
         self.noise = seeded_noise(model.latent_shape, seeds).to(model.device)
+
+    @property
+    def cost(self) -> int:
+        """Predictions that looking at one picture takes."""
+        return len(self.prompts) * LOOKS
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,18 +11,18 @@ from ..errors import InvalidFile
 from ..strict_json import parse_json
 from .candidate import Point
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LENGTH = 2**26
 """Characters of the JSON text that are read."""
 MAX_ITEMS = 200_000
 """Entries of all its lists and objects: twice as many as the largest search writes."""
 SCALARS = {
     "threshold": float, "explicit": bool, "erased": bool, "seconds": float, "calls": int, "seed": int, "stopped": bool,
-    "looked": int, "format_version": int,
+    "looked": int, "words_read": int, "words_known": int, "format_version": int,
 }  # fmt: skip
 POINT = {
-    "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "residual": float, "leaks": bool,
-    "hidden": bool, "cluster": int, "thumbnail": str,
+    "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "margin": float, "residual": float, 
+    "leaks": bool, "hidden": bool, "cluster": int, "thumbnail": str,
 }  # fmt: skip
 
 
@@ -43,6 +43,8 @@ class Exploration:
         seed: of all chance.
         stopped: the user stopped before the budget was used up.
         looked: how many candidates were painted and looked at.
+        words_read: tokens that the scan of the vocabulary has read, the likeliest first.
+        words_known: tokens that it would have read with time enough.
     """
 
     words: tuple[str, ...]
@@ -57,6 +59,8 @@ class Exploration:
     seed: int
     stopped: bool = False
     looked: int = 0
+    words_read: int = 0
+    words_known: int = 0
     format_version: int = FORMAT_VERSION
 
     @property
@@ -64,11 +68,17 @@ class Exploration:
         """The points that reach the concept, worst first."""
         return tuple(point for point in self.points if point.leaks)
 
-    def leaking_words(self, count: int = 24) -> tuple[str, ...]:
-        """What to add to the concept's words for another round of erasing, worst first; none that is there already."""
+    @property
+    def typed(self) -> tuple[Point, ...]:
+        """The points that somebody can type: prompts. The others are embeddings that no text gives."""
+        return tuple(point for point in self.points if point.is_text)
+
+    def leaking_words(self, count: int = 24, origins: Collection[str] = ()) -> tuple[str, ...]:
+        """What to add to the concept's words for another round of erasing, worst first; none that is there already.
+        With ``origins`` only what these searches found."""
         own = {word.casefold() for word in self.words}
-        words = dict.fromkeys(point.word for point in self.leaking if point.word and point.word.casefold() not in own)
-        return tuple(words)[:count]
+        found = [point for point in self.leaking if point.is_text and (not origins or point.origin in origins)]
+        return tuple(dict.fromkeys(point.word for point in found if point.word.casefold() not in own))[:count]
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """For each origin how many points leak, and of how many."""
@@ -82,12 +92,21 @@ class Exploration:
         }
 
     def summary(self) -> str:
-        """One sentence for people."""
-        found = len(self.leaking)
-        what = "the erased model" if self.erased else "the untouched model"
-        start = f"{found} of {len(self.points)} prompts still reach “{self.words[0]}” in {what}"
+        """What was found, for people: what can be typed, what no text gives, and whether anybody looked."""
+        typed, what = self.typed, "the erased model" if self.erased else "the untouched model"
+        start = f"{sum(p.leaks for p in typed)} of {len(typed)} prompts still reach “{self.words[0]}” in {what}"
         worst = ", ".join(self.leaking_words(5))
-        return f"{start}; worst: {worst}." if worst else f"{start}."
+        said = [f"{start}; worst: {worst}." if worst else f"{start}."]
+        beyond = [point.leaks for point in self.points if not point.is_text]
+        if any(beyond):
+            said.append(f"{sum(beyond)} of {len(beyond)} embeddings that no text gives reach it too.")
+        if self.leaking and not self.looked:
+            said.append("No picture was looked at.")
+        return " ".join(said)
+
+    def coverage(self) -> str:
+        """How much of the vocabulary was read; empty where it was not scanned."""
+        return f"read {self.words_read:,} of {self.words_known:,} words of the vocabulary" if self.words_known else ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
@@ -97,7 +116,7 @@ class Exploration:
         """Read an exploration that anyone may have written.
 
         Raises:
-            InvalidFile: not JSON, of a newer format, or with missing or wrongly typed entries.
+            InvalidFile: not JSON, of another format, or with missing or wrongly typed entries.
         """
         try:
             if len(text) > MAX_LENGTH:
@@ -108,9 +127,9 @@ class Exploration:
 
     @classmethod
     def _from_raw(cls, raw: Any) -> Exploration:
+        if _typed(raw, {"format_version": int})["format_version"] != FORMAT_VERSION:
+            raise ValueError("another version wrote it")
         known = _typed(raw, SCALARS)
-        if known["format_version"] > FORMAT_VERSION:
-            raise ValueError("a newer version wrote it")
         known |= {name: _texts(raw, name) for name in ("words", "clusters", "levels")}
         if not known["words"] or not all(known["words"]):
             raise ValueError("it names no concept")
@@ -151,5 +170,5 @@ def _point(raw: Any) -> Point:
 
 
 def ordered(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Those that leak first, then by posterior, then by text: one order on every machine."""
-    return tuple(sorted(points, key=lambda point: (not point.leaks, -point.leak, point.text)))
+    """Those that leak first, then by margin, then by text: one order on every machine."""
+    return tuple(sorted(points, key=lambda point: (not point.leaks, -point.margin, point.text)))

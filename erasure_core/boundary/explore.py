@@ -19,7 +19,7 @@ from ..progress import Progress, Report, Silent
 from . import guard
 from .candidate import Candidate, Point
 from .clusters import clusters
-from .evidence import Evidence, paint
+from .evidence import PAINTING, Evidence, paint
 from .exploration import Exploration, ordered
 from .field import Field
 from .reading import Reading
@@ -184,11 +184,27 @@ class _Explorer:
         self.field.until = spent + (1 - spent) * level.share / behind
         self.levels.append(level.name)
         self._tell(level.name)
+        batch = None
         for batch in level.search(self.field):
-            self._score([candidate for candidate in batch if self._is_new(candidate)])
+            self._take([candidate for candidate in batch if self._is_new(candidate)])
             self._tell(level.name)
             if self.points and self.subject.stopped():
                 return
+        if batch is None:  # else it would be told among the searches that were run
+            self.levels.remove(level.name)
+            self._tell(f"{level.name} left out: what is left of the budget, or of the prompt, does not suffice")
+
+    def _take(self, batch: Sequence[Candidate]) -> None:
+        """Score a batch, in pieces so small that the budget is kept; the first one whole, since even the smallest
+        budget tries the concept's own words."""
+        scorer, subject = self.field.scorer, self.subject
+        if not self.points:
+            return self._score(batch)
+        shape = tuple(scorer.probe.latents.shape[1:])
+        while batch and not subject.stopped():
+            many = max(1, subject.affordable(min(scorer.at_once, len(batch)), len(scorer.probe), shape=shape))
+            self._score(batch[:many])
+            batch = batch[many:]
 
     def _is_new(self, candidate: Candidate) -> bool:
         """Whether a candidate is allowed, not too long, and not scored yet."""
@@ -218,6 +234,7 @@ class _Explorer:
                     origin=candidate.origin,
                     similarity=round(min(1.0, max(-1.0, similarity)), 5),
                     leak=round(score.leak, 5),
+                    margin=round(score.margin, 9),
                     residual=round(score.residual, 5),
                     leaks=leaks,
                     hidden=leaks and candidate.is_text and similarity < HIDDEN_BELOW,
@@ -231,35 +248,38 @@ class _Explorer:
         count = min(self.settings.look, len(self.points))
         if not count:
             return
-        see = self._eyes()
-        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].leak)[:count]
+        see, cost = self._eyes()
+        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
         self.suspects = [place for place in worst if self.points[place].leaks]
         for sight in range(SIGHTS):
-            self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see)
-        self._look_at([place for place in worst if place not in self.seen], 0, see)
+            self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
+        self._look_at([place for place in worst if place not in self.seen], 0, see, cost)
 
-    def _look_at(self, places: Sequence[int], sight: int, see: Callable[[Tensor], Sequence[float]]) -> None:
-        """Paint points from the noise of one sight and judge them, until the budget is used up."""
-        for start in range(0, len(places), LOOKED_AT_ONCE):
-            if self.subject.stopped():
+    def _look_at(self, places: Sequence[int], sight: int, see: Callable[[Tensor], Sequence[float]], cost: int) -> None:
+        """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
+        while places and not self.subject.stopped():
+            many = self.subject.affordable(min(LOOKED_AT_ONCE, len(places)), cost)
+            if not many:
                 return
             self._tell("looking")
-            some = places[start : start + LOOKED_AT_ONCE]
+            some, places = places[:many], places[many:]
             candidates = [self.candidates[self.points[i].text.casefold()] for i in some]
             latents = paint(self.subject, candidates, derived(self.settings.seed, sight))
             for place, latent, evidence in zip(some, latents, see(latents), strict=True):
                 self._judge(place, latent, evidence)
 
-    def _eyes(self) -> Callable[[Tensor], Sequence[float]]:
-        """What says of clean latents how much they show the concept, above 0 where they do."""
+    def _eyes(self) -> tuple[Callable[[Tensor], Sequence[float]], int]:
+        """What says of clean latents how much they show the concept, above 0 where they do; and the predictions that
+        painting a picture and looking at it takes."""
         detector, decode = self.detector, getattr(self.subject.model, "decode", None)
         if detector is not None and decode is not None:
-            return lambda latents: [share - 0.5 for share in detector(decode(latents))]
+            return lambda latents: [share - 0.5 for share in detector(decode(latents))], PAINTING
         # One wording of each word: a concept of many words would make every look many times as long.
         words = self.concept.words[:3]
         (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
         said = [worded(template, word) for word in words]
-        return Evidence(self.subject, said, self.field.scorer.rivals(), self.settings.seed)
+        evidence = Evidence(self.subject, said, self.field.scorer.rivals(), self.settings.seed)
+        return evidence, PAINTING + evidence.cost
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]
@@ -275,7 +295,7 @@ class _Explorer:
         """Decide on the suspects that the budget left no look at by what became of the others."""
         looked_at = [place for place in self.suspects if place in self.seen]
         confirmed = sum(self.points[place].leaks for place in looked_at)
-        if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at
+        if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at, which the summary says then
             return
         for place, point in enumerate(self.points):
             if point.leaks and place not in self.seen:
@@ -283,7 +303,10 @@ class _Explorer:
 
     def illustrated(self, found: Exploration) -> Exploration:
         """With small pictures of what was painted, where they are wanted."""
-        pictures = {text: thumbnail(self.subject.model, latent, self.explicit) for text, latent in self.painted.items()}
+        pictures = {
+            text: thumbnail(self.subject.model, latent, self.explicit or guard.is_explicit_prompt(text))
+            for text, latent in self.painted.items()
+        }
         return replace(found, points=tuple(replace(p, thumbnail=pictures.get(p.text, "")) for p in found.points))
 
     def _result(self) -> Exploration:
@@ -302,6 +325,8 @@ class _Explorer:
             seed=self.settings.seed,
             stopped=self.stopped,
             looked=len(self.seen),
+            words_read=self.field.words_read[0],
+            words_known=self.field.words_read[1],
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..concept import Concept
+from .aim import COST, Aim, take_aim
 from .candidate import Candidate
 from .reading import Reading
 from .scores import Scorer
@@ -28,6 +29,7 @@ class Field:
         tries: prompts that the user asks to try.
         seed: of all chance.
         until: share of the budget at which this search ends.
+        words_read: tokens that the scan of the vocabulary has read, and of how many.
     """
 
     subject: Subject
@@ -37,10 +39,19 @@ class Field:
     tries: Sequence[str] = ()
     seed: int = 0
     until: float = 1.0
+    words_read: tuple[int, int] = (0, 0)
+    _aim: Aim | None = None
 
     def over(self) -> bool:
         """Whether this search has to end: its share is used up or the user stopped. Asked before each costly call."""
         return self.subject.stopped(self.until)
+
+    def aim(self) -> Aim | None:
+        """What the gradient searches steer towards, made once for all of them; ``None`` where this search's share does
+        not suffice for it."""
+        if self._aim is None and self.subject.affordable(1, COST, self.until):
+            self._aim = take_aim(self.subject, self.concept.words, self.seed)
+        return self._aim
 
     def chance(self, number: int = 0) -> torch.Generator:
         """A generator on the CPU, so that every device finds the same."""

@@ -27,8 +27,8 @@ Found = Callable[[int, Exploration], None]
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did: how many prompts leaked before it, of how many, and which words it added; none where only
-    words leaked that were erased already, and a training went on with these."""
+    """What one round did: how many prompts that can be typed leaked before it, of how many, and which words it added;
+    none where only words leaked that were erased already, and a training went on with these."""
 
     leaking: int
     tried: int
@@ -91,9 +91,9 @@ def harden(
             raise Cancelled(f"Stopped while searching in round {number}; erasing again goes on from its saved state.")
         wider = widened(concept, found.leaking_words(MOST_ADDED))
         added = wider.words[len(concept.words) :]
-        done.append(Round(len(found.leaking), len(found.points), added))
+        done.append(Round(sum(p.leaks for p in found.typed), len(found.typed), added))
         goes_on = bool(added) or find_method(method).solve is None
-        if not goes_on or not any(point.word for point in found.leaking):
+        if not goes_on or not done[-1].leaking:
             break
         concept = wider
         following = _next(settings, number)

@@ -100,7 +100,7 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
 def _labels(sheet: Sheet, exploration: Exploration) -> None:
     """Names of the worst points, hidden ones first, where there is room."""
     taken: list[tuple[float, float]] = []
-    hidden_first = sorted(exploration.leaking, key=lambda p: (not p.hidden, -p.leak))
+    hidden_first = sorted(exploration.leaking, key=lambda p: (not p.hidden, -p.margin))
     for point in hidden_first:
         x, y = place_of(point)
         if len(taken) == LABELLED:

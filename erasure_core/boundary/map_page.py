@@ -38,6 +38,7 @@ def map_page(exploration: Exploration) -> str:
         "summary": exploration.summary(),
         "searched": f"{exploration.seconds:.0f} s with the preparation, seed {exploration.seed}: "
         + ", ".join(exploration.levels)
+        + (f"; {exploration.coverage()}" if exploration.coverage() else "")
         + (" (stopped early)" if exploration.stopped else ""),
         "points": points,
     }

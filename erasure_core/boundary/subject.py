@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,11 +45,11 @@ class Budget:
         """Start the clock anew: on a slow machine the preparation takes minutes, and would leave nothing to search."""
         self.started = time.monotonic()
 
-    def spent(self, calls: int) -> float:
-        """The share of the budget that is used up, 0 to 1 and above, after so many calls."""
+    def spent(self, calls: int, more: float = 0.0) -> float:
+        """The share of the budget that is used up, 0 to 1 and above, after so many calls; in ``more`` seconds."""
         shares = [0.0]
         if self.seconds is not None:
-            shares.append((time.monotonic() - self.started) / max(self.seconds, 1e-9))
+            shares.append((time.monotonic() - self.started + more) / max(self.seconds, 1e-9))
         if self.calls is not None:
             shares.append(calls / max(self.calls, 1))
         return max(shares)
@@ -79,6 +80,7 @@ class Subject:
         self.guidance = guidance
         self.sets = [DeltaSet(deltas.deltas, strength) for deltas, strength in erasures]
         self.calls = 0
+        self._seconds, self._numbers = 0.0, 0
         self._length = 0
         self.tables: list[Tensor] = []
 
@@ -104,6 +106,21 @@ class Subject:
     def stopped(self, share: float = 1.0) -> bool:
         """Whether the user stopped, or ``share`` of the budget is used up."""
         return self.progress.cancelled() or self.budget.spent(self.calls) >= share
+
+    def affordable(self, most: int, cost: int, share: float = 1.0, shape: Sequence[int] | None = None) -> int:
+        """How many of up to ``most`` things fit into a share of the budget at the pace so far: all, half of them, a
+        quarter, …, or 0. Asked before a costly work, which on a slow machine would take longer than the whole budget.
+
+        Args:
+            most: things that are wanted.
+            cost: predictions that each takes.
+            share: of the budget that may then be used up.
+            shape: of the latents; ``None`` for the model's own.
+        """
+        each = self._seconds / max(1, self._numbers) * cost * math.prod(shape or self.model.latent_shape)
+        while most and self.budget.spent(self.calls + most * cost, most * each) > share:
+            most //= 2
+        return most
 
     def rows(self, candidates: Sequence[Candidate]) -> list[list[int]]:
         """The token ids of candidates, without begin, end and padding."""
@@ -149,7 +166,10 @@ class Subject:
         Raises:
             Cancelled: the user stopped.
         """
+        started = time.monotonic()
         predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress)
+        self._seconds += time.monotonic() - started
+        self._numbers += latents.numel()
         self.calls += len(latents)
         return predicted
 

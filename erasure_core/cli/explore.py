@@ -132,4 +132,6 @@ def run(options: argparse.Namespace) -> None:
     print(printable(found.summary()))
     for origin, (leaking, every) in found.shares().items():
         print(f"  {origin:<12} {leaking} of {every}")
+    if found.coverage():
+        print(f"  The scan has {found.coverage()}.")
     print(options.out / "map.html")

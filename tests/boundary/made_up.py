@@ -33,7 +33,7 @@ def made_up(count: int = 300, seed: int = 0, explicit: bool = False) -> Explorat
         points.append(
             Point(
                 text, (f"word{i}" if i >= len(HOSTILE) else text) if typed else "", origin, similarity, leak,
-                round(leak * 0.8, 3), leaks, 0.5 if leaks else None, leaks and similarity < 0.5, i % 3,
+                round(reach, 4), round(leak * 0.8, 3), leaks, 0.5 if leaks else None, leaks and similarity < 0.5, i % 3,
             )
         )  # fmt: skip
     return Exploration(

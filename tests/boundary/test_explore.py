@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import CONCEPT, QUICK, TRIES
+from made_up import CONCEPT, QUICK, TRIES, made_up
 
 from erasure_core import Concept, DeltaSet, Report, Silent
-from erasure_core.boundary import Candidate, Exploration, ExploreSettings, evidence, explore, subject
+from erasure_core.boundary import Candidate, Exploration, ExploreSettings, aim, evidence, explore, field, subject
+from erasure_core.boundary.exploration import ordered
 from erasure_core.boundary.field import Field
+from erasure_core.boundary.map_page import map_page
 from erasure_core.boundary.scores import Scorer
 from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
+from erasure_core.domain import nearest_words
 from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 
@@ -147,6 +150,92 @@ def test_a_search_that_does_not_fit_is_left_out(pico: DiffusersModel, monkeypatc
         explore(pico, CONCEPT, (), settings)
 
 
+def test_the_nearest_words_come_before_the_scan(pico: DiffusersModel) -> None:
+    """The scan may have no time; these cost no reading of the vocabulary."""
+    found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
+    near = {point.word for point in found.points if point.origin == "vocabulary"}
+    assert 0 < len(near) <= 32 and near <= set(nearest_words(pico, CONCEPT.words, 32)) and found.coverage() == ""
+
+
+def test_how_much_of_the_vocabulary_was_read_is_told(explored: Exploration, pico: DiffusersModel) -> None:
+    size = explored.words_known
+    assert explored.words_read == size > 100 and f"read {size:,} of {size:,} words" in explored.coverage()
+    assert explored.coverage() in map_page(explored)
+
+
+def test_embeddings_are_no_prompts(explored: Exploration) -> None:
+    """A closed form's state nearly always leaks; who reads "1 of 50 prompts" would look for a word."""
+    prompt, state = (
+        replace(explored.points[0], word="orb", leaks=False),
+        replace(explored.points[0], word="", leaks=True),
+    )
+    found = replace(explored, points=(state, prompt), looked=1)
+    assert found.summary() == (
+        "0 of 1 prompts still reach “ball” in the erased model. 1 of 1 embeddings that no text gives reach it too."
+    )
+    assert found.typed == (prompt,)
+    nothing = replace(found, points=(prompt,)).summary()
+    assert nothing == "0 of 1 prompts still reach “ball” in the erased model."
+
+
+def test_strong_ones_are_told_apart() -> None:
+    """A posterior of five digits is 1 for all of them; they would come in the order of the alphabet."""
+    weak, strong = (
+        replace(made_up(1).points[0], text=text, leak=1.0, margin=m) for text, m in (("a", 2.0), ("b", 3.0))
+    )
+    assert ordered([weak, strong]) == (strong, weak)
+
+
+class Slowly:
+    """A model whose predictions take two seconds for each latent, by the clock that the budget is told."""
+
+    def __init__(self, model: DiffusersModel, patch: pytest.MonkeyPatch) -> None:
+        self.now, predict = time.monotonic(), type(model).predict
+        patch.setattr(subject, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+        def slow(loaded: DiffusersModel, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.now += 2.0 * len(latents)
+            return predict(loaded, latents, *rest)
+
+        patch.setattr(type(model), "predict", slow)
+
+
+def test_a_slow_machine_keeps_the_budget(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The concept's own words are tried in any case; behind them nothing is begun that would take longer than what is
+    left: no picture is looked at, and no aim is taken. That is told."""
+    clock = Slowly(pico, monkeypatch)
+    monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)
+    begun: list[float] = []
+    monkeypatch.setattr(
+        subject.Budget, "begin", lambda budget: (begun.append(clock.now), setattr(budget, "started", clock.now))
+    )
+    settings = ExploreSettings(60.0, None, levels="lexical+prefix+inversion", states=2)
+    found = explore(pico, CONCEPT, settings=settings)
+    assert clock.now - begun[0] < 64.0, "ten prompts of the concept's own take 40 s, each further one 4 s"
+    assert found.looked == 0 and "prefix" not in found.levels and "inversion" not in found.levels
+    assert found.summary().endswith("No picture was looked at.")
+
+
+def test_the_gradient_searches_share_their_aim(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take_aim = field.take_aim
+    monkeypatch.setattr(field, "take_aim", lambda *given: (taken.append(1), take_aim(*given))[1])
+    found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "prefix+inversion", "look": 0}))
+    assert taken == [1] and found.levels == ("prefix", "inversion")
+
+
+def test_taking_aim_costs_what_it_is_said_to(pico: DiffusersModel) -> None:
+    with subject.Subject(pico, (), Silent(), subject.Budget(None)).opened() as opened:
+        taken = aim.take_aim(opened, CONCEPT.words, seed=0)
+        assert opened.calls == aim.COST and len(taken.t) == aim.STATES
+
+
+def test_looks_are_as_few_as_the_budget_allows(pico: DiffusersModel) -> None:
+    with subject.Subject(pico, (), Silent(), subject.Budget(None, 100)).opened() as opened:
+        assert [opened.affordable(8, cost) for cost in (10, 30, 60, 101)] == [8, 2, 1, 0]
+        assert opened.affordable(8, 10, share=0.5) == 4
+
+
 def test_special_tokens_are_those_of_the_model() -> None:
     """Not the last two of every vocabulary: words would be missed, and ends would stand inside of prompts."""
     row = [torch.tensor([[0, 2, 1, 1]])]
@@ -201,7 +290,8 @@ def test_what_was_not_looked_at_is_believed_as_far_as_the_others(
 
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
     found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
-    assert found.levels == ("lexical",) and {point.origin for point in found.points} <= {"named", "misspelling"}
+    assert found.levels == ("lexical",)
+    assert {point.origin for point in found.points} <= {"named", "misspelling", "vocabulary"}
     timed = explore(pico, CONCEPT, (), ExploreSettings(seconds=2.0, states=2, look=0))
     assert timed.points and len(timed.levels) >= 1
 
@@ -268,3 +358,14 @@ def test_what_no_keyboard_types_is_no_find(pico: DiffusersModel, monkeypatch: py
     monkeypatch.setattr(type(pico), "detokenize", lambda self, ids: "".join(map(chr, ids)))
     assert field.retold([1, 100, 111, 103], "genetic") is None
     assert field.retold([100, 111, 103], "genetic") == Candidate("dog", "genetic")
+
+
+def test_an_explicit_prompt_is_blurred_whatever_the_concept(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["erasure_core.boundary.explore"]
+    monkeypatch.setattr(module, "thumbnail", lambda model, latent, blurred: f"blurred: {blurred}")
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical", "look": 60, "calls": 30_000}, pictures=True)
+    found = explore(pico, Concept(("ball",)), settings=settings, tries=["a naked woman"])
+    shown = {point.text: point.thumbnail for point in found.points}
+    assert shown["a naked woman"] == "blurred: True" and shown["a ball"] == "blurred: False"

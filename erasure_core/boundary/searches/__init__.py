@@ -32,7 +32,7 @@ class Level:
 
 
 LADDER = (
-    Level("lexical", lexical, 0.05, "the concept's words, their misspellings, and your own list"),
+    Level("lexical", lexical, 0.05, "the concept's words, their misspellings, the nearest words, and your own list"),
     Level("closed-form", closed_form, 0.01, "the prompt state that the erased layers read as the concept"),
     Level("vocabulary", vocabulary, 0.34, "every word of the vocabulary"),
     Level("self-check", self_checks, 0.10, "sentences that the model still reads as the concept (SAGE)"),

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import torch
 
 from ...model import gradient_scale
-from ..aim import take_aim
 from ..candidate import Candidate
 from ..field import Field
 
 VECTORS = 1
 STARTS = 3
-STATES, STATES_AT_ONCE = 12, 4
+STATES_AT_ONCE = 4
 STEPS = 60
 RATE = 5e-3
 TEMPLATE = "a photo of a"
@@ -25,7 +24,9 @@ TEMPLATE = "a photo of a"
 def inversion(field: Field) -> Iterator[list[Candidate]]:
     """The learned embeddings, at half time and at the end."""
     subject, chance = field.subject, field.chance(13)
-    aim = take_aim(subject, field.concept.words, STATES, field.seed)
+    aim = field.aim()
+    if aim is None:
+        return
     before = subject.model.tokenize([TEMPLATE])[0]
     pool = field.vocabulary()
     row = [*before, *pool[torch.randint(len(pool), (VECTORS,), generator=chance)].tolist()]
@@ -46,7 +47,7 @@ def inversion(field: Field) -> Iterator[list[Candidate]]:
             whole = table[ids].float()
             given.append(torch.cat([whole[:, : places.start], vectors, whole[:, places.stop :]], dim=1))
         prompts = subject.model.encode_embeddings(given, ends)
-        chosen = torch.randperm(STATES, generator=chance)[:STATES_AT_ONCE].tolist()
+        chosen = torch.randperm(len(aim.t), generator=chance)[:STATES_AT_ONCE].tolist()
         loss = aim.loss(subject, prompts, chosen).sum()
         optimizer.zero_grad()
         (loss * gradient_scale(subject.model.dtype)).backward()  # type: ignore[no-untyped-call]

@@ -1,15 +1,19 @@
-"""Level 0: what people would type. The user's own list, the concept's words in templates, and misspellings of them."""
+"""Level 0: what people would type. The user's own list, the concept's words in templates, misspellings of them, and the
+words of the vocabulary whose tokens are nearest to theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ...concept import TEMPLATES, worded
+from ...domain import nearest_words
 from ..candidate import Candidate
 from ..field import Field
 
 MISSPELLINGS = 10
 """Of each word."""
+NEAREST = 32
+"""Words of the vocabulary: the scan of all of them comes later, and may have no time."""
 
 
 def misspelled(word: str) -> list[str]:
@@ -27,7 +31,7 @@ def misspelled(word: str) -> list[str]:
 
 
 def lexical(field: Field) -> Iterator[list[Candidate]]:
-    """Batches of candidates: the user's prompts, the concept's own, its misspellings."""
+    """Batches of candidates: the user's prompts, the concept's own, its misspellings, its nearest words."""
     yield [Candidate(text, "yours") for text in field.tries]
     words = field.concept.words
     yield [Candidate(worded(template, word), "named", word) for word in words for template in TEMPLATES]
@@ -35,3 +39,5 @@ def lexical(field: Field) -> Iterator[list[Candidate]]:
         slips = misspelled(word)
         spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]
         yield [Candidate(f"a {slip}", "misspelling", slip) for slip in spread]
+    near = [word for word in nearest_words(field.subject.model, words, NEAREST) if not field.names(word)]
+    yield [Candidate(f"a {word}", "vocabulary", word) for word in near]

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from ...concept import worded
 from ...model import Conditioning, gradient_scale
-from ..aim import Aim, take_aim
+from ..aim import Aim
 from ..candidate import Candidate
 from ..field import Field
 
 LENGTH = 5
 STARTS = 6
-STATES, STATES_AT_ONCE = 12, 3
+STATES_AT_ONCE = 3
 STEPS, EVERY = 40, 10
 SIMPLEX_RATE, EMBEDDING_RATE = 0.1, 0.1
 SPREAD = 0.02
@@ -64,7 +64,9 @@ def prefix(field: Field) -> Iterator[list[Candidate]]:
     row = subject.model.tokenize([body])[0]
     if not subject.fits([*range(LENGTH), *row]):
         return
-    aim = take_aim(subject, concept.words, STATES, field.seed)
+    aim = field.aim()
+    if aim is None:
+        return
     prefixes = _start(field)
     optimizer = torch.optim.Adam(
         [

@@ -37,6 +37,7 @@ def vocabulary(field: Field) -> Iterator[list[Candidate]]:
         erased, original = _compare(field, ids)
         read.append(erased)
         near.append(original)
+    field.words_read = sum(map(len, read)), len(order)
     if not read:
         return
     seen = order[: sum(map(len, read))]
