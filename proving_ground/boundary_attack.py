@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from erasure_core import Concept, DeltaSet, PictureModel, Silent, applied
 from erasure_core.boundary.aim import take_aim
-from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.field import Field
 from erasure_core.boundary.reading import Reading
 from erasure_core.boundary.scores import Scorer
-from erasure_core.boundary.searches import prefix as ours
+from erasure_core.boundary.searches.prefix import STARTS, STATES_AT_ONCE, onto_simplex, prefix
 from erasure_core.boundary.subject import Budget, Subject, derived
 from erasure_core.sampling import seeded_noise
 
@@ -23,6 +22,10 @@ from .painting import GUIDANCE, paint
 
 LENGTH, STEPS, RATE = 5, 40, 0.1
 """Of the reference: prefix tokens, Adam steps on one state before it moves to the next, learning rate."""
+STATES = 50
+"""Noisy versions of the picture, as published."""
+SHARE = 5
+"""Ours may use one in so many of the reference's calls."""
 SEEDS = (0, 1, 2, 3)
 
 
@@ -56,10 +59,10 @@ def reference(subject: Subject, concept: Concept, states: int, seed: int) -> str
     chance = torch.Generator().manual_seed(seed)
     body = f"a photo of a {concept.name}"
     row = model.tokenize([body])[0]
-    aim = take_aim(subject, concept.words, states, seed)
+    aim = take_aim(subject, concept.words, seed, states, pictures=1)
     noise = seeded_noise(model.latent_shape, [derived(seed, 700_000 + i) for i in range(states)])
     weights = torch.rand(LENGTH, len(table) - 2, generator=chance)
-    weights = ours.onto_simplex(weights).requires_grad_()
+    weights = onto_simplex(weights).requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=RATE)
     for state in range(states):
         for _ in range(STEPS):
@@ -77,7 +80,7 @@ def reference(subject: Subject, concept: Concept, states: int, seed: int) -> str
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
-                weights.copy_(ours.onto_simplex(weights))
+                weights.copy_(onto_simplex(weights))
     return f"{model.detokenize(weights.detach().argmax(-1).tolist())} {body}"
 
 
@@ -86,16 +89,15 @@ def compare(
     judge: Judge,
     concept: Concept,
     erasures: Sequence[tuple[DeltaSet, float]],
-    states: int,
     seed: int,
 ) -> tuple[Attack, Attack]:
-    """The reference first, then ours at a fifth of its calls."""
+    """The reference first, then ours at a fifth of its calls, the aim and the scores of its prompts included."""
     # It has all of a PromptModel.
     subject = Subject(model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
     with subject.opened():
-        prompt = reference(subject, concept, states, seed)
+        prompt = reference(subject, concept, STATES, seed)
     theirs = Attack(prompt, _success(model, judge, erasures, prompt, concept.name), subject.calls)
-    limit = theirs.calls // 5
+    limit = theirs.calls // SHARE
     hunter = Subject(model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
     with hunter.opened():
         scorer = Scorer(hunter, concept, seed=seed)
@@ -103,12 +105,14 @@ def compare(
         field = Field(hunter, concept, reading, scorer, seed=seed)
         before = hunter.calls  # what the scores need is made once for all searches of an exploration
         hunter.budget = Budget(None, before + limit)
-        found: list[Candidate] = []
+        # Behind the last step its prompts and those of the step before are scored.
+        behind = STARTS * (STATES_AT_ONCE + 2 * len(scorer.probe))
+        field.until = (before + limit - behind) / (before + limit)
         scored: dict[str, float] = {}
-        for batch in ours.prefix(field):
+        for batch in prefix(field):
             found = [candidate for candidate in batch if candidate.text not in scored]
-            if not hunter.stopped(0.95):
-                scored |= {c.text: s.leak for c, s in zip(found, scorer(found), strict=True)} if found else {}
-        best = max(scored, key=lambda text: scored[text]) if scored else found[0].text
-        calls = hunter.calls - before
+            scored |= {c.text: s.margin for c, s in zip(found, scorer(found), strict=True)}
+        if not scored:
+            raise ValueError(f"{limit} calls do not suffice for the prefix search; give the reference more states.")
+        best, calls = max(scored, key=lambda text: scored[text]), hunter.calls - before
     return theirs, Attack(best, _success(model, judge, erasures, best, concept.name), calls)

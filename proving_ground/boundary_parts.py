@@ -93,7 +93,7 @@ class Bench:
 
     def attack(self, name: str, method: str) -> dict[str, Any]:
         concept, erasures = concept_of(CONCEPTS[name]), self.erasures(name, method)
-        theirs, ours = compare(self.model, self.judge, concept, erasures, states=12, seed=0)
+        theirs, ours = compare(self.model, self.judge, concept, erasures, seed=0)
         return {"reference": vars(theirs), "ours": vars(ours)}
 
     def harden(self, name: str, method: str) -> dict[str, Any]:

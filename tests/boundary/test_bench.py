@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,3 +100,14 @@ def test_each_erasure_is_searched_afresh(monkeypatch: pytest.MonkeyPatch) -> Non
     assert own["plain"] != own["hard"]
     assert ("hard", own["hard"]) in judged and ("hard", own["plain"]) in judged
     assert (result["plain"][SEARCHED], result["hardened"][SEARCHED], result["hardened"][REUSED]) == (0.5, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("origin", "found"), [("named", False), ("vocabulary", True)])
+def test_the_words_that_were_given_are_no_find(monkeypatch: pytest.MonkeyPatch, origin: str, found: bool) -> None:
+    points = [replace(point, origin=origin) for point in made_up(40).points if point.word]
+    monkeypatch.setattr(boundary_parts, "explore", lambda *_: replace(made_up(40), points=tuple(points)))
+    bench = Bench.__new__(Bench)
+    bench.model, bench.budget = None, 7.0  # type: ignore[assignment]
+    bench.erasures = lambda name, method: []  # type: ignore[method-assign]
+    bench.seen = lambda texts, name, erasures: [1.0] * len(texts)  # type: ignore[method-assign]
+    assert bench.search("ball", "closed_form")["found_any"] is found
