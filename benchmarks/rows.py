@@ -207,6 +207,7 @@ def published_row(model: DiffusersModel, name: str, setup: Setup, sampling: int)
 
 
 def _solver_row(model: DiffusersModel, method: Method, settings: SolverSettings, setup: Setup) -> Row:
+    _reset_peak(setup.device)
     started = clock(setup.device)
     erasure, _ = erase(model, CONCEPT, method.name, settings)
     seconds = clock(setup.device) - started

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import solving, using
+from benchmarks import rows, solving, using
 from benchmarks.__main__ import DOCS, RESULTS, main
 from benchmarks.architectures import build, modules
 from benchmarks.counting import STATES, shares
@@ -24,7 +24,7 @@ from benchmarks.meter import Meter
 from benchmarks.parts import STUDENT, TRAJECTORY
 from benchmarks.published import LOOPS, running
 from benchmarks.rows import CONCEPT, pooled_latents
-from erasure_core import Silent, effort, erase
+from erasure_core import METHODS, Silent, effort, erase
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings, closed_form
 from erasure_core.methods.esd import EsdSettings
@@ -192,3 +192,22 @@ def test_files_do_the_same_stacked_merged_and_baked() -> None:
 def test_the_documents_figures_are_those_of_the_results() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert filled(text, RESULTS) == text, "run: python -m benchmarks docs"
+
+
+def test_rows_without_a_peak_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU the peak is counted with the floor, which ``--no-floor`` leaves out."""
+    row = {"name": "sage", "seconds": 2.0, "peak": None}
+    for name, faster in (("before", {}), ("after", {"seconds": 1.0, "peak": 5})):
+        result = [{"family": "sd15", "side": 64, "rows": [{**row, **faster}]}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert main(["compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")]) == 0
+    assert "| 2.00× |  |" in capsys.readouterr().out
+
+
+def test_a_solver_is_not_given_the_peak_of_the_row_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [10**9]  # of what ran before
+    monkeypatch.setattr(rows, "_reset_peak", lambda device: peaks.clear())
+    monkeypatch.setattr(rows, "_peak", lambda device: max(peaks, default=7))
+    model = build("sd15", 64, "cpu", torch.float32, seed=0, tiny=True)
+    setup = rows.Setup("sd15", 64, "cpu", torch.float32, True, 1, {})
+    assert rows.method_row(model, METHODS["closed_form"], setup).peak == 7
