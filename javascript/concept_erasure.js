@@ -38,12 +38,19 @@ function concept_erasure_to_erase_form() {
     return Array.from(arguments);
 }
 
+// Words of the field that came from the map; its other lines somebody typed, and they stay.
+let concept_erasure_from_map = new Set();
+
 // The map stands in a frame of its own; what is selected there comes as a message, and only from there is it taken.
 window.addEventListener('message', function(event) {
     const frame = gradioApp().querySelector('#concept_erasure_map iframe');
     const words = event.data && event.data.conceptErasureSelection;
     if (!frame || event.source !== frame.contentWindow || !Array.isArray(words)) return;
     const field = gradioApp().querySelector('#concept_erasure_selected textarea');
-    field.value = words.map(word => String(word).replace(/\s+/g, ' ')).join('\n');
+    const chosen = words.map(word => String(word).split(/\s+/).join(' ').trim()).filter(Boolean);
+    const lines = field.value.split('\n').map(line => line.trim()).filter(Boolean);
+    const typed = lines.filter(line => !concept_erasure_from_map.has(line));
+    concept_erasure_from_map = new Set(chosen);
+    field.value = [...new Set([...typed, ...chosen])].join('\n');
     updateInput(field);
 });
