@@ -23,6 +23,7 @@ from .explore import ExploreSettings, explore
 MOST_ADDED = 12
 """Words that one round adds."""
 Found = Callable[[int, Exploration], None]
+Finished = Callable[[Erasure], None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def harden(
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
     notify: Found = lambda number, exploration: None,
+    finished: Finished = lambda erasure: None,
 ) -> tuple[Erasure, History, tuple[Round, ...]]:
     """Erase, then up to ``rounds`` times search and erase what still reaches the concept.
 
@@ -68,6 +70,8 @@ def harden(
         search: how to search in each round.
         progress: reports and cancellation.
         notify: told each round's number, from 1, and what it found.
+        finished: given the erasure after the first erasing and after each round, which the user may want to keep where
+            what comes behind it is stopped.
 
     Returns:
         The erasure, whose manifest records the rounds under ``settings["harden"]``; the first training's history; and
@@ -82,13 +86,14 @@ def harden(
     search, progress = search or ExploreSettings(), progress or Silent()
     settings = settings or find_method(method).settings()
     erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+    finished(erasure)
     done: list[Round] = []
     for number in range(1, rounds + 1):
         how = replace(search, seed=search.seed + number, pictures=False)
         found = explore(model, concept, [(erasure.deltas, 1.0)], how, progress)
         notify(number, found)
         if found.stopped:
-            raise Cancelled(f"Stopped while searching in round {number}; erasing again goes on from its saved state.")
+            raise Cancelled(f"Stopped while searching in round {number}.")
         wider = widened(concept, found.leaking_words(MOST_ADDED))
         added = wider.words[len(concept.words) :]
         done.append(Round(sum(p.leaks for p in found.typed), len(found.typed), added))
@@ -98,11 +103,16 @@ def harden(
         concept = wider
         following = _next(settings, number)
         erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
+        finished(_recorded(erasure, done))
+    return _recorded(erasure, done), history, tuple(done)
+
+
+def _recorded(erasure: Erasure, done: Sequence[Round]) -> Erasure:
+    """The erasure with its rounds in the manifest."""
     if not done:
-        return erasure, history, ()
-    recorded = [asdict(one) for one in done]
-    manifest = replace(erasure.manifest, settings={**erasure.manifest.settings, "harden": recorded})
-    return replace(erasure, manifest=manifest), history, tuple(done)
+        return erasure
+    settings = {**erasure.manifest.settings, "harden": [asdict(one) for one in done]}
+    return replace(erasure, manifest=replace(erasure.manifest, settings=settings))
 
 
 def _next(settings: SolverSettings, number: int) -> Any:

@@ -15,7 +15,7 @@ from ..boundary.harden import harden
 from ..checkpoint import checkpoint_path
 from ..concept import Concept
 from ..effort import EFFORTS, plan
-from ..erasure_file import write_erasure
+from ..erasure_file import Erasure, write_erasure
 from ..errors import Cancelled, InvalidSettings, OutputError
 from ..manifest import Manifest
 from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
@@ -121,6 +121,7 @@ def _erase(
         print(picked.sentence, file=sys.stderr)
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
+    finished: list[Erasure] = []
     try:
         with terminal_progress() as progress:
             erasure, _, _ = harden(
@@ -135,8 +136,14 @@ def _erase(
                 options.save_every,
                 pictures,
                 tell_round,
+                finished.append,
             )
     except Cancelled as stopped:
+        if finished:  # an erasing that took hours must not be lost to a search behind it
+            write_erasure(options.out, finished[-1], model)
+            again = "--resume --overwrite" if checkpoint.exists() else "--overwrite"
+            what = f"{options.out} holds the erasure as it was before."
+            raise Cancelled(f"{stopped} {what} To harden it again, repeat the command with {again}.") from None
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)

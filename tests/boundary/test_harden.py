@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up import CONCEPT, made_up
 
-from erasure_core import Concept
+from erasure_core import Concept, read_erasure
 from erasure_core.boundary import Exploration
 from erasure_core.boundary import harden as loop
+from erasure_core.cli.main import main
+from erasure_core.errors import Cancelled
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 
@@ -65,3 +68,24 @@ def test_a_closed_form_does_not_solve_the_same_twice(pico: DiffusersModel, searc
     searches += [_found("orb"), _found("ball"), _found("globe")]
     erasure, _, rounds = loop.harden(pico, CONCEPT, 3, "closed_form")
     assert [one.added for one in rounds] == [("orb",), ()] and erasure.manifest.words == (*CONCEPT.words, "orb")
+
+
+@pytest.mark.parametrize("before", [(), ("orb",)])
+def test_a_finished_erasing_is_not_lost_to_a_stopped_search(
+    pico_folders: dict[str, Path],
+    searches: list[Exploration],
+    before: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A closed form has no saved state to go on from."""
+    searches += [_found(word) for word in before] + [replace(_found(), stopped=True)]
+    out = tmp_path / "ball.safetensors"
+    asked = ["erase", "--model", str(pico_folders["sd1"]), "--concept", "ball", "--method", "closed_form"]
+    assert main([*asked, "--harden", "3", "--out", str(out)]) == Cancelled.exit_code
+    told = capsys.readouterr().err
+    assert f"Stopped while searching in round {len(before) + 1}." in told and "saved state" not in told
+    assert f"{out} holds the erasure" in told and "repeat the command with --overwrite" in told
+    manifest = read_erasure(out).manifest
+    assert manifest is not None and manifest.words == ("ball", *before)
+    assert [one["added"] for one in manifest.settings.get("harden", [])] == [[word] for word in before]
