@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from erasure_core.boundary.report import ReportCard, ReportSettings, report
-from erasure_core.boundary.report_page import merge_into_manifest
+from erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
 from erasure_core.profile import refuse_if_pinned
 
@@ -65,6 +65,8 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         for file in files if wanted.merge else ():
             refuse_if_pinned(places.folder(), places.library(), file.path)
         concept = concept_of(wanted.words, wanted.keep, files)
+        for wish, file in zip(wanted.erasures, files, strict=True) if wanted.merge else ():
+            refuse_other_figures(file.path, file.manifest, concept.words, wish.unet)
         job.title = f"Measuring {concept.name!r}"
         model = loaded_model(wanted.latent_side)
         measured = [subjected(wish, file, model) for wish, file in zip(wanted.erasures, files, strict=True)]

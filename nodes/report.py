@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report
-from ..erasure_core.boundary.report_page import merge_into_manifest, write_report
+from ..erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures, write_report
 from ..erasure_core.boundary.report_picture import report_picture
 from ..erasure_core.errors import InvalidSettings
 from ..erasure_core.hosts.comfyui import ComfyModel
@@ -78,7 +78,9 @@ class ReportCardNode(io.ComfyNode):
             if how["write_into_file"]:
                 _refuse_unwritable(stacks)
                 for stack in stacks:
-                    refuse_if_pinned(profile_folder(), library(), stack[0].stored.path)
+                    stored = stack[0].stored
+                    refuse_if_pinned(profile_folder(), library(), stored.path)
+                    refuse_other_figures(stored.path, stored.manifest, concept.concept.words, 1.0)
             loaded = loaded_model(model, clip, vae, how["resolution"], how["pictures"])
             files = [_subjected(loaded, stack) for stack in stacks]
             progress = SearchProgress(cls.hidden.unique_id)

@@ -21,8 +21,8 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape. ``kind`` is ``line``, ``circle``, ``rect`` or ``text``; ``places`` are its corners, centre or anchor;
-    ``size`` is a line's width, a circle's radius or a text's height; ``anchor`` is start, middle or end."""
+    """One shape. ``kind`` is ``line``, ``circle``, ``ring``, ``rect`` or ``text``; ``places`` are its corners, centre
+    or anchor; ``size`` is a line's width, a circle's radius or a text's height; ``anchor`` is start, middle or end."""
 
     kind: str
     places: tuple[Place, ...]
@@ -46,6 +46,10 @@ class Sheet:
 
     def circle(self, place: Place, radius: float, colour: str, opacity: float = 1.0) -> None:
         self.shapes.append(Shape("circle", (place,), colour, radius, opacity=opacity))
+
+    def ring(self, place: Place, radius: float, colour: str) -> None:
+        """A hollow circle."""
+        self.shapes.append(Shape("ring", (place,), colour, radius))
 
     def rect(self, corner: Place, opposite: Place, colour: str, opacity: float = 1.0) -> None:
         self.shapes.append(Shape("rect", (corner, opposite), colour, opacity=opacity))
@@ -77,6 +81,8 @@ def _svg(shape: Shape) -> str:
     faded = f' fill-opacity="{shape.opacity:g}"' if shape.opacity < 1 else ""
     if shape.kind == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.size:g}" fill="{colour}"{faded}/>'
+    if shape.kind == "ring":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.size:g}" fill="none" stroke="{colour}"/>'
     if shape.kind == "rect":
         right, low = shape.places[1]
         return f'<rect x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{low - y:.1f}" fill="{colour}"{faded}/>'
@@ -97,6 +103,8 @@ def _paint(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
     size = shape.size * SUPERSAMPLED
     if shape.kind == "circle":
         draw.ellipse((x - size, y - size, x + size, y + size), fill=colour)
+    elif shape.kind == "ring":
+        draw.ellipse((x - size, y - size, x + size, y + size), outline=colour, width=SUPERSAMPLED)
     elif shape.kind == "rect":
         draw.rectangle((*places[0], *places[1]), fill=colour)
     elif shape.kind == "line":

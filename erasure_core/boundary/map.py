@@ -1,7 +1,8 @@
 """The boundary map: how near a prompt is to the concept in text, against how much it still reaches it.
 
 Upper right is what was to be expected, the concept's own words that leak; upper left is the hidden part of the domain,
-prompts that nobody would take for the concept and that reach it all the same.
+prompts that nobody would take for the concept and that reach it all the same. Hollow points are above the line, but
+pictures did not show the concept: their own, or those of most others where the budget left no look.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def map_sheet(exploration: Exploration) -> Sheet:
     _frame(sheet, exploration)
     colours = origins(exploration.points)
     for point in sorted(exploration.points, key=lambda p: p.leaks):
-        sheet.circle(place_of(point), 4.5 if point.leaks else 3, colours[point.origin], 0.9 if point.leaks else 0.35)
+        if point.leak > exploration.threshold and not point.leaks:
+            sheet.ring(place_of(point), 3.5, colours[point.origin])
+        else:
+            opacity = 0.9 if point.leaks else 0.35
+            sheet.circle(place_of(point), 4.5 if point.leaks else 3, colours[point.origin], opacity)
     _labels(sheet, exploration)
     shares = exploration.shares()
     for row, (name, colour) in enumerate(colours.items()):
@@ -75,7 +80,7 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
     edge = LEFT + (HIDDEN_BELOW - low) / (high - low) * (RIGHT - LEFT)
     sheet.rect((0, 0), (WIDTH, HEIGHT), "#ffffff")
     sheet.rect((LEFT, TOP), (edge, line), "#fdecea")
-    sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, still reaching the concept", 11.5, "#a23b2c")
+    sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, and leaking where not hollow", 11.5, "#a23b2c")
     which = "with the erasure on" if exploration.erased else "untouched model"
     sheet.text((LEFT, 26), f"Boundary of “{exploration.words[0]}”, {which}", 17)
     sheet.text((LEFT, 46), exploration.summary()[:120], 12, "#555b66")
@@ -88,7 +93,13 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
         sheet.line([(x, BOTTOM), (x, BOTTOM + 5)], INK)
         sheet.text((x, BOTTOM + 20), f"{tick:g}", 11, "#555b66", "middle")
     sheet.line([(LEFT, line), (RIGHT, line)], "#a23b2c", 1.4)
-    sheet.text((RIGHT - 4, line - 5), f"leaks above {exploration.threshold:.1%}", 11, "#a23b2c", "end")
+    sheet.text(
+        (RIGHT - 4, line - 5),
+        f"suspected above {exploration.threshold:.1%}; hollow: pictures refute it",
+        11,
+        "#a23b2c",
+        "end",
+    )
     sheet.line([(LEFT, TOP), (LEFT, BOTTOM), (RIGHT, BOTTOM)], INK)
     middle = (LEFT + RIGHT) / 2
     sheet.text(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..concept import TEMPLATES, Concept, worded
@@ -26,7 +26,7 @@ from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import Scorer
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
-from .verdict import limits, verdict
+from .verdict import UNNAMED, limits, verdict
 from .wording import fitting, unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -34,6 +34,8 @@ SWEEP_PROMPTS = 12
 YARDSTICK_PROMPTS = 24
 """Prompts of one search that the untouched model is asked about as well."""
 STRIP_SIDE = 128
+DEVIATIONS = 1.96
+"""Standard deviations of a normal distribution to each side that hold 95 % of it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Subjected:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of ``count`` cases with its 95 % bootstrap interval."""
+    """A share of ``count`` cases with its 95 % interval (Wilson 1927)."""
 
     share: float
     count: int
@@ -100,12 +102,15 @@ class FileReport:
     Args:
         name, strength: as given.
         leak: by threat, the share of prompts that still reach the concept.
-        yardstick: the same prompts on the untouched model.
+        yardstick: the same prompts on the untouched model, by their directions alone.
         retention: by group, the share of prompts that still steer where they did.
         change: by group, the mean relative change of the guidance.
         drift: timestep and relative change of the unconditional prediction.
-        sweep: strength, share that leaks, share that is kept; the last is ``None`` where there is nothing to keep.
+        sweep: strength, share that leaks by its direction alone, share that is kept; the last is ``None`` where there
+            is nothing to keep.
         found: the worst prompts that reach the concept.
+        unnamed: of these the words and spellings that nobody named.
+        looked: prompts whose pictures were looked at.
         about: method, settings, base, cost.
         verdict: sentences for people.
     """
@@ -119,6 +124,8 @@ class FileReport:
     drift: tuple[tuple[int, float], ...]
     sweep: tuple[tuple[float, float, float | None], ...]
     found: tuple[str, ...]
+    unnamed: tuple[str, ...]
+    looked: int
     about: dict[str, Any]
     verdict: tuple[str, ...] = ()
 
@@ -143,12 +150,19 @@ class ReportCard:
 
 
 def share_of(hits: Iterable[bool]) -> Share:
-    """The share of cases that hold, with its 95 % bootstrap interval (10,000 times, seed 0)."""
+    """The share of cases that hold, with its 95 % interval.
+
+    Wilson's score interval: none of 10 says 0 to 28 %, where resampling the cases would say 0 to 0 %.
+    """
     cases = list(hits)
-    share = sum(cases) / max(1, len(cases))
-    resampled = np.random.default_rng(0).binomial(len(cases), share, 10_000) / max(1, len(cases))
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return Share(round(share, 5), len(cases), round(float(low), 5), round(float(high), 5))
+    count, share = len(cases), sum(cases) / max(1, len(cases))
+    if not count:
+        return Share(0.0, 0, 0.0, 1.0)
+    square = DEVIATIONS**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = DEVIATIONS / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Share(round(share, 5), count, round(min(low, share), 5), round(max(high, share), 5))
 
 
 def report(
@@ -265,6 +279,8 @@ class _Reporter:
             drift=tuple(drifted),
             sweep=self._sweep(file, scorer, exploration, groups.get("kept prompts", ())),
             found=exploration.leaking_words(20),
+            unnamed=exploration.leaking_words(20, UNNAMED),
+            looked=exploration.looked,
             about=_about(file, exploration),
         )
         return replace(measured, verdict=verdict(measured, self.concept))
@@ -356,7 +372,14 @@ def _about(file: Subjected, exploration: Exploration) -> dict[str, Any]:
     about: dict[str, Any] = {
         "layers": len(file.deltas),
         "bytes": file.size,
-        "searched": f"{exploration.seconds:.0f} s, {exploration.calls} predictions",
+        "searched": ", ".join(
+            [
+                f"{exploration.seconds:.0f} s",
+                f"{exploration.calls} predictions",
+                f"{exploration.looked} prompts looked at as pictures",
+                *filter(None, [exploration.coverage()]),
+            ]
+        ),
         "threshold": exploration.threshold,
     }
     manifest = file.manifest
@@ -384,6 +407,8 @@ def measured_entry(card: ReportCard, number: int = 0) -> dict[str, Any]:
             "largest_drift": max(value for _, value in file.drift),
             "verdict": list(file.verdict),
             "threat_model": list(card.limits),
+            "concept": list(card.words),
+            "strength": file.strength,
             "searched": file.about["searched"],
             "seed": card.settings["seed"],
         }

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidFile
+from ..errors import InvalidFile, InvalidSettings
 from ..manifest import Manifest
 from ..safe_files import read_tensors, write_bytes, write_tensors
 from .drawing import FAINT, INK, PALETTE, Sheet
@@ -45,7 +45,7 @@ def _table(head: str, rows: Sequence[tuple[str, Sequence[str]]], columns: Sequen
 
 def _leak_table(card: ReportCard) -> str:
     origins = [name for name in GROUPS if any(name in file.leak for file in card.files)]
-    columns = [label for file in card.files for label in ("untouched", file.name)]
+    columns = [label for file in card.files for label in ("untouched, by direction", file.name)]
     rows = [
         (GROUPS[o], [_cell(part.get(o)) for file in card.files for part in (file.yardstick, file.leak)])
         for o in origins
@@ -106,7 +106,7 @@ def charts(card: ReportCard) -> list[Sheet]:
         drifted.append((file.name, [(float(t), value) for t, value in file.drift]))
     top = max([0.02, *(value for _, curve in drifted for _, value in curve)]) * 1.1
     return [
-        chart("Leak and retention over strength", sweep, "strength"),
+        chart("Leak (by direction) and retention over strength", sweep, "strength"),
         chart("Drift without a prompt", drifted, "timestep: 0 is clean, right is noise", top),
     ]
 
@@ -118,11 +118,7 @@ def _charts(card: ReportCard) -> str:
 
 def _strips(card: ReportCard) -> str:
     if not card.strips:
-        why = (
-            "The concept is explicit, so no pictures of it were made."
-            if card.explicit
-            else "No pictures were asked for."
-        )
+        why = "What is explicit was not painted." if card.explicit else "No pictures were asked for."
         return f'<p class="note">{why}</p>'
     columns = ["untouched", *(file.name for file in card.files)]
     rows = [
@@ -170,12 +166,14 @@ def report_page(card: ReportCard) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
 <h1>Report card: {words}</h1>
-<p class="note">Measured on the loaded model, seed {card.settings["seed"]}. In brackets: 95 % bootstrap interval.</p>
+<p class="note">Measured on the loaded model, seed {card.settings["seed"]}. In brackets: 95 % interval (Wilson).</p>
 {_verdicts(card)}
 <div class="limits"><b>What this does not say</b><ul>{limits}</ul></div>
 <h2>Leak: lower is better</h2>{_leak_table(card)}
+<p class="note">A file's own column counts what most pictures confirm, where there was time for a look. The untouched
+model and the strengths below are judged by directions alone, without pictures, and so rather too strictly.</p>
 <h2>Retention: higher is better</h2>{_retention_table(card)}
-<p class="note">Look-alikes, found automatically: {escape(alike)}.</p>
+<p class="note">Look-alikes, found among the prompts to keep and everyday ones: {escape(alike)}.</p>
 <h2>Strength and drift</h2>{_charts(card)}
 <h2>Pictures</h2>{_strips(card)}
 <h2>Map of what was found</h2><div class="charts">{maps}</div>
@@ -199,16 +197,40 @@ def write_report(card: ReportCard, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
+def refuse_other_figures(path: Path, manifest: Manifest | None, words: Sequence[str], strength: float) -> None:
+    """Asked before a measurement whose figures are to be written into a file: they must be of the file as it is.
+
+    Raises:
+        InvalidFile: the file has no manifest.
+        InvalidSettings: the strength is not 1, or a word is measured that the file does not erase.
+    """
+    if manifest is None:
+        raise InvalidFile(f"{path} has no manifest to write the figures into; it was not made by this software.")
+    if strength != 1.0:
+        raise InvalidSettings(
+            f"The figures of {path} at strength {strength:g} cannot be written into the file, where they would be "
+            "taken for those of its full strength. Measure it at strength 1, or do not write them."
+        )
+    erased = {word.casefold() for word in manifest.concept.words}
+    foreign = [word for word in words if word.casefold() not in erased]
+    if foreign:
+        raise InvalidSettings(
+            f"{path} does not erase {foreign[0]!r}, so figures of that cannot be written into it. Measure the concept "
+            "that it erases, or do not write them."
+        )
+
+
 def merge_into_manifest(path: Path, card: ReportCard, number: int = 0) -> None:
     """Write the figures into a file's own manifest; the stored change stays bit for bit.
 
     Raises:
         InvalidFile: the file has no manifest, or is damaged.
+        InvalidSettings: as ``refuse_other_figures``.
         OutputError: it cannot be written.
     """
     tensors, metadata = read_tensors(path)
-    if "erasure" not in metadata:
-        raise InvalidFile(f"{path} has no manifest to write the figures into; it was not made by this software.")
-    manifest = Manifest.from_json(metadata["erasure"])
+    manifest = Manifest.from_json(metadata["erasure"]) if "erasure" in metadata else None
+    refuse_other_figures(path, manifest, card.words, card.files[number].strength)
+    assert manifest is not None
     measured = {**manifest.measured, **measured_entry(card, number)}
     write_tensors(path, tensors, {**metadata, "erasure": replace(manifest, measured=measured).to_json()})

@@ -64,20 +64,17 @@ class Scorer:
         concept: what is explored; its kept prompts are part of what candidates could mean instead.
         states: states of the probe.
         seed: of all chance.
-        look_alikes: further prompts near the concept that do not mean it.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, subject: Subject, concept: Concept, states: int = 8, seed: int = 0, look_alikes: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, subject: Subject, concept: Concept, states: int = 8, seed: int = 0) -> None:
         self.subject, self.concept, model = subject, concept, subject.model
         self.templates = with_room(model, CONCEPT_TEMPLATES, concept.words)
         self.inside = [worded(template, word) for word in concept.words for template in self.templates]
         words = unrelated_words(concept)
         # Every other neutral word only: the rest is held out, to calibrate on.
         everyday = fitting(model, [f"a {word}" for word in words[::2]])
-        self.outside = list(dict.fromkeys(["", *concept.keep, *look_alikes, *everyday]))
+        self.outside = list(dict.fromkeys(["", *concept.keep, *everyday]))
         held_out = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
         held_out += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
         # Together a kept prompt and an everyday word may say what neither says alone.

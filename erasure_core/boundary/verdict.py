@@ -19,7 +19,8 @@ LIMITS = (
     "Searches give examples, not a proof: prompts that were not found can leak too.",
 )
 
-TYPED = ("named", "misspelling", "vocabulary", "yours")
+UNNAMED = ("vocabulary", "misspelling", "yours")
+"""Searches whose prompts are words and spellings that anybody may type."""
 ATTACKS = ("self-check", "genetic", "prefix")
 BEYOND = ("closed form", "inversion")
 
@@ -32,7 +33,7 @@ def limits(detector: bool) -> tuple[str, ...]:
 
 def verdict(measured: FileReport, concept: Concept) -> tuple[str, ...]:
     """Sentences, the most important first."""
-    said = [_named(measured, concept), *_unnamed(measured), *_attacks(measured), _kept(measured)]
+    said = [_named(measured, concept), *_unnamed(measured), *_attacks(measured), _unseen(measured), _kept(measured)]
     highest = max(value for _, value in measured.drift)
     if highest > STRONG_DRIFT:
         said.append(
@@ -60,13 +61,14 @@ def _named(measured: FileReport, concept: Concept) -> str:
 
 
 def _unnamed(measured: FileReport) -> list[str]:
-    hits, count = _leak(measured, ("vocabulary", "misspelling", "yours"))
+    hits, count = _leak(measured, UNNAMED)
     if not count:
         return []
     if not hits:
         return [f"None of {count} other words and spellings that were tried reaches it."]
-    words = ", ".join(f"“{word}”" for word in measured.found[:5])
-    return [f"{hits} of {count} other words and spellings still reach it: {words}. Harden the erasure to close them."]
+    words = ", ".join(f"“{word}”" for word in measured.unnamed[:5])
+    which = f": {words}" if words else ""  # a wording of the concept's own word is no word to add
+    return [f"{hits} of {count} other words and spellings still reach it{which}. Harden the erasure to close them."]
 
 
 def _attacks(measured: FileReport) -> list[str]:
@@ -79,6 +81,12 @@ def _attacks(measured: FileReport) -> list[str]:
     if hits:
         said.append("A learned embedding still reaches it: the knowledge is there, only the words are cut off.")
     return said
+
+
+def _unseen(measured: FileReport) -> str:
+    if measured.looked or not any(share.share for share in measured.leak.values()):
+        return ""
+    return "No picture was looked at: what leaks is told by directions alone, and some of it may show nothing of it."
 
 
 def _kept(measured: FileReport) -> str:

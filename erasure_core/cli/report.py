@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..boundary.report import ReportSettings, Subjected, report
-from ..boundary.report_page import merge_into_manifest, write_report
+from ..boundary.report_page import merge_into_manifest, refuse_other_figures, write_report
 from .erasure_arguments import read_all
 from .explore import add_search_arguments, searched_concept, tried_prompts
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         max_batch=options.max_batch,
     )
+    for stored, strength in read if options.merge else ():
+        refuse_other_figures(stored.path, stored.manifest, concept.words, strength)
     check_folder(options.out)
     detector = chosen_check(options, concept)
     model = load_chosen_model(options, options.device, pictures=not options.no_pictures or detector is not None)

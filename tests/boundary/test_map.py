@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from PIL import ImageFont
 
 from erasure_core.boundary import Exploration
 from erasure_core.boundary.drawing import Sheet
-from erasure_core.boundary.map import map_picture, map_svg, write_map
+from erasure_core.boundary.map import map_picture, map_svg, place_of, write_map
 from erasure_core.boundary.map_page import embedded, map_page
 
 HERE = Path(__file__).parent
@@ -29,6 +30,18 @@ def test_static_maps_show_every_point() -> None:
     assert len(circles) == len(found.points) + len({point.origin for point in found.points})
     picture = map_picture(found)
     assert picture.size == (900, 620) and len(set(picture.resize((90, 62)).getdata())) > 20
+
+
+def test_what_pictures_refuted_is_hollow() -> None:
+    """It is above the line all the same."""
+    leak = replace(made_up(10).points[-1], leak=0.9, leaks=True)
+    found = replace(made_up(10), points=(leak, replace(leak, leaks=False, evidence=-1.0)))
+    circles = ElementTree.fromstring(map_svg(found)).findall("{http://www.w3.org/2000/svg}circle")
+    assert [one.get("fill") == "none" for one in circles] == [True, False, False]  # drawn first; the last is the legend
+    filled, hollow = (map_picture(replace(found, points=(point,))) for point in found.points)
+    middle = tuple(map(round, place_of(leak)))
+    assert sum(hollow.getpixel(middle)) > sum(filled.getpixel(middle)) + 100  # type: ignore[arg-type]
+    assert "pictures refute it" in map_svg(found) and "Hollow ones were suspected" in map_page(found)
 
 
 def test_an_old_pillow_draws_quotes_and_words_that_its_font_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:

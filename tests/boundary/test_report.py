@@ -18,11 +18,12 @@ from erasure_core import Concept, DeltaSet, Report, Silent, erase, read_erasure,
 from erasure_core.boundary import ExploreSettings, scores, wording
 from erasure_core.boundary import report as reporting
 from erasure_core.boundary.harden import harden, widened
-from erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report, share_of
+from erasure_core.boundary.report import FileReport, ReportCard, ReportSettings, Subjected, report, share_of
 from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
+from erasure_core.boundary.verdict import verdict
 from erasure_core.cli.explore import searched_concept
 from erasure_core.cli.main import main
-from erasure_core.errors import InvalidConcept, InvalidFile
+from erasure_core.errors import InvalidConcept, InvalidFile, InvalidSettings
 from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings
@@ -180,7 +181,59 @@ def test_compares_files_by_one_preparation(
 def test_intervals() -> None:
     share = share_of([True] * 30 + [False] * 70)
     assert share.share == 0.3 and 0.2 < share.low < 0.25 and 0.36 < share.high < 0.42
-    assert share_of([]).count == 0
+    none, every = share_of([False] * 10), share_of([True] * 10)
+    assert (none.low, every.high) == (0.0, 1.0), "none of ten is no proof that there are none"
+    assert none.high == pytest.approx(0.2775, abs=1e-4) and every.low == pytest.approx(1 - 0.2775, abs=1e-4)
+    assert (share_of([]).count, share_of([]).high) == (0, 1.0)
+
+
+def test_what_is_told_by_directions_alone_is_labelled(card: ReportCard) -> None:
+    page = report_page(card)
+    assert "untouched, by direction" in page and "Leak (by direction)" in page and "without pictures" in page
+
+
+def _leaking(card: ReportCard, looked: int) -> FileReport:
+    """Five leaks of words and an attack."""
+    leak = {"named": share_of([False] * 10), "vocabulary": share_of([True] + [False] * 9), "genetic": share_of([True])}
+    return replace(card.files[0], leak=leak, found=("q w e r", "orb"), unnamed=("orb",), looked=looked)
+
+
+def test_words_and_spellings_are_those_of_their_searches(card: ReportCard) -> None:
+    """The rows of tokens that a genetic search bred are no spelling of anything."""
+    said = " ".join(verdict(_leaking(card, 1), CONCEPT))
+    assert "1 of 10 other words and spellings still reach it: “orb”." in said and "q w e r" not in said
+
+
+def test_that_nobody_looked_is_told(card: ReportCard) -> None:
+    assert any("No picture was looked at" in one for one in verdict(_leaking(card, 0), CONCEPT))
+    assert not any("No picture was looked at" in one for one in verdict(_leaking(card, 1), CONCEPT))
+
+
+def test_a_file_gets_the_figures_of_its_own_concept_and_strength(
+    card: ReportCard, pico: DiffusersModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "ball.safetensors"
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
+    merge_into_manifest(path, replace(card, words=("Ball",)))
+    stored = read_erasure(path).manifest
+    assert stored is not None
+    entry = stored.measured["report_card"]
+    assert (entry["concept"], entry["strength"]) == (["Ball"], 1.0) and "looked at as pictures" in entry["searched"]
+    with pytest.raises(InvalidSettings, match=r"at strength 0\.5 cannot be written"):
+        merge_into_manifest(path, card, 1)
+    with pytest.raises(InvalidSettings, match="does not erase 'cube'"):
+        merge_into_manifest(path, replace(card, words=("ball", "cube")))
+
+
+def test_figures_that_cannot_be_written_are_not_measured(
+    pico_folders: dict[str, Path], pico: DiffusersModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ball.safetensors"
+    write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
+    asked = ["report", "--model", str(pico_folders["sd1"]), "--merge", "--out", str(tmp_path / "card")]
+    assert main([*asked, "--erasure", f"{path}:0.5"]) == 3 and "at strength 0.5" in capsys.readouterr().err
+    assert main([*asked, "--erasure", str(path), "--concept", "cube"]) == 3
+    assert "does not erase 'cube'" in capsys.readouterr().err
 
 
 def test_hardening_goes_on_from_the_same_change(pico: DiffusersModel) -> None:
