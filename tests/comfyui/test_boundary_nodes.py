@@ -180,7 +180,7 @@ def test_a_report_is_a_page_a_picture_and_a_verdict(nodes: Nodes, graph: dict[st
     before = weights(graph)
     erasure = instant(nodes, graph).args[2]
     inputs = {**graph, "concept": concept(nodes, keep="a red box"), "erasure": erasure, **FEW, "seconds": 1}
-    done = nodes.run("Report", second=instant(nodes, graph, "cat").args[2], write_into_file=True, **inputs)
+    done = nodes.run("Report", second=instant(nodes, graph, "cat\nball").args[2], write_into_file=True, **inputs)
     picture, verdict, figures = done.args
     assert picture.shape[0] == 1 and picture.shape[2:] == (900, 3) and picture.std() > 0.01
     assert "Does not withstand an attacker" in verdict and len(json.loads(figures)["files"]) == 2
@@ -197,6 +197,9 @@ def test_figures_go_into_single_files_only(nodes: Nodes, graph: dict[str, Any], 
     stack = nodes.run("Stack", first=erasure, second=erasure, strength_second=0.5).args[0]
     with pytest.raises(nodes.core.InvalidSettings, match="Save it first"):
         nodes.run("Report", **graph, concept=concept(nodes), erasure=stack, pictures=False, write_into_file=True, **FEW)
+    other = {**graph, "concept": concept(nodes, "cat"), "erasure": erasure, "pictures": False, **FEW}
+    with pytest.raises(nodes.core.InvalidSettings, match="does not erase 'cat'"):
+        nodes.run("Report", **other, write_into_file=True)
     assert not results(fake_host)
 
 
@@ -208,7 +211,7 @@ def test_figures_do_not_break_a_profile(nodes: Nodes, graph: dict[str, Any], pro
         nodes.run("Report", **inputs, erasure=instant(nodes, graph).args[2])
     assert not results(fake_host)
     nodes.run("SafetyProfile", **ends(graph), profile=profile)
-    nodes.run("Report", **inputs, erasure=instant(nodes, graph, "dog").args[2])
+    nodes.run("Report", **inputs, erasure=instant(nodes, graph, "dog\nball").args[2])
 
 
 def test_hardening_is_recorded_and_makes_a_file_of_its_own(

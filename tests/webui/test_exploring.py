@@ -168,6 +168,9 @@ def test_figures_go_into_the_file_only_on_request(part: Any, a1111: SimpleNamesp
     assert pinned.status == "failed" and "'studio' pins ball.safetensors" in pinned.message
     assert (library / "ball.safetensors").read_bytes() == before
     (library / "studio.profile.json").unlink()
+    weaker, _ = reporting.run_report(measurement(part, 0.5, merge=True))
+    assert weaker.status == "failed" and "at strength 0.5" in weaker.message
+    assert (library / "ball.safetensors").read_bytes() == before
     merged, card = reporting.run_report(measurement(part, merge=True))
     assert merged.status == "done" and "in the files" in merged.message
     assert card.files[0].verdict[0].split("“")[0] in part("show").library(part("places").library())
