@@ -10,7 +10,7 @@ from modules import paths, shared
 
 from erasure_core.errors import ErasureError
 from erasure_core.library import Library
-from erasure_core.profile import SafetyProfile, profile_names, profile_path, read_profile
+from erasure_core.profile import ProfileFailed, SafetyProfile, profile_names, profile_path, read_profile
 
 NO_PROFILE = "None"
 
@@ -36,23 +36,35 @@ def library() -> Library:
 
 
 def locked_profile() -> str | None:
-    """The profile that the operator has pinned on the command line."""
+    """The profile that the operator has pinned on the command line; an empty name is pinned too, but not applicable."""
     return getattr(options(), "concept_erasure_profile", None)
 
 
 def profile_name() -> str:
     """The profile in force, or ``NO_PROFILE``."""
-    return locked_profile() or str(getattr(shared.opts, "concept_erasure_profile", NO_PROFILE) or NO_PROFILE)
+    locked = locked_profile()
+    if locked is not None:
+        return locked
+    return str(getattr(shared.opts, "concept_erasure_profile", NO_PROFILE) or NO_PROFILE)
+
+
+def is_in_force() -> bool:
+    """Whether a profile must be applied to all that is painted, also one that cannot be read."""
+    return locked_profile() is not None or profile_name() != NO_PROFILE
 
 
 def profile() -> SafetyProfile | None:
     """The profile in force.
 
     Raises:
-        ProfileFailed: it is missing or damaged: then nothing may be generated.
+        ProfileFailed: it has no name, is missing or damaged: then nothing may be generated.
     """
+    if not is_in_force():
+        return None
     name = profile_name()
-    return None if name == NO_PROFILE else read_profile(profile_path(folder(), name))
+    if not name.strip():
+        raise ProfileFailed("--concept-erasure-profile names no safety profile; start the web UI with one's name.")
+    return read_profile(profile_path(folder(), name))
 
 
 def profile_choices() -> list[str]:

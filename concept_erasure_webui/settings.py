@@ -32,12 +32,13 @@ def refuse_api() -> None:
 
 def register() -> None:
     pinned = places.locked_profile()
-    note = f"pinned to {pinned!r} on the command line" if pinned else "no picture is made when it cannot be applied"
+    always = "no picture is made when it cannot be applied"
+    note = always if pinned is None else f"pinned to {pinned!r} on the command line"
     profile = shared.OptionInfo(
         places.NO_PROFILE,
         "Safety profile applied to every generation of every user",
         gr.Dropdown,
-        lambda: {"choices": places.profile_choices(), "interactive": not places.locked_profile()},
+        lambda: {"choices": places.profile_choices(), "interactive": places.locked_profile() is None},
         refresh=lambda: None,  # the button beside the list, which is read anew
         onchange=refuse_api,
         section=SECTION,

@@ -110,7 +110,7 @@ def export_lora(name: str | None) -> str:
         ErasureError: nothing chosen, a name that is taken, others use this web UI, or a profile is pinned.
     """
     places.refuse_if_open_to_others("Exporting")
-    if places.locked_profile():
+    if places.locked_profile() is not None:
         raise ErasureError(
             "Exporting is switched off while a safety profile is pinned on the command line: as a LoRA with a negative "
             "strength the file would bring the concept back."
@@ -131,8 +131,14 @@ def export_lora(name: str | None) -> str:
 
 
 def save_profile(name: str, files: Sequence[str], strength: float) -> str:
-    """Write a safety profile of these files as they are now; returns a message."""
+    """Write a safety profile of these files as they are now; returns a message.
+
+    Raises:
+        ErasureError: the name means that there is none, a file is missing, or others use this web UI.
+    """
     places.refuse_if_open_to_others("Making safety profiles")
+    if safe_stem(name) == places.NO_PROFILE:
+        raise InvalidSettings(f"{name!r} means in the settings that no profile is in force; choose another name.")
     wanted = [(file.removesuffix(SUFFIX) + SUFFIX, float(strength), float(strength)) for file in files]
     path = write_profile(places.folder(), make_profile(name, places.library(), wanted))
     short = path.name.removesuffix(".profile.json")

@@ -62,7 +62,7 @@ def model_line() -> str:
     except ErasureError as error:
         return show.message(places.told(error), is_error=True)
     profile = places.profile_name()
-    pinned = " (pinned by the operator)" if places.locked_profile() else ""
+    pinned = " (pinned by the operator)" if places.locked_profile() is not None else ""
     return show.message(
         f"Loaded: {model.title}, {model.family}, {model.schedule.prediction}. Safety profile: {profile}{pinned}."
     )

@@ -120,6 +120,16 @@ def test_a_pinned_profile_cannot_be_switched_off(web: SimpleNamespace, library: 
     assert torch.equal(generate(web), erased)
 
 
+@pytest.mark.parametrize("name", ["", " ", "None", "missing"])
+def test_a_pinned_name_without_a_profile_stops_everything(web: SimpleNamespace, library: Path, name: str) -> None:
+    (library / "erasure.profile.json").write_text("{}")  # what an empty name would become as a file's
+    web.shared.cmd_opts.concept_erasure_profile = name
+    with pytest.raises(NoPicture, match="safety profile"):
+        generate(web)
+    with pytest.raises(web.gate.Refused, match="safety profile"):
+        generate(web, scripts=False)
+
+
 def test_a_host_that_lost_the_erasure_before_a_step_paints_nothing_unerased(web: SimpleNamespace) -> None:
     erased = generate(web, f"{PROMPT}<erase:ball>")
 

@@ -135,10 +135,14 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
         with pytest.raises(ErasureError, match="open to others"):
             forbidden()
     a1111.shared.cmd_opts.webui_is_non_local = False
+    for name in ("None", " None."):
+        with pytest.raises(ErasureError, match="no profile is in force"):
+            shelf.save_profile(name, ["sphere"], 1.0)
     assert "studio" in shelf.save_profile("studio", ["sphere"], 1.0)
-    a1111.shared.cmd_opts.concept_erasure_profile = "studio"
-    with pytest.raises(ErasureError, match="pinned"):
-        shelf.export_lora("sphere")
+    for pinned in ("studio", ""):
+        a1111.shared.cmd_opts.concept_erasure_profile = pinned
+        with pytest.raises(ErasureError, match="pinned"):
+            shelf.export_lora("sphere")
     a1111.shared.cmd_opts.concept_erasure_profile = None
     assert "<lora:sphere:1>" in shelf.export_lora("sphere")
     assert (library.parent / "Lora" / "sphere.safetensors").read_bytes() == (
