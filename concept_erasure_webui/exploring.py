@@ -11,7 +11,7 @@ from erasure_core.boundary.exploration import ordered
 from erasure_core.errors import ErasureError
 
 from . import places, saved
-from .subject import concept_of, stored
+from .subject import allowed, concept_of, stored
 from .wishes import Wish
 from .working import HostProgress, Job, loaded_model
 
@@ -84,6 +84,7 @@ def run_explore(search: Search) -> Job:
     started = time.monotonic()
     progress = HostProgress(job, 100, told=FINDINGS.told)
     try:
+        settings, unkept = allowed(search.settings)
         files = [stored(search.erasure)] if search.erasure is not None else []
         concept = concept_of(search.words, search.keep, files)
         job.title = f"Exploring {concept.name!r}"
@@ -92,13 +93,13 @@ def run_explore(search: Search) -> Job:
             (file.bind(model, places.allows_other_bases()), wish.unet)
             for file, wish in zip(files, [search.erasure] if search.erasure else [], strict=True)
         ]
-        found = explore(model, concept, erasures, search.settings, progress, search.tries, notify=FINDINGS.add)
+        found = explore(model, concept, erasures, settings, progress, search.tries, notify=FINDINGS.add)
         where = files[0].path.stem if files else "untouched"
         job.file = saved.save_exploration(found, f"{concept.name[:50]}-{where}")
         FINDINGS.found, FINDINGS.name = found, job.file
         job.status = "stopped" if found.stopped else "done"
         stopped = " Stopped early; this is what was found until then." if found.stopped else ""
-        job.message = f"{found.summary()}{stopped} Saved as {saved.EXPLORATIONS}/{job.file}."
+        job.message = f"{found.summary()}{stopped} Saved as {saved.EXPLORATIONS}/{job.file}.{unkept}"
     except ErasureError as error:
         job.status, job.message = "failed", places.told(error)
     finally:

@@ -13,6 +13,7 @@ from erasure_core.hosts.webui import WebuiModel
 from erasure_core.progress import Progress, Report
 from erasure_core.sampling import sample
 
+from . import places
 from .working import as_pictures
 
 STEPS, GUIDANCE = 12, 5.0
@@ -25,7 +26,8 @@ def prompts(concept: Concept) -> list[str]:
 
 
 class Preview:
-    """Paints every so many training steps; it never changes what is trained.
+    """Paints every so many training steps; it never changes what is trained. Nothing is painted while a safety profile
+    is in force: the prompts to keep are free, and the profile is not on a model that is trained.
 
     Args:
         model: the loaded model, on which the change hangs while it is trained.
@@ -39,7 +41,7 @@ class Preview:
     @torch.no_grad()
     def after(self, report: Report, progress: Progress) -> Image.Image | None:
         """Pictures side by side; nothing if it is not the time. Raises Cancelled if the user stops meanwhile."""
-        if report.stage != "training" or not self.every or report.step % self.every:
+        if report.stage != "training" or not self.every or report.step % self.every or places.is_in_force():
             return None
         seeds = [0] * len(self.prompts)
         latents = sample(self.model, self.prompts, seeds, STEPS, GUIDANCE, progress=_Asking(progress))

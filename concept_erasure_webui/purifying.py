@@ -8,8 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasure_core.delta import DeltaSet
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings
+from erasure_core.hosts.webui import WebuiModel
+from erasure_core.layers import is_text
+from erasure_core.profile import bind_profile
 from erasure_core.purify import purify
 
 from . import places
@@ -26,16 +30,37 @@ MOST_PIXELS = 2048 * 2048
 def run_purify(
     picture: Image.Image, caption: str, wishes: Sequence[Wish], steps: int, guidance: float, share: float
 ) -> list[Image.Image]:
-    """Paint a picture again without what the erasures take away; raises as ``purify``."""
+    """Paint a picture again without what the erasures and the profile in force take away.
+
+    Raises:
+        ProfileFailed: the profile cannot be applied whole; nothing is painted.
+        ErasureError: as ``purify``, and for files that cannot be applied.
+    """
     job, pixels = Job("Purifying a picture"), _pixels(picture)
     model = loaded_model()
     bound = [(read_erasure(places.library().find(wish.file)).bind(model), wish.unet) for wish in wishes]
     if not bound:
         raise InvalidSettings("Choose an erasure.")
+    bound += _profile(model)
     with model.trainable(), torch.no_grad():
         latents = model.latents_of(pixels)
         made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
         return as_pictures(model.decode(made))
+
+
+def _profile(model: WebuiModel) -> list[tuple[DeltaSet, float]]:
+    """The changes of the profile in force, with their strengths: whoever purifies writes the caption freely.
+
+    Raises:
+        ProfileFailed: it cannot be applied whole.
+    """
+    profile = places.profile()
+    entries = bind_profile(profile, places.library(), model) if profile is not None else []
+    return [
+        (DeltaSet({name: one.deltas[name] for name in one.deltas if is_text(name) == text}), strength)
+        for one in entries
+        for text, strength in ((False, one.entry.strength_unet), (True, one.entry.strength_text))
+    ]
 
 
 def _pixels(picture: Image.Image | None) -> Tensor:

@@ -36,7 +36,7 @@ def build(tab: Any) -> None:
                                  elem_id=f"{PREFIX}_report_strength")  # fmt: skip
             seconds = gr.Slider(5, 900, value=60, step=5, label="Seconds of searching for each erasure",
                                 elem_id=f"{PREFIX}_report_seconds")  # fmt: skip
-            pictures = gr.Checkbox(True, label="Pictures before and after, same seeds",
+            pictures = gr.Checkbox(not places.is_in_force(), label="Pictures before and after, same seeds",
                                    elem_id=f"{PREFIX}_report_pictures")  # fmt: skip
             with gr.Accordion("More about the measurement", open=False, elem_id=f"{PREFIX}_report_more"):
                 words = gr.Textbox(

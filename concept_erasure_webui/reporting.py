@@ -11,7 +11,7 @@ from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
 from erasure_core.profile import refuse_if_pinned
 
 from . import places, saved
-from .subject import concept_of, stored, subjected
+from .subject import allowed, concept_of, stored, subjected
 from .wishes import Wish
 from .working import HostProgress, Job, loaded_model
 
@@ -61,6 +61,7 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
     try:
         if wanted.merge:
             places.refuse_if_open_to_others("Writing figures into files")
+        settings, unkept = allowed(wanted.settings)
         files = [stored(wish) for wish in wanted.erasures]
         for file in files if wanted.merge else ():
             refuse_if_pinned(places.folder(), places.library(), file.path)
@@ -70,10 +71,10 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         job.title = f"Measuring {concept.name!r}"
         model = loaded_model(wanted.latent_side)
         measured = [subjected(wish, file, model) for wish, file in zip(wanted.erasures, files, strict=True)]
-        card = report(model, concept, measured, wanted.settings, progress, wanted.tries)
+        card = report(model, concept, measured, settings, progress, wanted.tries)
         what = files[0].path.stem if len(files) == 1 else f"{concept.name[:50]}-compared"
         job.file = saved.save_report(card, what)
-        job.message = f"Saved as {saved.REPORTS}/{job.file}."
+        job.message = f"Saved as {saved.REPORTS}/{job.file}.{unkept}"
         if wanted.merge:
             for number, file in enumerate(files):
                 merge_into_manifest(file.path, card, number)

@@ -205,7 +205,7 @@ def _measurement(body: dict[str, Any]) -> Measurement:
     if not isinstance(named, list):
         raise InvalidSettings("erasures is a list of names.")
     wishes = tuple(_wish(one if isinstance(one, dict) else {"erasure": one}) for one in named)
-    settings = ReportSettings(**{name: body[name] for name in own if name in body})
+    settings = ReportSettings(**{"pictures": not places.is_in_force()} | {n: body[n] for n in own if n in body})
     side = latent_side(body.get("side"))
     return Measurement(
         wishes, _texts(body, "words"), _texts(body, "keep"), _texts(body, "try"), settings, side,

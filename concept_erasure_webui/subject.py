@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
-from erasure_core.boundary.report import Subjected
+from erasure_core.boundary import ExploreSettings
+from erasure_core.boundary.report import ReportSettings, Subjected
 from erasure_core.concept import Concept, apart_from
 from erasure_core.erasure_file import StoredErasure, read_erasure
-from erasure_core.errors import InvalidConcept
+from erasure_core.errors import InvalidConcept, InvalidSettings
 from erasure_core.library import SUFFIX
 from erasure_core.model import LoadedModel
 
 from . import places
 from .wishes import Wish
+
+NO_PICTURES = " No pictures were kept, because a safety profile is in force."
+Settings = TypeVar("Settings", ExploreSettings, ReportSettings)
+
+
+def allowed(settings: Settings) -> tuple[Settings, str]:
+    """Settings as a safety profile in force lets them be: it is not on the model that is searched or measured, so that
+    pictures of prompts that anyone writes would go around it.
+
+    Returns:
+        The settings, and a sentence for the closing line if they were changed.
+
+    Raises:
+        InvalidSettings: pictures are asked for, and the profile is pinned.
+    """
+    if not settings.pictures or not places.is_in_force():
+        return settings, ""
+    if places.locked_profile() is not None:
+        raise InvalidSettings("No pictures are kept while a safety profile is pinned; ask for none.")
+    return replace(settings, pictures=False), NO_PICTURES
 
 
 def stored(wish: Wish) -> StoredErasure:

@@ -136,6 +136,21 @@ def test_pictures_only_if_asked_for_and_blurred_if_explicit(part: Any, monkeypat
     assert shown("ball", True, sensitive=True) == QUICK.look and made == [True] * QUICK.look
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_no_pictures_while_a_profile_is_in_force(part: Any, a1111: SimpleNamespace, pinned: bool) -> None:
+    part("shelf").save_profile("studio", ["words"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    a1111.shared.cmd_opts.concept_erasure_profile = "studio" if pinned else None
+    exploring, reporting = part("exploring"), part("reporting")
+    searched = exploring.run_explore(search(part, settings=replace(QUICK, pictures=True)))
+    measured, card = reporting.run_report(measurement(part, settings=replace(MEASURE, pictures=True)))
+    for job in (searched, measured):
+        assert job.status == ("failed" if pinned else "done") and "safety profile is" in job.message, job.message
+    if not pinned:
+        assert card.strips == () and not any(point.thumbnail for point in exploring.FINDINGS.found.points)
+    assert "safety profile" not in exploring.run_explore(search(part)).message
+
+
 def test_a_report_of_one_and_a_comparison(part: Any, same_model: None) -> None:
     reporting, saved = part("reporting"), part("saved")
     job, card = reporting.run_report(measurement(part, 1.0, 0.5))

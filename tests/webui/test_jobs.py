@@ -84,6 +84,13 @@ def test_previews_change_nothing_and_show_what_is_painted(jobs: Any, a1111: Simp
     assert len({picture.tobytes() for picture in a1111.shared.state.shown}) == 3  # it is the training that is shown
 
 
+def test_nothing_is_previewed_while_a_profile_is_in_force(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:
+    importlib.import_module("concept_erasure_webui.shelf").save_profile("studio", ["words"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    assert jobs.run_erase(replace(request(jobs, **SHORT), preview_every=2)).status == "done"
+    assert a1111.shared.state.shown == []
+
+
 @pytest.mark.parametrize(("word", "shown"), [("ball", ["a ball", "a box"]), ("nude", ["a box"])])
 def test_what_must_not_be_shown_is_not_previewed(jobs: Any, word: str, shown: list[str]) -> None:
     preview = importlib.import_module("concept_erasure_webui.preview")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from erasure_core.errors import InvalidConcept, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.profile import ProfileFailed
 
 
 @pytest.fixture
@@ -41,3 +42,20 @@ def test_purify_asks_the_guard(purifying: Any, library: Path, monkeypatch: pytes
     monkeypatch.setattr(WebuiModel, "predict", lambda *a, **k: pytest.fail("it painted"))
     with pytest.raises(InvalidConcept, match="minors"):
         purifying.run_purify(Image.new("RGB", (64, 64)), "a nude child", [purifying.Wish("ball")], 4, 3.0, 0.5)
+
+
+def test_a_profile_in_force_holds_here_too(purifying: Any, a1111: SimpleNamespace, library: Path) -> None:
+    part = importlib.import_module
+    picture, small = Image.new("RGB", (64, 64), (200, 30, 30)), purifying.Wish("ball", 0.1)
+
+    def made(*wishes: Any) -> bytes:
+        return purifying.run_purify(picture, "a red ball", wishes, 4, 3.0, 0.5)[0].tobytes()  # type: ignore[no-any-return]
+
+    plain, both = made(small), made(small, purifying.Wish("ball"))
+    assert plain != both
+    part("concept_erasure_webui.shelf").save_profile("studio", ["ball"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    assert made(small) == both
+    (library / "studio.profile.json").unlink()
+    with pytest.raises(ProfileFailed, match="cannot be read"):
+        made(small)

@@ -298,6 +298,8 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
     body = {"erasures": ["ball", {"erasure": "ball", "strength": 0.5}], "calls": 150, "states": 2, "side": 64}
     card = routes.report(body | {"pictures": False})
     assert len(card["report"]["files"]) == 2 and routes.report_card(card["file"]) == card["report"]
+    a1111.shared.cmd_opts.concept_erasure_profile = "studio"  # then who does not ask for pictures gets none
+    assert not routes._measurement(body).settings.pictures
     assert not a1111.shared.state.job and not sys.modules["modules.call_queue"].queue_lock.locked()
 
 
