@@ -109,13 +109,22 @@ def loaded_model(latent_side: int | None = None) -> WebuiModel:
     Raises:
         ModelError: there is none, or it is of an unsupported kind.
     """
-    reload_forge = getattr(sd_models, "forge_model_reload", None)
-    if reload_forge is not None:
-        reload_forge()  # Forge loads its checkpoint only when it generates
+    _load_chosen()
     SESSION.take_off()
     model = WebuiModel(shared.sd_model, latent_side)
     model.host.clean()
     return model
+
+
+def _load_chosen() -> None:
+    """Have the host load the checkpoint that is chosen, which need not be the one that it painted with last: Forge loads
+    it only when it generates, and after a refiner, a hires checkpoint or one of an API request the others put it back
+    only then."""
+    reload_forge = getattr(sd_models, "forge_model_reload", None)
+    if reload_forge is not None:
+        reload_forge()
+    elif shared.sd_model is not None:  # asked for first: A1111 loads its first model here, and only once
+        sd_models.reload_model_weights()
 
 
 def latent_side(pixels: float | None) -> int | None:

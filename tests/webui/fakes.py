@@ -86,7 +86,9 @@ class SdModel(nn.Module):
         self.model = nn.Module()
         self.model.diffusion_model = LdmUnet(source.unet)
         self.cond_stage_model = Engine(source.text_encoders[0], source.tokenizers[0])
-        self.alphas_cumprod = self.alphas_cumprod_original = source.schedule.signal.double() ** 2
+        self.alphas_cumprod_original = source.schedule.signal.double() ** 2
+        # What the host paints with: cast down, and rescaled to end without signal where a setting asks for it.
+        self.alphas_cumprod = (self.alphas_cumprod_original * 0.9).half()
         self.sd_checkpoint_info, self.sd_model_checkpoint = Checkpoint(name), name
         self.text = source.text_encoders[0]
         self.vae = [source.vae]  # in a list: tests compare what is trained
@@ -343,6 +345,7 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
     shared.loaded_hypernetworks = []
     # A1111 has no model here before somebody asks for ``shared.sd_model``.
     made["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=object())
+    made["modules.sd_models"].reload_model_weights = lambda: None
     made["modules.paths"].models_path = str(folder)
     made["modules.sd_unet"].current_unet = None
     made["modules.devices"].without_autocast = nullcontext

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,6 +169,16 @@ def test_an_in_place_addition_fails_without_the_cure() -> None:
         net(x).sum().backward()
 
 
+def first_weight(model: fakes.SdModel) -> torch.nn.Parameter:
+    return next(p for p in model.model.diffusion_model.parameters() if p.dim() > 1)
+
+
+def move_first_layer(model: fakes.SdModel) -> None:
+    """To a device that every machine has."""
+    layer = next(m for m in model.model.diffusion_model.modules() if "weight" in m._parameters and m.weight.dim() > 1)
+    layer._parameters["weight"] = torch.nn.Parameter(layer.weight.detach().to("meta"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -173,6 +186,10 @@ def test_an_in_place_addition_fails_without_the_cure() -> None:
         (lambda model, shared: shared.loaded_hypernetworks.append("one"), "hypernetwork"),
         (lambda model, shared: model.model.diffusion_model.half(), None),
         (lambda model, shared: model.model.diffusion_model.to(torch.float8_e4m3fn), "quantised"),
+        (lambda model, shared: setattr(first_weight(model), "gguf_cls", object), "quantised"),
+        (lambda model, shared: setattr(first_weight(model), "bnb_quantized", True), "quantised"),
+        (lambda model, shared: setattr(sys.modules["modules.sd_unet"], "current_unet", object()), "alternative UNet"),
+        (lambda model, shared: move_first_layer(model), "several devices"),
         (
             lambda model, shared: model.model.diffusion_model.__dict__.__setitem__("forward", lambda *a: None),
             "replaced its forward",
@@ -211,3 +228,17 @@ def test_base_weights_come_without_erasures_and_merged_loras(a1111: SimpleNamesp
     assert torch.equal(model.base_weight(name), clean)
     with model.trainable():
         assert torch.equal(model.weight(name), clean)
+
+
+def test_forge_loads_the_chosen_checkpoint_before_it_is_worked_on(
+    forge: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, forge.shared.sd_model = forge.model, SimpleNamespace(cond_stage_model=None)  # as Forge has it at first
+    monkeypatch.setattr(
+        sys.modules["modules.sd_models"],
+        "forge_model_reload",
+        lambda: setattr(forge.shared, "sd_model", loaded),
+        raising=False,
+    )
+    working = importlib.import_module("concept_erasure_webui.working")
+    assert working.loaded_model().sd_model is loaded

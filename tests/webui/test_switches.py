@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,3 +94,18 @@ def test_a_profile_holds_in_the_hires_pass(
     assert torch.equal(hires(a1111, *switching()), erased)
     with pytest.raises(a1111.gate.Refused, match="another base model"):
         hires(a1111, *switching(1.5))
+
+
+def test_work_on_the_model_uses_the_checkpoint_that_is_chosen(
+    a1111: SimpleNamespace, switching: Callable[..., Switch], library: Path
+) -> None:
+    """A1111 leaves a refiner's checkpoint in place until it generates again."""
+    working = importlib.import_module("concept_erasure_webui.working")
+    before = weights(a1111.model)
+    generate(a1111, ERASE)
+    switch, back = switching(1.5)
+    switch()
+    sys.modules["modules.sd_models"].reload_model_weights = back  # type: ignore[attr-defined]
+    model = working.loaded_model()
+    assert model.sd_model is a1111.model and model.title == "one.safetensors"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
