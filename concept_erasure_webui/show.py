@@ -24,9 +24,7 @@ def job(found: Job | None) -> str:
     if found is None:
         return message("Nothing was done yet.")
     where = f"{found.stage} {found.step} of {found.total}" if found.total else ""
-    left = ""
-    if found.status == "running" and found.step and found.total:
-        left = f", about {found.seconds / found.step * (found.total - found.step):.0f} s left"
+    left = f", about {found.left:.0f} s left of this" if found.status == "running" and found.left else ""
     head = f"<b>{html.escape(found.title)}</b>: {html.escape(found.status)}, {found.seconds:.0f} s"
     return f"<div>{head} {html.escape(where)}{left}</div>{message(found.message)}{curve(found.losses)}"
 

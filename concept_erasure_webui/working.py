@@ -34,6 +34,7 @@ class Job:
         file: name of the finished erasure.
         output: path of the file that an interrupted training would become.
         seconds: since the start.
+        left: seconds until the end of the stage, as far as its own steps tell; 0 before they do.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Job:
     file: str = ""
     output: str = ""
     seconds: float = 0.0
+    left: float = 0.0
 
 
 class HostProgress:
@@ -69,6 +71,8 @@ class HostProgress:
     ) -> None:
         self.job, self.note, self.told, self.picture = job, note, told, picture
         self.started, self._noted = time.monotonic(), 0.0
+        self._stage, self._step = "", 0
+        self._stage_started, self._first_step = 0.0, 0
         shared.state.job_count, shared.state.sampling_steps = 1, max(1, total)
 
     def update(self, report: Report) -> None:
@@ -77,8 +81,8 @@ class HostProgress:
         job.seconds = time.monotonic() - self.started
         if report.losses:
             job.losses.append({name: float(value) for name, value in report.losses.items()})
-        if report.stage != "trajectories":
-            shared.state.sampling_steps, shared.state.sampling_step = max(1, report.total), report.step
+        if report.stage != "trajectories":  # these come between the steps of a training, and count with them
+            self._estimate(report)
         shared.state.textinfo = f"{report.stage} {report.step}/{report.total} {self.told()}".rstrip()
         shown = self.picture(report)
         if shown is not None:
@@ -86,6 +90,18 @@ class HostProgress:
         if job.seconds - self._noted >= NOTE_EVERY:
             self._noted = job.seconds
             self.note()
+
+    def _estimate(self, report: Report) -> None:
+        """How far the stage is, and how long it still takes: steps of other stages took another time each, and a training
+        that goes on has made its first ones before."""
+        if report.stage != self._stage or report.step < self._step:
+            self._stage_started, self._first_step = self.job.seconds, report.step
+        self._stage, self._step = report.stage, report.step
+        done = report.step - self._first_step
+        pace = (self.job.seconds - self._stage_started) / done if done else 0.0
+        self.job.left = pace * (report.total - report.step)
+        shared.state.time_start = time.time() - pace * report.step  # the host's bar reckons with the time since then
+        shared.state.sampling_steps, shared.state.sampling_step = max(1, report.total), report.step
 
     def cancelled(self) -> bool:
         return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
@@ -117,9 +133,9 @@ def loaded_model(latent_side: int | None = None) -> WebuiModel:
 
 
 def _load_chosen() -> None:
-    """Have the host load the checkpoint that is chosen, which need not be the one that it painted with last: Forge loads
-    it only when it generates, and after a refiner, a hires checkpoint or one of an API request the others put it back
-    only then."""
+    """Have the host load the checkpoint that is chosen, which need not be the one that it painted with last: Forge
+    loads it only when it generates, and after a refiner, a hires checkpoint or one of an API request the others put it
+    back only then."""
     reload_forge = getattr(sd_models, "forge_model_reload", None)
     if reload_forge is not None:
         reload_forge()

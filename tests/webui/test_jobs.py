@@ -19,6 +19,7 @@ from erasure_core.errors import InvalidSettings, OutputError
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import Hardening
 from erasure_core.methods import find_method
+from erasure_core.progress import Report
 
 SIDE = 64
 """Of a picture of the pico model, whose latents are 8 wide here."""
@@ -150,3 +151,34 @@ def test_a_job_that_the_web_ui_did_not_survive(jobs: Any, library: Path) -> None
     (library / ".last-job.json").write_text("{")
     jobs.JOBS.last = None
     assert jobs.JOBS.shown() is None
+
+
+def test_the_time_left_is_that_of_the_stage(
+    jobs: Any, a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, show = (importlib.import_module(f"concept_erasure_webui.{name}") for name in ("working", "show"))
+    clock = [1000.0]
+    monkeypatch.setattr(working.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(working.time, "time", lambda: clock[0])
+    a1111.shared.state.time_start = clock[0]
+    job = jobs.Job("Erasing")
+    progress = working.HostProgress(job, 10)
+
+    def report(seconds: float, stage: str, step: int, total: int) -> None:
+        clock[0] += seconds
+        progress.update(Report(stage, step, total))
+
+    for step in range(5):
+        report(100, "looking for words", step, 5)
+    assert job.left == 100
+    report(50, "trajectories", 3, 6)
+    report(0, "training", 7, 20)  # gone on with
+    assert job.left == 0 and "left" not in show.job(job) and a1111.shared.state.time_start == clock[0]
+    report(2, "training", 8, 20)
+    report(1, "trajectories", 0, 6)
+    report(1, "training", 9, 20)
+    assert job.left == 22 and "about 22 s left" in show.job(job)
+    report(50, "lexical", 0, 100)
+    report(60, "training", 1, 20)  # the next round
+    report(1, "training", 2, 20)
+    assert job.left == 18 and clock[0] - a1111.shared.state.time_start == 2  # two steps at one second each
