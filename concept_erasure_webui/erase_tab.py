@@ -63,6 +63,8 @@ def build() -> explore_tab.Form:
                 start = gr.Button("Erase", variant="primary", elem_id=f"{PREFIX}_start")
                 stop = gr.Button("Interrupt", elem_id=f"{PREFIX}_interrupt")
             with gr.Row():
+                stopped = gr.Dropdown(jobs.unfinished(), value=None, label="Interrupted trainings (empty: the newest)",
+                                      elem_id=f"{PREFIX}_unfinished")  # fmt: skip
                 save = gr.Button("Save the interrupted one as it is", elem_id=f"{PREFIX}_save_unfinished")
                 discard = gr.Button("Discard it", elem_id=f"{PREFIX}_discard")
             with gr.Column(elem_id=f"{PREFIX}_progress"):
@@ -73,7 +75,7 @@ def build() -> explore_tab.Form:
     preset.change(about_method, inputs=[method, preset], outputs=[about])
     # API clients send these by place: what is new goes behind what was there.
     head = [task_box("Erase"), words, instead, keep, method, length, size, rounds, seconds, preview]
-    start.click(
+    ended = start.click(
         call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
         _js="concept_erasure_submit",
         inputs=[*head, *values, preset, pictures],
@@ -81,10 +83,21 @@ def build() -> explore_tab.Form:
         show_progress=False,
     )
     stop.click(interrupt, inputs=[], outputs=[])
-    look.click(lambda: show.job(jobs.JOBS.shown()), inputs=[], outputs=[last])
-    save.click(queued(lambda: jobs.save_stopped().message), inputs=[], outputs=[result])
-    discard.click(guarded(lambda: jobs.discard_stopped().message), inputs=[], outputs=[result])
+    look.click(now, inputs=[], outputs=[last, stopped])
+    save.click(queued(jobs.save_stopped), inputs=[stopped], outputs=[result])
+    discarded = discard.click(guarded(jobs.discard_stopped), inputs=[stopped], outputs=[result])
+    for event in (ended, discarded):
+        event.then(_unfinished, inputs=[], outputs=[stopped])
     return explore_tab.Form(words, instead, keep, result)
+
+
+def now() -> list[Any]:
+    """The last job and the interrupted ones as they are now."""
+    return [show.job(jobs.JOBS.shown()), _unfinished()]
+
+
+def _unfinished() -> Any:
+    return gr.update(choices=jobs.unfinished(), value=None)
 
 
 def about_method(name: str, preset: str | None) -> str:

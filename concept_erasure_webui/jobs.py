@@ -14,7 +14,7 @@ from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
-from erasure_core.library import Hardening, Made, make_erasure, request_key, safe_stem
+from erasure_core.library import SUFFIX, Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
 from erasure_core.safe_files import write_bytes
 
@@ -30,7 +30,7 @@ MOST_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Request:
-    """A training that was asked for; kept so that an interrupted one can be saved as it is.
+    """A training that was asked for; kept where one ended before its end, so that it can be saved as it is.
 
     Args:
         concept, method, settings: as of ``make_erasure``.
@@ -60,11 +60,14 @@ class Request:
 
 
 class Jobs:
-    """The last job of this web UI; the host's queue runs one at a time."""
+    """The last job of this web UI; the host's queue runs one at a time.
+
+    ``stopped`` has what was asked for of every training that ended before its end, by the file it would have become.
+    """
 
     def __init__(self) -> None:
         self.last: Job | None = None
-        self.request: Request | None = None
+        self.stopped: dict[Path, Request] = {}
         self._is_told = False
 
     def note(self) -> None:
@@ -105,7 +108,6 @@ def _note_path() -> Path:
 def run_erase(request: Request) -> Job:
     """Erase a concept from the loaded model; never raises for what a user can cause. Call it under the host's queue."""
     job = JOBS.last = Job(f"Erasing {request.concept.name!r} with {request.method.title}")
-    JOBS.request = request
     progress = HostProgress(job, getattr(request.settings, "steps", 1), JOBS.note)
     try:
         model = loaded_model(request.latent_side)
@@ -124,15 +126,17 @@ def run_erase(request: Request) -> Job:
             f"Use it with <erase:{made.path.stem}:1>, or in the panel."
         )
     except Cancelled as stopped:
-        job.status = "stopped"
-        kept = checkpoint_path(Path(job.output)).exists()
-        advice = " The same request goes on with it; or save it as it is, or discard it." if kept else ""
-        job.message = f"{stopped}{advice}"
+        job.status, job.message = "stopped", str(stopped)
     except ErasureError as error:
         job.status, job.message = "failed", places.told(error)
     finally:
         if job.status == "running":
             job.status, job.message = "failed", "An unexpected error ended the work; see the console."
+        output = Path(job.output)
+        JOBS.stopped.pop(output, None)
+        if job.output and checkpoint_path(output).exists():
+            JOBS.stopped[output] = request
+            job.message += " The same request goes on with it; or save it as it is, or discard it."
         job.seconds = time.monotonic() - progress.started
         JOBS.note()
     return job
@@ -159,36 +163,55 @@ def _parts(request: Request) -> tuple[Concept, Method, SolverSettings]:
     return request.concept, request.method, request.settings
 
 
-def _stopped() -> tuple[Job, Request, Path]:
-    """Raises:
-    InvalidSettings: there is no interrupted training.
+def unfinished() -> list[str]:
+    """Names of the trainings that ended before their end and can be gone on with, the newest first: those of earlier
+    starts too, but not where others use this web UI."""
+    running = Path(JOBS.last.output) if JOBS.last is not None and JOBS.last.status == "running" else None
+    found = {path.with_suffix("") for path in places.folder().glob(f"*{checkpoint_path(Path(SUFFIX)).name}")}
+    if places.is_open_to_others():
+        found &= set(JOBS.stopped)
+    dated = [(checkpoint_path(output).stat().st_mtime_ns, output.stem) for output in found - {running}]
+    return [stem for _, stem in sorted(dated, reverse=True)]
+
+
+def _chosen(name: str | None) -> Path:
+    """The file that an unfinished training would become: the newest one's for no name.
+
+    Raises:
+        InvalidSettings: there is none, or none of this name.
     """
-    job, request = JOBS.last, JOBS.request
-    if job is None or request is None or job.status != "stopped" or not checkpoint_path(Path(job.output)).exists():
-        raise InvalidSettings("There is no interrupted training to save or discard.")
-    return job, request, Path(job.output)
+    names = unfinished()
+    if not names or (name and name not in names):
+        raise InvalidSettings("There is no such interrupted training to save or discard; refresh the list.")
+    return places.folder() / f"{name or names[0]}{SUFFIX}"
 
 
-def save_stopped() -> Job:
-    """Make a file of an interrupted training as it is; raises as ``save_unfinished``, or InvalidSettings."""
-    job, request, output = _stopped()
+def save_stopped(name: str | None = None) -> str:
+    """Make a file of an interrupted training as it is; returns a message.
+
+    Raises:
+        InvalidSettings: there is none, or what was asked for is not known any more.
+        ErasureError: as ``save_unfinished``.
+    """
+    output = _chosen(name)
+    request = JOBS.stopped.get(output)
+    if request is None:
+        raise InvalidSettings(
+            f"{output.stem} was interrupted before the web UI was started; ask for the same again, which goes on with "
+            "it, or discard it."
+        )
     target = places.library().free_path(f"{output.stem}-unfinished")
-    model = loaded_model(request.latent_side)
-    steps = save_unfinished(model, *_parts(request), checkpoint_path(output), target)
-    job.file = target.name
-    job.message = f"Wrote {target.name} after {steps} steps. The state is kept; the same request goes on with it."
-    JOBS.note()
-    return job
+    steps = save_unfinished(loaded_model(request.latent_side), *_parts(request), checkpoint_path(output), target)
+    return f"Wrote {target.name} after {steps} steps. The state is kept; the same request goes on with it."
 
 
-def discard_stopped() -> Job:
-    """Throw the state of an interrupted training away.
+def discard_stopped(name: str | None = None) -> str:
+    """Throw the state of an interrupted training away; returns a message.
 
     Raises:
         InvalidSettings: there is none.
     """
-    job, _, output = _stopped()
+    output = _chosen(name)
     checkpoint_path(output).unlink(missing_ok=True)
-    job.message = "The interrupted training was discarded."
-    JOBS.note()
-    return job
+    JOBS.stopped.pop(output, None)
+    return f"The interrupted training {output.stem} was discarded."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from erasure_core.model import LoadedModel
 from erasure_core.safe_files import read_tensors
 
 
+STEPPED_DOWN = ("batch", "accumulate", "picture_scale")
+"""Settings that a training lowers by itself where memory is short, see ``erasure_core/effort.py``."""
+
+
 def save_unfinished(
     model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings, checkpoint: Path, target: Path
 ) -> int:
@@ -39,10 +43,11 @@ def save_unfinished(
         raise InvalidSettings(f"{method.title} does not train; there is nothing to save.")
     tensors, metadata = read_tensors(checkpoint, MAX_SIZE)
     layers = select(model.layers(), settings.layers)
-    mine = json.loads(identity(model, concept, method.name, settings, layers))
     try:
         found, steps = json.loads(metadata["identity"]), int(metadata["step"])
         learned = learned_concept(found["concept"])
+        settings = replace(settings, **{name: found["settings"][name] for name in STEPPED_DOWN})
+        mine = json.loads(identity(model, concept, method.name, settings, layers))
         same = all(found[name] == mine[name] for name in ("method", "settings", "base"))
     except (LookupError, ValueError, TypeError) as error:
         raise InvalidFile(f"{checkpoint} is damaged ({error}); discard it and start anew.") from error

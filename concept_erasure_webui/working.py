@@ -92,8 +92,8 @@ class HostProgress:
             self.note()
 
     def _estimate(self, report: Report) -> None:
-        """How far the stage is, and how long it still takes: steps of other stages took another time each, and a training
-        that goes on has made its first ones before."""
+        """How far the stage is, and how long it still takes: steps of other stages took another time each, and a
+        training that goes on has made its first ones before."""
         if report.stage != self._stage or report.step < self._step:
             self._stage_started, self._first_step = self.job.seconds, report.step
         self._stage, self._step = report.stage, report.step

@@ -115,7 +115,7 @@ def test_pictures_are_part_of_the_request(
     with monkeypatch.context() as patch:
         interrupt_after(jobs, patch, 3, a1111.shared.state)
         stopped = jobs.run_erase(asked("red"))
-    assert stopped.status == "stopped" and jobs.save_stopped().file.endswith("-unfinished.safetensors")
+    assert stopped.status == "stopped" and "-unfinished.safetensors" in jobs.save_stopped()
     a1111.shared.state.interrupted = False
     again = jobs.run_erase(asked("red"))
     assert again.file == done[1].file and (library / again.file).read_bytes() in contents

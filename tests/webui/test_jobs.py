@@ -153,9 +153,7 @@ def test_a_job_that_the_web_ui_did_not_survive(jobs: Any, library: Path) -> None
     assert jobs.JOBS.shown() is None
 
 
-def test_the_time_left_is_that_of_the_stage(
-    jobs: Any, a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_left_is_that_of_the_stage(jobs: Any, a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     working, show = (importlib.import_module(f"concept_erasure_webui.{name}") for name in ("working", "show"))
     clock = [1000.0]
     monkeypatch.setattr(working.time, "monotonic", lambda: clock[0])

@@ -16,7 +16,7 @@ from erasure_core import Concept, domain
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.domain import Found
 from erasure_core.erasure_file import read_erasure
-from erasure_core.errors import InvalidFile, InvalidSettings
+from erasure_core.errors import InvalidFile, InvalidSettings, OutOfMemory
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.methods import METHODS, find_method
 from erasure_core.safe_files import read_tensors, write_tensors
@@ -30,17 +30,68 @@ def jobs(a1111: SimpleNamespace, library: Path) -> Any:
 def test_interrupt_then_save_or_discard(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InvalidSettings, match="no interrupted training"):
+    with pytest.raises(InvalidSettings, match="no such interrupted training"):
         jobs.discard_stopped()
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     stopped = jobs.run_erase(request(jobs, **SHORT))
-    saved = jobs.save_stopped()
-    stored = read_erasure(library / saved.file)
+    stored = read_erasure(library / file_in(jobs.save_stopped()))
     assert stored.manifest is not None and stored.manifest.steps_done == 3
     assert stored.bind(WebuiModel(a1111.model)).changed()
     assert checkpoint_path(Path(stopped.output)).exists()
     jobs.discard_stopped()
-    assert not checkpoint_path(Path(stopped.output)).exists()
+    assert not checkpoint_path(Path(stopped.output)).exists() and jobs.unfinished() == [] and not jobs.JOBS.stopped
+
+
+def file_in(message: str) -> str:
+    return message.split()[1]
+
+
+def test_another_training_or_a_new_start_takes_no_interrupted_one_away(
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(jobs, patch, 3, a1111.shared.state)
+        first = jobs.run_erase(request(jobs, **SHORT))
+        a1111.shared.state.interrupted = False
+        second = jobs.run_erase(request(jobs, **SHORT, seed=1))
+    a1111.shared.state.interrupted = False
+    assert jobs.run_erase(request(jobs, "closed_form")).status == "done"
+    names = [Path(job.output).stem for job in (second, first)]
+    assert jobs.unfinished() == names
+    assert "after 3 steps" in jobs.save_stopped(names[1])
+    jobs.discard_stopped(names[0])
+    assert jobs.unfinished() == names[1:]
+    jobs.JOBS.__init__()  # a new start of the web UI
+    assert jobs.unfinished() == names[1:]
+    with pytest.raises(InvalidSettings, match="goes on with it"):
+        jobs.save_stopped()
+    a1111.shared.cmd_opts.webui_is_non_local = True
+    assert jobs.unfinished() == []  # strangers throw nothing of others away
+    a1111.shared.cmd_opts.webui_is_non_local = False
+    for name in ("../secret", "missing", "ball"):
+        with pytest.raises(InvalidSettings, match="no such"):
+            jobs.discard_stopped(name)
+    jobs.JOBS.last = jobs.Job("Erasing", output=first.output)
+    assert jobs.unfinished() == []  # it runs
+    jobs.JOBS.last = None
+    jobs.discard_stopped()
+    assert not list(library.glob("*.partial"))
+
+
+def test_what_memory_did_not_suffice_for_can_be_saved(
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = jobs.HostProgress.update
+
+    def short_of_memory(self: Any, report: Any) -> None:
+        update(self, report)
+        if report.stage == "training" and report.step >= 3:  # with smaller pieces too
+            raise OutOfMemory("The device has too little memory.")
+
+    monkeypatch.setattr(jobs.HostProgress, "update", short_of_memory)
+    job = jobs.run_erase(request(jobs, **SHORT))
+    assert job.status == "failed" and "or save it as it is" in job.message, job.message
+    assert file_in(jobs.save_stopped()).endswith("-unfinished.safetensors")
 
 
 SEARCH = {"warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2}
@@ -54,7 +105,7 @@ def test_an_interrupted_training_keeps_the_words_that_its_method_found(
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     stopped = jobs.run_erase(request(jobs, "auto", **SHORT, **SEARCH))
     assert stopped.status == "stopped", stopped.message
-    manifest = read_erasure(library / jobs.save_stopped().file).manifest
+    manifest = read_erasure(library / file_in(jobs.save_stopped())).manifest
     assert manifest is not None and (manifest.words, manifest.alternative) == (("ball", "orb"), "cat")
 
 
@@ -65,14 +116,14 @@ def test_an_interrupted_training_keeps_all_that_its_method_completed(
     completing = replace(find_method("esd"), prepare=lambda model, concept, settings, progress: whole)
     monkeypatch.setitem(METHODS, "esd", completing)
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
-    jobs.run_erase(request(jobs, **SHORT))
-    manifest = read_erasure(library / jobs.save_stopped().file).manifest
+    output = Path(jobs.run_erase(request(jobs, **SHORT)).output)
+    manifest = read_erasure(library / file_in(jobs.save_stopped())).manifest
     assert manifest is not None
     made = Concept(manifest.words, manifest.alternative, manifest.keep, manifest.instead)
     assert (made.words, made.alternative, made.instead) == (whole.words, whole.alternative, whole.instead)
     assert set(whole.keep) <= set(made.keep)
     for other in (Concept(("cat",)), Concept(("ball",), "cat"), Concept(("ball", "sphere"))):
-        jobs.JOBS.request = replace(jobs.JOBS.request, concept=other)
+        jobs.JOBS.stopped[output] = replace(jobs.JOBS.stopped[output], concept=other)
         with pytest.raises(InvalidFile, match="another concept"):
             jobs.save_stopped()
 
