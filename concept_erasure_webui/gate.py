@@ -81,6 +81,27 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
         shared.state.interrupted = True
 
 
+def begin_batch(p: Any, number: int) -> None:
+    """Before each batch: since ``begin`` other scripts may have written other tags into its prompts, from wildcards for
+    example, and of those the host reads the first prompt's alone, where they are spelt right."""
+    state = state_of(p)
+    try:
+        if state.refusal:
+            raise Refused(state.refusal)
+        size = max(1, int(p.batch_size))
+        here = slice(number * size, (number + 1) * size)
+        for prompts in (_hires(p, "all_hr_prompts")[here], p.prompts):  # those that are painted first come last
+            if prompts:
+                state.tags = wishes.from_batch(prompts)
+                _match(p)
+        wishes.refuse_tags([*p.negative_prompts, *_hires(p, "all_hr_negative_prompts")[here]])
+    except Exception as error:
+        if not state.refusal:
+            refuse(p, error)
+        shared.state.interrupted = True
+        p.prompts = []  # the host leaves its loop; interrupted alone it would show the noise that it starts from
+
+
 def end(p: Any) -> None:
     """After the work; not called if that failed."""
     RUNNING.leave(p.__dict__.get(STATE))
@@ -89,13 +110,17 @@ def end(p: Any) -> None:
 def _batches(p: Any) -> list[list[str]]:
     """The prompts that are painted together, batch by batch, and those of each batch's hires pass."""
     size = max(1, int(p.batch_size))
-    hires = getattr(p, "all_hr_prompts", None) if getattr(p, "enable_hr", False) else None
-    return [each[i : i + size] for each in (p.all_prompts, hires or []) for i in range(0, len(each), size)]
+    listed = (p.all_prompts, _hires(p, "all_hr_prompts"))
+    return [each[i : i + size] for each in listed for i in range(0, len(each), size)]
 
 
 def _negative_prompts(p: Any) -> list[str]:
-    hires = getattr(p, "all_hr_negative_prompts", None) if getattr(p, "enable_hr", False) else None
-    return [*(getattr(p, "all_negative_prompts", None) or []), *(hires or [])]
+    return [*(getattr(p, "all_negative_prompts", None) or []), *_hires(p, "all_hr_negative_prompts")]
+
+
+def _hires(p: Any, name: str) -> list[str]:
+    """Prompts of the hires pass; none without one."""
+    return list(getattr(p, name, None) or []) if getattr(p, "enable_hr", False) else []
 
 
 def _note(p: Any) -> None:

@@ -57,6 +57,9 @@ class ConceptErasureScript(scripts.Script):
     def process(self, p: Any, *values: Any) -> None:
         gate.begin(p, values)
 
+    def before_process_batch(self, p: Any, *values: Any, **kwargs: Any) -> None:
+        gate.begin_batch(p, int(kwargs.get("batch_number", 0)))
+
     def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
         gate.end(p)
 

@@ -22,7 +22,6 @@ from erasure_core.methods import Method, SolverSettings, TrainingSettings
 from erasure_core.model import LoadedModel
 from erasure_core.safe_files import read_tensors
 
-
 STEPPED_DOWN = ("batch", "accumulate", "picture_scale")
 """Settings that a training lowers by itself where memory is short, see ``erasure_core/effort.py``."""
 

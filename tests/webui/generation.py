@@ -20,7 +20,8 @@ PROMPT = "a red ball"
 def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...] = (), **given: Any) -> Tensor:
     """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
 
-    ``task=False`` belongs to the task before, ``inside`` is what another extension does with the finished picture.
+    ``task=False`` belongs to the task before, ``wildcards`` is what another extension's ``process`` does after ours,
+    ``inside`` is what another extension does with the finished picture.
     Returns the "picture"; raises what the host would let through.
     """
     p = given.pop("p", None) or fakes.Processing([prompt])
@@ -35,10 +36,18 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
         gate.end(p)
         host.last_refused = p
         raise NoPicture(p.comments[-1])
+    given.pop("wildcards", lambda p: None)(p)
+    p.prompts, p.negative_prompts = p.all_prompts[: p.batch_size], []
+    if with_scripts:
+        with fakes.swallowing():
+            gate.begin_batch(p, 0)
+        if not p.prompts:
+            gate.end(p)
+            raise NoPicture(p.comments[-1])
     is_forge = hasattr(model, "forge_objects")
     if is_forge:
         model.forge_objects = model.forge_objects_original.shallow_copy()
-    tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(prompt)]
+    tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(p.prompts[0])]
     with fakes.swallowing():
         gate.EraseTag().activate(p, tags)
     if is_forge:

@@ -166,6 +166,15 @@ def test_the_panel_tells_where_a_generation_begins_and_ends(extension: Extension
     assert [wish.name for wish in state_of(inner).outer] == ["ball"] and state_of(second).outer is None
 
 
+def test_the_panel_looks_at_every_batch(extension: Extension) -> None:
+    extension.start_ui()
+    p = fakes.Processing(["a cat", "a dog"])
+    p.prompts, p.negative_prompts = ["a dog <Erase:ball>"], []  # type: ignore[attr-defined]
+    extension.script.process(p)
+    extension.script.before_process_batch(p, False, batch_number=1, prompts=p.prompts)  # type: ignore[attr-defined]
+    assert p.prompts == [] and "cannot be read" in p.comments[-1]  # type: ignore[attr-defined]
+
+
 def test_an_extension_that_was_switched_off_is_gone(extension: Extension) -> None:
     extension.start_ui()
     host = host_of(extension)

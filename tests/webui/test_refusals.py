@@ -72,6 +72,26 @@ def test_prompts_of_one_batch_with_different_tags(a1111: SimpleNamespace, librar
     generate(a1111, p=fakes.Processing(prompts, batch_size=1))
 
 
+@pytest.mark.parametrize(
+    ("expanded", "message"),
+    [
+        (["a <Erase:ball>", "a"], "cannot be read"),
+        (["a", "a<erase:ball>"], "one batch"),
+        (["a<erase:nothing>", "a<erase:nothing>"], "There is no erasure"),
+    ],
+)
+def test_tags_that_another_script_brings_in(web: SimpleNamespace, expanded: list[str], message: str) -> None:
+    def painted(prompts: list[str]) -> torch.Tensor:
+        p = fakes.Processing(["a __thing__"] * 2, batch_size=2)
+        return generate(web, p=p, wildcards=lambda p: setattr(p, "all_prompts", prompts))
+
+    with pytest.raises(NoPicture, match=message):
+        painted(expanded)
+    assert web.shared.state.interrupted
+    erased = painted([f"{PROMPT}<erase:ball>"] * 2)
+    assert torch.equal(erased, generate(web, panel=PANEL))
+
+
 def test_another_network_that_paints(a1111: SimpleNamespace, library: Path) -> None:
     fakes.Processing.cached_c[:] = [None, None]
     host: Any = sys.modules["modules.sd_unet"]
