@@ -44,10 +44,17 @@ def _table(title: str, names: list[str], figures: dict[str, Evaluation]) -> str:
     return f"<table><tr><th>{title}</th>{heads}<th>pictures</th></tr>{rows}</table>"
 
 
+def _still_reached(erased: Evaluation) -> str:
+    """What to say of words that nobody named, where pictures of theirs still showed the concept."""
+    unnamed = any(erased.shares[name].share for name in ("unnamed", "descriptions"))
+    return " Words that nobody named can still reach the concept, as the second and third row show." if unnamed else ""
+
+
 def page(manifest: Manifest, figures: dict[str, Evaluation], size: int, seconds: float) -> str:
-    """HTML of the summary; ``figures`` holds the untouched model first."""
+    """HTML of the summary; ``figures`` holds the untouched model first, the erased one last."""
     words = escape(", ".join(manifest.words))
     retained = [name for name in next(iter(figures.values())).shares if name not in LEAKS]
+    still = _still_reached(list(figures.values())[-1])
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Erased: {words}</title><style>{STYLE}</style>
 <h1>Erased: {words}</h1>
@@ -57,7 +64,6 @@ on this machine. File: {size / 1000:.0f} kB, layers stored in {manifest.dtype}.<
 {_table("Leak: the concept is still seen (lower is better)", [*LEAKS, "intact"], figures)}
 {_table("Retention: what was asked for is seen (higher is better)", retained, figures)}
 <p>In brackets: 95 % bootstrap interval. The figures were measured on the small model that comes with this software, in
-its own picture world, not on Stable Diffusion. Words that nobody named can still reach the concept, as the second and
-third row show; whoever has the weights can undo the erasure.</p>
+its own picture world, not on Stable Diffusion.{still} Whoever has the weights can undo the erasure.</p>
 </html>
 """
