@@ -149,7 +149,7 @@ def train(
 
     Raises:
         Cancelled: the user stopped; the state is saved.
-        OutOfMemory: the device has too little memory; the state is saved.
+        OutOfMemory: the device has too little memory; the state, if training had begun, is saved.
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
     with model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
@@ -212,10 +212,7 @@ class Trainer:
             raise
         except DeviceOutOfMemory as error:
             self._save()
-            raise OutOfMemory(
-                "The device has too little memory for this training. Repeat with --resume and --checkpointing, "
-                "or start anew with a smaller --batch and a larger --accumulate."
-            ) from error
+            raise OutOfMemory(self._too_little_memory()) from error
         except BaseException:
             # Hosts interrupt with exceptions of their own, from any operation. Weights and moments change together
             # inside the optimiser only, so everywhere else the state is that of a finished step.
@@ -237,6 +234,17 @@ class Trainer:
             if time.monotonic() - saved >= self.save_every:
                 self._save()
                 saved = time.monotonic()
+
+    def _too_little_memory(self) -> str:
+        """What a user reads once ``within_memory`` has no smaller batch or picture left to try: what else can be less,
+        and how to go on where there is a state."""
+        device = "" if self.model.device.type == "cpu" else ", or use --device cpu"
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        return (
+            f"The device has too little memory for this training, even in the smallest pieces. "
+            f"{'Free some and repeat with --resume, or start' if kept else 'Free some, or start'} anew with a smaller "
+            f"--size or --rank or fewer --layers{device}."
+        )
 
     def _close(self) -> None:
         """Note the method's last figures, once also where a finished training is loaded again. Too little memory for

@@ -225,34 +225,43 @@ def test_a_model_folder_that_may_only_be_read(
         pass
 
 
+class Listening(Silent):
+    """Notes the training steps that are done."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def update(self, report: Report) -> None:
+        if report.stage == "training":
+            self.steps.append(report.step)
+
+
 def test_too_little_memory_keeps_the_work_and_says_what_to_do(
     pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EsdSettings(rank=2, steps=6, trajectories=6, trajectory_steps=3, batch=2)
-    path = tmp_path / "ball.safetensors"
+    """In the smallest pieces there are, with memory that becomes too little after three steps."""
+    settings = EsdSettings(
+        rank=2, steps=6, trajectories=6, trajectory_steps=3, batch=1, checkpointing=True, picture_scale=0.5
+    )
+    state = checkpoint_path(tmp_path / "ball.safetensors")
     undisturbed, _ = erase(pico, CONCEPT, "esd", settings)
     original = DiffusersModel.predict
 
-    class Counting(Silent):
-        done = 0
-
-        def update(self, report: Report) -> None:
-            if report.stage == "training":
-                self.done = report.step
-
-    progress = Counting()
+    progress = Listening()
 
     def scarce(self: DiffusersModel, *args: object) -> torch.Tensor:
-        if progress.done == 3:
+        if progress.steps[-1:] == [3]:
             raise DeviceOutOfMemory("CUDA out of memory")
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
-    with pytest.raises(OutOfMemory, match="--checkpointing"):
-        erase(pico, CONCEPT, "esd", settings, progress, checkpoint_path(path))
+    with pytest.raises(OutOfMemory, match="repeat with --resume, or start anew with a smaller --size"):
+        erase(pico, CONCEPT, "esd", settings, progress, state)
+    assert state.exists()
     monkeypatch.undo()
-    resumed, history = erase(pico, CONCEPT, "esd", settings, checkpoint=checkpoint_path(path))
-    assert len(history.losses) == 6
+    after = Listening()
+    resumed, history = erase(pico, CONCEPT, "esd", settings, after, state)
+    assert after.steps[0] == 4 and len(history.losses) == 6
     for a, b in zip(undisturbed.deltas.parameters(), resumed.deltas.parameters(), strict=True):
         assert torch.equal(a, b)
 
