@@ -190,9 +190,9 @@ def _schedule(prediction: str) -> NoiseSchedule:
 
 
 def checkpoint_tensors(parts: ModelParts) -> dict[str, Tensor]:
-    """A model's tensors by the keys of the original layout: what ``read_checkpoint`` reads.
+    """A model's tensors by the keys of the original layout, as ``read_checkpoint`` reads them.
 
-    SD2's last text layer, which is never used, is filled with a copy of the one before.
+    SD2's last text layer is missing: it is never used, so no model here holds it, but a whole checkpoint must.
     """
     unet: Any = parts.unet
     state = unet.state_dict()
