@@ -256,7 +256,7 @@ def make_erasure(
             model, concept, rounds, method.name, settings, search, progress, checkpoint, save_every, pictures
         )
         write_erasure(path, erasure, model)
-        write_bytes(_history_path(path), json.dumps(_history_json(history)).encode())
+        write_bytes(_history_path(path), json.dumps(asdict(history)).encode())
         checkpoint.unlink(missing_ok=True)
     # What is painted with and told now is what the file holds, to the last bit.
     stored = read_erasure(path)
@@ -287,15 +287,16 @@ def _history_path(path: Path) -> Path:
     return path.with_suffix(".history.json")
 
 
-def _history_json(history: History) -> dict[str, Any]:
-    return {"losses": history.losses, "residual_guidance": history.residual_guidance}
-
-
 def _history(path: Path) -> History:
     """What was noted beside a file; empty if that is lost, for it is only shown."""
     try:
         raw = json.loads(_history_path(path).read_text(encoding="utf-8"))
-        losses = [{str(name): float(value) for name, value in terms.items()} for terms in raw["losses"]]
-        return History(losses, [(int(step), float(value)) for step, value in raw["residual_guidance"]])
+        losses = [_numbers(terms) for terms in raw["losses"]]
+        residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
+        return History(losses, residual, [(int(step), _numbers(found)) for step, found in raw.get("figures", [])])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
+
+
+def _numbers(named: dict[Any, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in named.items()}

@@ -109,8 +109,9 @@ def _check_output(path: Path, overwrite: bool, resume: bool, model: Path) -> Pat
 
 def _erase(
     options: argparse.Namespace, concept: Concept, method: Method, settings: SolverSettings, checkpoint: Path
-) -> tuple[Manifest, int]:
-    """Do the work and write the file; returns its manifest and the number of changed layers."""
+) -> tuple[Manifest, int, dict[str, float]]:
+    """Do the work and write the file; returns its manifest, the number of changed layers, and the last figures that the
+    method took of the training (with --harden, of the first one)."""
     if options.resume and not checkpoint.exists():
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
     model = load_chosen_model(options, options.device, pictures=wants_pictures(options, method))
@@ -124,7 +125,7 @@ def _erase(
     finished: list[Erasure] = []
     try:
         with terminal_progress() as progress:
-            erasure, _, _ = harden(
+            erasure, history, _ = harden(
                 model,
                 concept,
                 options.harden,
@@ -148,7 +149,7 @@ def _erase(
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)
     checkpoint.unlink(missing_ok=True)
-    return manifest, len(erasure.deltas)
+    return manifest, len(erasure.deltas), history.figures[-1][1] if history.figures else {}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -165,7 +166,7 @@ def run(options: argparse.Namespace) -> None:
         _check_output(
             options.out, options.overwrite, options.resume, options.model
         )  # another process may just have made it
-        manifest, layers = _erase(options, concept, method, settings, checkpoint)
+        manifest, layers, figures = _erase(options, concept, method, settings, checkpoint)
     result = {
         "path": str(options.out),
         "method": method.name,
@@ -174,9 +175,12 @@ def run(options: argparse.Namespace) -> None:
         "steps": manifest.steps_done,
         "bytes": options.out.stat().st_size,
         "seconds": round(time.monotonic() - started, 2),
+        "figures": figures,
     }
     if options.json:
         json.dump(result, sys.stdout)
         print()
     else:
         print(f"{options.out}: {', '.join(concept.words)} erased with {method.title} in {result['seconds']} s")
+        if figures:
+            print("At the end of training: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))

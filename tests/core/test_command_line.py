@@ -93,6 +93,21 @@ def test_erase_generate_inspect(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert all(Image.open(line["path"]).size == (64, 64) for line in lines)
 
 
+def test_erase_tells_what_the_method_measured_at_its_end(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--steps", 2, "--trajectories", 2, "--trajectory-steps", 3, "--batch", 1, "--overwrite"]
+    base = ["erase", "--model", model, "--concept", "ball", "--out", tmp_path / "ball.safetensors", *settings]
+    assert run(*base, "--method", "all_but_one") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("At the end of training: ") and "drift" in last and "residual" in last
+    assert run(*base, "--method", "all_but_one", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures and all(f"{name} {value:.3g}" in last for name, value in figures.items())
+    assert run(*base, "--method", "esd") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1, "it measures nothing"
+
+
 def test_strength_zero_paints_the_untouched_picture(model: Path, erased: Path, tmp_path: Path) -> None:
     def paint(folder: str, *erasure: object) -> np.ndarray:
         options = ["--prompt", "a ball", "--steps", 3, "--out", tmp_path / folder]

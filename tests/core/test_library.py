@@ -74,6 +74,14 @@ def test_the_same_request_finds_its_file(pico: DiffusersModel, tmp_path: Path) -
     assert [p.name for p in tmp_path.joinpath("new").iterdir() if "partial" in p.name or "lock" in p.name] == []
 
 
+def test_the_figures_of_a_training_are_kept_with_its_losses(pico: DiffusersModel, tmp_path: Path) -> None:
+    method, library = find_method("all_but_one"), Library([tmp_path])
+    settings = method.settings(steps=2, trajectories=2, trajectory_steps=3, batch=1, stop_below=1e-9)
+    first, again = (make_erasure(library, pico, BALL, method, settings, Silent()) for _ in range(2))
+    assert again.reused and again.history == first.history
+    assert again.history.residual_guidance and "drift" in str(again.history.figures[-1])
+
+
 def test_what_was_just_made_is_told_as_its_file_tells_it(
     pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
