@@ -98,13 +98,12 @@ def _words(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from .bench import cells, missing, read_results, run_bench
-    from .bench_table import summary
+    from .bench_table import cell_table, summary
 
     wanted = cells(options.method, options.concept, options.seeds)
-    for result in run_bench(missing(wanted) if options.missing else wanted, options.budget):
-        figures = ", ".join(f"{name} {figure['value']:.1%}" for name, figure in result["figures"].items())
-        print(f"{result['method']} {result['concept']} {result['seed']}: {figures}", flush=True)
-    print(summary(read_results()))
+    for place, result in enumerate(run_bench(missing(wanted) if options.missing else wanted, options.budget)):
+        print(*cell_table([result])[0 if place == 0 else -1 :], sep="\n", flush=True)
+    print("", summary(read_results()), sep="\n")
 
 
 def _table(options: argparse.Namespace) -> None:

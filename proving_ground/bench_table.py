@@ -12,13 +12,15 @@ from erasure_core.errors import InvalidFile
 from erasure_core.safe_files import write_bytes
 
 from .bench import ALTERNATIVE, DISTANCE, DRIFT, INTACT, UNASKED, UNTOUCHED
-from .bench_goals import goal_rows
+from .bench_goals import HARDEST, goal_rows, relative_rows
 from .evaluation import LEAKS, RETENTION
 from .figures import RESAMPLES, Measure, interval_of, mean_of, resampled_share
 
 Result = dict[str, Any]
 BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
 FLOOR = "judge's floor"
+AGAINST = ("method", "goal", "concepts", "leak", "other's", "retention", "other's", "verdict")
+SIDE = (DRIFT, DISTANCE, "time", "peak memory", "file")
 NOTE = (
     "Each cell: value [95 % bootstrap interval] number of cases (pictures; for time, memory and size: runs). The floor "
     "is how often the judge sees the concept in the untouched model's pictures of prompts that do not ask for it."
@@ -99,6 +101,18 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {method: [result for result in results if result["method"] == method] for method in methods}
 
 
+def _retention(rows: Sequence[Result]) -> list[str]:
+    return [_text(_shares(rows, name)) for name in RETENTION]
+
+
+def cell_table(results: Sequence[Result]) -> list[str]:
+    """Lines of one table with all that ``tables`` tells of single results: two of its head, then one for each."""
+    rows = [
+        [one["method"], one["concept"], *_leaks([one]), *_retention([one]), *_side_effects([one])] for one in results
+    ]
+    return _lines(["method", "concept", *LEAKS, INTACT, *RETENTION, *SIDE], rows).splitlines()
+
+
 def _table(
     results: Sequence[Result], names: Sequence[str], row: Callable[[list[Result]], list[str]], floor: bool = False
 ) -> str:
@@ -120,15 +134,14 @@ def summary(results: Sequence[Result]) -> str:
     lines = []
     for method, rows in methods.items():
         if method == UNTOUCHED:
-            kept = [_text(_shares(rows, name)) for name in RETENTION]
+            kept = _retention(rows)
         else:
             kept = [_text(_retained(rows, name, untouched)) for name in RETENTION]
         put = _text(_shares(rows, ALTERNATIVE))
         lines.append([method, str(len(rows)), *_leaks(rows), *kept, put, *_side_effects(rows)])
         if method == UNTOUCHED:
             lines.append([FLOOR, str(len(rows)), *_floor(rows), *["-"] * (len(RETENTION) + 6)])
-    side = [DRIFT, DISTANCE, "time", "peak memory", "file"]
-    return _lines(["method", "runs", *LEAKS, INTACT, *RETENTION, ALTERNATIVE, *side], lines)
+    return _lines(["method", "runs", *LEAKS, INTACT, *RETENTION, ALTERNATIVE, *SIDE], lines)
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -139,7 +152,6 @@ def tables(results: Sequence[Result]) -> str:
     """
     if not results:
         raise InvalidFile("There are no results; make some with: python -m proving_ground bench.")
-    side = [DRIFT, DISTANCE, "time", "peak memory", "file"]
     parts = [
         NOTE,
         "### Means over concepts",
@@ -147,13 +159,16 @@ def tables(results: Sequence[Result]) -> str:
         summary(results),
         "### The goals",
         "Means over concepts and seeds: leak above the floor, retention as a share of the untouched model's.",
-        _lines(["method", "figure", "goal", "measured", "verdict"], goal_rows(results)),
+        _lines(["method", "figure", "goal", "measured", f"without {HARDEST}", "verdict"], goal_rows(results)),
+        "Each method against another, over the concepts that both were measured on: means of the three leaks above the "
+        "floor, and of the retentions.",
+        _lines(AGAINST, relative_rows(results)),
         "### Leak: the concept is still seen",
         _table(results, [*LEAKS, INTACT], _leaks, floor=True),
         "### Retention: what was asked for is seen",
-        _table(results, RETENTION, lambda rows: [_text(_shares(rows, name)) for name in RETENTION]),
+        _table(results, RETENTION, _retention),
         "### Side effects and cost",
-        _table(results, side, _side_effects),
+        _table(results, SIDE, _side_effects),
     ]
     return "\n\n".join(parts)
 

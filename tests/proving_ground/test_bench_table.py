@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from erasure_core.errors import InvalidFile
 from proving_ground import bench
+from proving_ground.__main__ import main
 from proving_ground.bench import Cell
-from proving_ground.bench_goals import goal_rows
+from proving_ground.bench_goals import goal_rows, relative_rows
 from proving_ground.bench_table import BEGIN, END, summary, tables, write_tables
 from proving_ground.evaluation import GROUPS, LEAKS
 from proving_ground.figures import Figure, mean_of, norm_ratio_of
@@ -66,11 +68,30 @@ def test_retention_is_a_share_of_the_untouched_models() -> None:
 def test_goals_say_what_is_reached_and_what_is_missed_by_how_much() -> None:
     verdicts = {(method, name): rest for method, name, *rest in goal_rows(RESULTS)}
     # Means: leak above a floor of 1 %, retention as a share of 100 % and of 80 %.
-    assert verdicts["esd", "named"] == ["≤ 5 %", "8.4 %", "missed by 3.4"]
-    assert verdicts["esd", "intact"] == ["≥ 90 %", "97.0 %", "reached"]
-    assert verdicts["esd", "kept"] == ["≥ 93 %", "87.5 %", "missed by 5.5"]
+    assert verdicts["esd", "named"] == ["≤ 5 %", "8.4 %", "8.4 %", "missed by 3.4"]
+    assert verdicts["esd", "intact"] == ["≥ 90 %", "97.0 %", "97.0 %", "reached"]
+    assert verdicts["esd", "kept"] == ["≥ 93 %", "87.5 %", "87.5 %", "missed by 5.5"]
     assert not any(method == "auto" for method, _ in verdicts), "it has no result"
     assert "missed by 3.4" in tables(RESULTS)
+
+
+def test_goals_are_also_told_without_the_concept_that_no_method_erases() -> None:
+    made = [*RESULTS, result("esd", "striped", 0.51, 0.5), result("untouched", "striped", 0.75, 1.0)]
+    named = next(row for row in goal_rows(made) if row[:2] == ["esd", "named"])
+    assert named[3:5] == ["22.2 %", "8.4 %"], "means over three and over two concepts"
+
+
+def test_methods_are_held_against_esd_and_co_erasing_against_words_alone() -> None:
+    made = [*RESULTS, result("auto", "ball", 0.05, 0.7), result("rece", "ball", 0.3, 0.7)]
+    verdicts = {row[0]: row[1:] for row in relative_rows(made)}
+    # On `ball` alone, which all were measured on: ESD leaks 5.25 % above a floor of 1 % and keeps 75 %.
+    assert verdicts["closed_form"][1:] == ["1", "49.0 %", "5.2 %", "80.0 %", "75.0 %", "reached"]
+    assert verdicts["auto"][-1] == "reached" and verdicts["rece"][-1] == "missed" and "esd" not in verdicts
+    for leak, verdict in ((0.2, "reached"), (0.3, "missed")):
+        halved = [result("co_erasing", "ball", leak, 1.0), result("co_erasing without pictures", "ball", 0.41, 1.0)]
+        rows = [row for row in relative_rows([*RESULTS, *halved]) if "half" in row[1]]
+        assert [row[-1] for row in rows] == [verdict]
+    assert not any("half" in row[1] for row in relative_rows(RESULTS)), "neither has a result"
 
 
 def test_every_method_and_concept_has_its_row() -> None:
@@ -79,6 +100,20 @@ def test_every_method_and_concept_has_its_row() -> None:
         assert text.count(f"| {method} | {concept} |") == 3
     assert text.count("| judge's floor | ball |") == 1
     assert "30.0 s 1 |" in text and "900 MB 1 |" in text and "123 kB 1 |" in text
+
+
+def test_the_bench_prints_for_each_cell_what_the_tables_say_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [RESULTS[3], RESULTS[1]]
+    monkeypatch.setattr(bench, "run_bench", lambda *_: iter(made))
+    monkeypatch.setattr(bench, "read_results", lambda: RESULTS)
+    monkeypatch.setattr(sys, "argv", ["proving_ground", "bench", "--method", "esd", "--concept", "ball"])
+    assert main() == 0
+    head, _, untouched, esd, *_ = rows(capsys.readouterr().out)
+    assert head[:2] == ["method", "concept"] and untouched[:2] == ["untouched", "ball"] and esd[:2] == ["esd", "ball"]
+    told = [cell for row in rows(tables(RESULTS)) if row[:2] == ["esd", "ball"] for cell in row[2:]]
+    assert esd[2:] == told and told[-3:] == ["30.0 s 1", "900 MB 1", "123 kB 1"]
 
 
 def test_tables_are_written_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
