@@ -11,7 +11,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from typing import IO
@@ -181,19 +181,35 @@ def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
     Raises:
         OutputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
     """
+    with _unfinished(path, parts) as (part, target):
+        os.replace(part, target)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together, by their names; raises as ``write_chunks``, and then none of them is there: all
+    are whole under temporary names before the first one is renamed."""
+    with ExitStack() as stack:
+        written = [stack.enter_context(_unfinished(folder / name, [[content]])) for name, content in files.items()]
+        for part, target in written:
+            os.replace(part, target)
+
+
+@contextmanager
+def _unfinished(path: Path, parts: Iterable[Iterable[bytes | memoryview]]) -> Iterator[tuple[Path, Path]]:
+    """Inside, the content is on the disk under a temporary name: that name, and the one it is to get."""
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
         # Not tempfile: its files are private to the user, and a web UI may run as somebody else.
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         with part.open("xb") as file:
             for chunks in parts:
                 for chunk in chunks:
                     file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        yield part, target
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); choose another folder or free some space."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..safe_files import write_bytes
+from ..safe_files import write_files
 from .candidate import Point
 from .drawing import FAINT, INK, PALETTE, Sheet
 from .exploration import Exploration
@@ -137,7 +137,7 @@ def write_map(exploration: Exploration, folder: Path) -> list[Path]:
     """Write ``map.html``, ``map.svg``, ``map.png``, ``exploration.json`` and ``leaking.txt``.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or the disk is full; none of them is there then.
     """
     buffer = io.BytesIO()
     map_picture(exploration).save(buffer, format="PNG")
@@ -148,6 +148,5 @@ def write_map(exploration: Exploration, folder: Path) -> list[Path]:
         "exploration.json": exploration.to_json().encode(),
         "leaking.txt": "".join(" ".join(word.split()) + "\n" for word in exploration.leaking_words(10_000)).encode(),
     }
-    for name, content in files.items():
-        write_bytes(folder / name, content)
+    write_files(folder, files)
     return [folder / name for name in files]

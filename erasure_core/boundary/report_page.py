@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidFile, InvalidSettings
 from ..manifest import Manifest
-from ..safe_files import read_tensors, write_bytes, write_tensors
+from ..safe_files import read_tensors, write_files, write_tensors
 from .drawing import FAINT, INK, PALETTE, Sheet
 from .map import map_svg
 from .map_page import map_page
@@ -186,14 +186,13 @@ def write_report(card: ReportCard, folder: Path) -> list[Path]:
     """Write ``report.html``, ``report.json`` and the interactive map of each file.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or the disk is full; none of them is there then.
     """
     written = {"report.html": report_page(card), "report.json": card.to_json()}
     for number, exploration in enumerate(card.explorations):
         name = "map.html" if len(card.explorations) == 1 else f"map_{number + 1}.html"
         written[name] = map_page(exploration)
-    for name, content in written.items():
-        write_bytes(folder / name, content.encode())
+    write_files(folder, {name: content.encode() for name, content in written.items()})
     return [folder / name for name in written]
 
 

@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 import torch
 from pico import write_checkpoint, write_pico
+from PIL import Image
 from random_changes import as_erasure, random_deltas
 
 from erasure_core import Concept, Report, erase, read_erasure, safe_files, write_erasure
@@ -22,7 +23,7 @@ from erasure_core.errors import DeviceOutOfMemory, OutOfMemory, OutputError
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
-from erasure_core.safe_files import exclusive
+from erasure_core.safe_files import exclusive, write_files
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = [
@@ -85,16 +86,42 @@ def test_full_disk_for_every_other_command(
     write_erasure(Path(file), as_erasure(folder, random_deltas(folder, "full")), folder)
     out = ["--model", model, "--out", str(tiny_disk / "new.safetensors")]
     painting = ["--prompt", "a", "--count", "16", "--steps", "1", "--size", "128"]
+    given = tmp_path / "given"
+    given.mkdir()
+    for number in range(8):
+        Image.effect_noise((128, 128), 90).convert("RGB").save(given / f"{number}.png")
+    purifying = ["--picture", str(given), "--caption", "a ball", "--steps", "1", "--size", "128"]
+    looking = ["--model", model, "--erasure", file, "--out", str(tiny_disk)]
     for command in (
         ["merge", file, file, *out],
         ["convert", file, "--to", "dense", *out],
         ["bake", "--erasure", file, *out],
         ["generate", "--model", model, *painting, "--out", str(tiny_disk)],
+        ["purify", *looking, *purifying],
     ):
         assert main(command) == 5, command[0]
         assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
         left = [path.name for path in tiny_disk.iterdir()]
         assert all(name.endswith(".png") for name in left), "whole pictures may stay, halves of files not"
+        for name in left:
+            (tiny_disk / name).unlink()
+    for command in (
+        ["explore", *looking, "--calls", "300"],
+        ["report", *looking, "--budget", "1s", "--states", "2"],
+    ):
+        assert main(command) == 5, command[0]
+        assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert list(tiny_disk.iterdir()) == [], "what belongs together is there as a whole or not at all"
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    for names in (("old", "a", "old/x"), ("a", "b", "old/x")):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_files(tmp_path, dict.fromkeys(names, b"new"))
+        assert [path.name for path in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_bytes() == b"old"
+    write_files(tmp_path, {"a": b"1", "old": b"2"})
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "old").read_bytes()) == (b"1", b"2")
 
 
 KILLS = """
@@ -152,7 +179,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from erasure_core.safe_files import exclusive
+from erasure_core.safe_files import exclusive, write_files
 
 with exclusive(Path(sys.argv[2])):
     print("held", flush=True)
