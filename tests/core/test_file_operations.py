@@ -90,6 +90,22 @@ def test_merge_command(
     torch.testing.assert_close(predict(pico, (stored.bind(pico), 1.0)), expected, atol=2e-3, rtol=1e-2)
 
 
+def test_a_merge_of_one_file_scales_it(
+    pico: DiffusersModel,
+    pico_folders: dict[str, Path],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "half.safetensors"
+    run_json(capsys, "merge", f"{files[0]}:0.5", "--model", pico_folders["sd1"], "--out", out)
+    whole, half = (read_erasure(path).bind(pico) for path in (files[0], out))
+    assert set(whole) == set(half) and len(half)
+    for name in whole:
+        torch.testing.assert_close(half[name].change(), 0.5 * whole[name].change(), atol=1e-6, rtol=2e-3)
+    torch.testing.assert_close(predict(pico, (half, 1.0)), predict(pico, (whole, 0.5)), atol=2e-3, rtol=1e-2)
+
+
 def test_a_merge_keeps_what_takes_each_words_place() -> None:
     def erasing(words: str, instead: str | None, *own: tuple[str, str]) -> Any:
         return SimpleNamespace(words=tuple(words.split()), alternative=instead, keep=(), instead=own)
