@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
+from .progress import Progress, told
 
 TOLERANCE = 1e-6
 """Relative error below which a dense change counts as exactly low rank."""
@@ -25,15 +26,16 @@ def _scaled(delta: Delta, factor: float) -> Delta:
     return DenseDelta(factor * delta.change().detach())
 
 
-def merged(parts: Sequence[tuple[DeltaSet, float]]) -> DeltaSet:
+def merged(parts: Sequence[tuple[DeltaSet, float]], progress: Progress | None = None) -> DeltaSet:
     """The sum of changes at their strengths, exact. Low-rank only if all parts are: their ranks add up.
 
     Raises:
+        Cancelled: the user stopped.
         ValueError: two parts change one layer in different shapes.
     """
     all_low_rank = all(isinstance(delta, LowRankDelta) for deltas, _ in parts for delta in deltas.deltas.values())
-    names = dict.fromkeys(name for deltas, _ in parts for name in deltas)
-    return DeltaSet({name: _sum(name, parts, all_low_rank) for name in names})
+    names = list(dict.fromkeys(name for deltas, _ in parts for name in deltas))
+    return DeltaSet({name: _sum(name, parts, all_low_rank) for name in told(names, "adding up", progress)})
 
 
 def _sum(name: str, parts: Sequence[tuple[DeltaSet, float]], low_rank: bool) -> Delta:
@@ -52,7 +54,10 @@ def dense(deltas: DeltaSet) -> DeltaSet:
 
 
 def low_rank(
-    deltas: DeltaSet, rank: int = 0, noise: Mapping[str, float] = MappingProxyType({})
+    deltas: DeltaSet,
+    rank: int = 0,
+    noise: Mapping[str, float] = MappingProxyType({}),
+    progress: Progress | None = None,
 ) -> tuple[DeltaSet, float]:
     """The nearest change of limited rank (Eckart & Young 1936), layer by layer.
 
@@ -60,13 +65,17 @@ def low_rank(
         deltas: what to approximate.
         rank: largest rank of each layer; 0 takes the least rank with a relative error below ``TOLERANCE``.
         noise: for some layers the share of the change that is no more than rounding: that need not be met either.
+        progress: reports after each layer, and cancellation.
 
     Returns:
         The change and its relative error ||approximation - change|| / ||change|| over all layers.
+
+    Raises:
+        Cancelled: the user stopped.
     """
     found: dict[str, Delta] = {}
     missed = whole = 0.0
-    for name, delta in deltas.deltas.items():
+    for name, delta in told(list(deltas.deltas.items()), "converting", progress):
         change = delta.change().detach()
         found[name] = _nearest(change, rank, max(TOLERANCE, noise.get(name, 0.0)))
         missed += float((found[name].change().detach() - change).double().pow(2).sum())

@@ -17,6 +17,7 @@ from .layers import is_text
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
+from .progress import Progress, told
 
 UNKNOWN = "unknown"
 """What a plain LoRA without a manifest is said to erase."""
@@ -58,14 +59,18 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
     return Concept(words, None, kept, tuple(instead.items()))
 
 
-def merge(model: LoadedModel, parts: Sequence[Part], allow_other_base: bool = False) -> Erasure:
+def merge(
+    model: LoadedModel, parts: Sequence[Part], allow_other_base: bool = False, progress: Progress | None = None
+) -> Erasure:
     """The sum of erasures of one base at their strengths, exact.
 
     Raises:
+        Cancelled: the user stopped.
         WrongBase: a part was made for another model.
     """
-    bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in parts]
-    deltas = merged(bound)
+    reading = told(parts, "matching to the model", progress)
+    bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in reading]
+    deltas = merged(bound, progress)
     origin = [_origin(part) for part in parts]
     known = [part.stored.manifest for part in parts if part.stored.manifest is not None]
     manifest = describe(model, deltas, all_words(known), "merge", MERGED, {"parts": origin})
@@ -87,7 +92,11 @@ def _weighted(part: Part, deltas: DeltaSet) -> DeltaSet:
 
 
 def reshaped(
-    deltas: DeltaSet, form: str, rank: int = 0, noise: Mapping[str, float] = MappingProxyType({})
+    deltas: DeltaSet,
+    form: str,
+    rank: int = 0,
+    noise: Mapping[str, float] = MappingProxyType({}),
+    progress: Progress | None = None,
 ) -> tuple[DeltaSet, float]:
     """A change as ``low-rank`` or ``dense``, with the relative error of the conversion.
 
@@ -95,12 +104,12 @@ def reshaped(
         deltas: the change.
         form: ``low-rank`` or ``dense``.
         rank: largest rank; 0 takes the least that is exact.
-        noise: as of ``low_rank``.
+        noise, progress: as of ``low_rank``.
     """
     if form == "dense":
         return dense(deltas), 0.0
     if rank or not all(isinstance(delta, LowRankDelta) for delta in deltas.deltas.values()):
-        return low_rank(deltas, rank, noise)
+        return low_rank(deltas, rank, noise, progress)
     return deltas, 0.0
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from torch import Tensor
+
+from .errors import Cancelled
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,40 @@ class Silent:
 
     def cancelled(self) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class Part:
+    """The progress of one part of a longer work, told as that of the whole: the time left is then the whole's.
+
+    Args:
+        whole: where it is told.
+        before: steps that other parts have done already.
+        total: steps of the whole.
+        each: steps of the whole that one step of this part is.
+    """
+
+    whole: Progress
+    before: int
+    total: int
+    each: int = 1
+
+    def update(self, report: Report) -> None:
+        self.whole.update(replace(report, step=self.before + self.each * report.step, total=self.total))
+
+    def cancelled(self) -> bool:
+        return self.whole.cancelled()
+
+
+def told(items: Sequence[T], stage: str, progress: Progress | None) -> Iterator[T]:
+    """The items one after the other, with a report after each.
+
+    Raises:
+        Cancelled: the user stopped.
+    """
+    progress = progress or Silent()
+    for done, item in enumerate(items):
+        if progress.cancelled():
+            raise Cancelled(f"Stopped after {done} of {len(items)} ({stage}); nothing was written.")
+        yield item
+        progress.update(Report(stage, done + 1, len(items)))

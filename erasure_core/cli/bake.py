@@ -15,10 +15,11 @@ from ..delta import weight_of
 from ..errors import InvalidSettings, ModelError
 from ..hosts.diffusers import DiffusersModel
 from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
+from ..progress import Progress, told
 from ..safe_files import read_header, write_tensors
 from .erasure_arguments import bind_all
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import check_new_file
+from .terminal import check_new_file, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +36,17 @@ def _tensors(model: DiffusersModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def baked_tensors(model: DiffusersModel, texts: list[str]) -> dict[str, Tensor]:
-    """The checkpoint tensors that erasures change, changed; float32, by their keys."""
+def baked_tensors(model: DiffusersModel, texts: list[str], progress: Progress | None = None) -> dict[str, Tensor]:
+    """The checkpoint tensors that erasures change, changed; float32, by their keys.
+
+    Raises:
+        Cancelled: the user stopped.
+    """
     before = {key: tensor.clone() for key, tensor in _tensors(model).items()}
-    for deltas, strength in bind_all(texts, model, allow_other_base=False):
-        for name, delta in deltas.deltas.items():
-            weight_of(model.layers()[name]).add_(strength * delta.change())
+    erasures, layers = bind_all(texts, model, allow_other_base=False), model.layers()
+    changes = [(name, delta, strength) for deltas, strength in erasures for name, delta in deltas.deltas.items()]
+    for name, delta, strength in told(changes, "building in", progress):
+        weight_of(layers[name]).add_(strength * delta.change())
     return {key: tensor for key, tensor in _tensors(model).items() if not torch.equal(tensor, before[key])}
 
 
@@ -48,10 +54,11 @@ def run(options: argparse.Namespace) -> None:
     if not os.path.isfile(options.model):  # pathlib raises an error for a name that is too long
         raise ModelError(f"{options.model} is no checkpoint file; only .safetensors checkpoints can be baked.")
     check_new_file(options.out, options.overwrite, options.model)
-    changed = baked_tensors(load_chosen_model(options), options.erasure)
+    model = load_chosen_model(options)
+    with terminal_progress() as progress, safe_open(options.model, framework="pt") as file:
+        changed = baked_tensors(model, options.erasure, progress)
+        tensors = {key: file.get_tensor(key) for key in told(file.keys(), "reading the checkpoint", progress)}
     metadata = read_header(options.model).get("__metadata__", {})
-    with safe_open(options.model, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # a file, not a dictionary
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
     for key in changed:
         if not torch.isfinite(tensors[key].float()).all():

@@ -19,7 +19,7 @@ from ..foreign import looks_foreign, missing_of, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import check_new_file, printable
+from .terminal import check_new_file, printable, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidSettings(f"--rank is {options.rank}; it must be 0, for the least that is exact, or more.")
     model = load_chosen_model(options)
     deltas, manifest, noise = _read(options, model)
-    deltas, error = reshaped(deltas, options.to, options.rank, noise)
+    with terminal_progress() as progress:
+        deltas, error = reshaped(deltas, options.to, options.rank, noise, progress)
     manifest = after_loss(manifest, error)
     stored = write_erasure(options.out, Erasure(deltas, manifest), model)
     result = {

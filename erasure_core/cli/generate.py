@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..erasing import applied
 from ..errors import InvalidConcept, InvalidSettings
+from ..progress import Part
 from ..safe_files import write_bytes
 from ..sampling import sample
 from .erasure_arguments import bind_all
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
         for start in range(0, len(jobs), options.batch):
             batch = jobs[start : start + options.batch]
             texts, seeds = [prompt for _, prompt, _ in batch], [seed for _, _, seed in batch]
-            latents = sample(model, texts, seeds, options.steps, options.guidance, progress=progress)
+            part = Part(progress, start * options.steps, len(jobs) * options.steps, len(batch))
+            latents = sample(model, texts, seeds, options.steps, options.guidance, progress=part)
             for (place, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
                 path = options.out / f"{place:04d}_{seed}.png"
                 write_bytes(path, png(picture))

@@ -10,7 +10,7 @@ from ..combining import Part, merge
 from ..erasure_file import write_erasure
 from .erasure_arguments import read_all
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import check_new_file
+from .terminal import check_new_file, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> None:
     check_new_file(options.out, options.overwrite, options.model)
     parts = read_all(options.files)
     model = load_chosen_model(options)
-    erasure = merge(model, [Part(stored, strength, strength) for stored, strength in parts])
+    with terminal_progress() as progress:
+        erasure = merge(model, [Part(stored, strength, strength) for stored, strength in parts], progress=progress)
     stored = write_erasure(options.out, erasure, model)
     result = {
         "path": str(options.out),
