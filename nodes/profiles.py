@@ -75,6 +75,16 @@ class SafetyProfileNode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, profile: str | None) -> bool | str:
+        # Not every host checks a choice against its list, and the branch that saves the profile must run without this.
+        try:
+            if profile is not None:
+                load_profile(profile)
+        except ProfileFailed as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, profile: str, **others: Any) -> str:
         return profile_fingerprint(profile)
 

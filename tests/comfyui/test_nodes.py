@@ -337,6 +337,13 @@ def test_a_profile_is_applied_once_however_often_it_is_asked_for(
     assert {len(p) for p in once[0].patches.values()} == {2}
 
 
+def test_a_profile_that_is_not_there_is_refused_before_anything_runs(nodes: Nodes, profile: str) -> None:
+    """The host then runs the other branches, such as one that saves the profile, whatever their order."""
+    node = nodes.all["ConceptErasureSafetyProfile"]
+    assert node.validate_inputs(profile=profile) is True and node.validate_inputs(profile=None) is True
+    assert "There is no safety profile 'other'" in node.validate_inputs(profile="other")
+
+
 def test_a_mark_without_its_patches_is_worth_nothing(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
     """A node may hand on a model without the patches but with the attachments."""
     safe = nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile).args[0]

@@ -110,6 +110,23 @@ def test_training_with_previews_and_again_from_its_file(host: Host, graphs: Grap
     assert painted(host, graphs.paint()) == plain
 
 
+def test_what_an_erase_node_cannot_put_out_stops_its_branch_alone(host: Host, graphs: Graphs, plain: str) -> None:
+    """No VAE and no loss: the host shows our sentences for the preview and the plot, and paints the picture."""
+    graph = {**graphs.paint("erase"), **graphs.erase("closed_form", replace=False, neighbours=0)}
+    graph["look"] = {"class_type": "PreviewImage", "inputs": {"images": ["erase", 5]}}
+    graph["plot"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["erase", 4], "filename_prefix": "x"}}
+    events, told = host.listen(), {}
+    queued = host.queue(graph, client_id=events.client_id)
+    for message in events:
+        if message["type"] == "execution_error":
+            told[message["data"]["node_id"]] = message["data"]["exception_message"]
+        if message["type"] == "execution_success":
+            break
+    events.close()
+    assert "without a VAE" in told["look"] and "no loss to plot" in told["plot"]
+    assert picture_of(host.wait(queued))
+
+
 def test_interrupting_and_going_on(host: Host, graphs: Graphs, plain: str) -> None:
     graph = {**graphs.paint("erase"), **graphs.erase(**{**SHORT, "steps": 400, "seed": 5})}
     events = host.listen()
