@@ -20,9 +20,14 @@ from .handlers import PREFIX, guarded, interrupt, lines, queued, task_box
 from .wishes import NONE
 from .working import latent_side
 
+LIVE_STYLE = (
+    f"<style>#{PREFIX}_live {{ position: relative }} #{PREFIX}_live:has(.livePreview) {{ height: 320px }}</style>"
+)
+"""The host lays its live preview over all of the element that it is given, so that is one of its own."""
 
-def build() -> explore_tab.Form:
-    """The widgets of the sub-tab, inside of it; returns the fields that exploration fills."""
+
+def build(blocks: Any) -> explore_tab.Form:
+    """The widgets of the sub-tab, inside of it, on the page ``blocks``; returns the fields that exploration fills."""
     with gr.Row():
         with gr.Column():
             words = gr.Textbox(label="Erase (one word or phrase for each line)", lines=3, elem_id=f"{PREFIX}_words")
@@ -70,6 +75,8 @@ def build() -> explore_tab.Form:
             with gr.Column(elem_id=f"{PREFIX}_progress"):
                 result = gr.HTML(elem_id=f"{PREFIX}_result")
                 last = gr.HTML(show.job(jobs.JOBS.shown()), elem_id=f"{PREFIX}_last_job")
+            with gr.Column(elem_id=f"{PREFIX}_live"):
+                gr.HTML(LIVE_STYLE)
             look = gr.Button("Show the last job", elem_id=f"{PREFIX}_show_last_job")
     method.change(_chosen_method, inputs=[method, preset], outputs=[about, *groups])
     preset.change(about_method, inputs=[method, preset], outputs=[about])
@@ -83,6 +90,7 @@ def build() -> explore_tab.Form:
         show_progress=False,
     )
     stop.click(interrupt, inputs=[], outputs=[])
+    blocks.load(now, inputs=[], outputs=[last, stopped])  # the page was built when the server was started
     look.click(now, inputs=[], outputs=[last, stopped])
     save.click(queued(jobs.save_stopped), inputs=[stopped], outputs=[result])
     discarded = discard.click(guarded(jobs.discard_stopped), inputs=[stopped], outputs=[result])

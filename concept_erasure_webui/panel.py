@@ -44,7 +44,9 @@ class ConceptErasureScript(scripts.Script):
                 names.append(name)
                 controls += [name, strength]
             refresh = gr.Button("Refresh list", elem_id=f"concept_erasure_refresh_{tab}")
-            refresh.click(lambda: [gr.update(choices=choices())] * SLOTS, inputs=[], outputs=names)
+            page = gr.context.Context.root_block
+            for event in (refresh.click, page.load):  # the page was built when the server was started
+                event(lambda: [gr.update(choices=choices())] * SLOTS, inputs=[], outputs=names)
             gr.HTML(
                 "The prompt can do the same: &lt;erase:name:strength&gt;. Erasing weights does not delete knowledge; "
                 "see the Concept Erasure tab for what was measured."

@@ -12,12 +12,13 @@ import gradio as gr
 from modules import sd_models, shared
 
 from erasure_core.errors import ErasureError
-from erasure_core.hosts.webui import WebuiModel
+from erasure_core.hosts.webui import WebuiModel, title_of
 
 from . import erase_tab, explore_tab, places, purify_tab, report_tab, shelf, show
 from .handlers import PREFIX, guarded, queued
 from .panel import choices
 from .wishes import NONE
+from .working import chosen_checkpoint
 
 HONEST = (
     "Erasing weights does not delete knowledge: words that nobody named may still reach the concept, and whoever has "
@@ -33,42 +34,47 @@ def tabs() -> list[tuple[Any, str, str]]:
             loaded = gr.HTML(model_line_at_start(), elem_id=f"{PREFIX}_model")
             refresh = gr.Button("Refresh", elem_id=f"{PREFIX}_refresh_model")
             refresh.click(model_line, inputs=[], outputs=[loaded])
+            blocks.load(model_line_at_start, inputs=[], outputs=[loaded])
         with gr.Tabs(elem_id=f"{PREFIX}_tabs"):
             with gr.TabItem("Erase", elem_id=f"{PREFIX}_tab_erase"):
-                fields = erase_tab.build()
+                fields = erase_tab.build(blocks)
             with gr.TabItem("Explore", elem_id=f"{PREFIX}_tab_explore") as tab:
                 explore_tab.build(tab, fields)
             with gr.TabItem("Report", elem_id=f"{PREFIX}_tab_report") as tab:
                 report_tab.build(tab)
-            with gr.TabItem("Library", elem_id=f"{PREFIX}_tab_library"):
-                _library()
+            with gr.TabItem("Library", elem_id=f"{PREFIX}_tab_library") as tab:
+                _library(blocks, tab)
             with gr.TabItem("Purify", elem_id=f"{PREFIX}_tab_purify") as tab:
                 purify_tab.build(tab)
     return [(blocks, "Concept Erasure", PREFIX)]
 
 
 def model_line_at_start() -> str:
-    """As ``model_line`` when the page is built, which must not wait for the model: A1111 loads it when it is asked for
-    ``shared.sd_model``."""
+    """As ``model_line`` when the page is built or opened, which must not wait for the model: A1111 loads it when it is
+    asked for ``shared.sd_model``."""
     if sd_models.model_data.sd_model is None:
-        return show.message("The model is not loaded yet; press Refresh.")
+        return show.message(f"The model is not loaded yet; press Refresh. {_profile_line()}")
     return model_line()
 
 
 def model_line() -> str:
-    """What is loaded now, or why it cannot be erased from."""
+    """What is loaded now, or why it cannot be erased from; and what is loaded before any work, if that is another."""
+    chosen, loaded = chosen_checkpoint(), getattr(shared.sd_model, "sd_checkpoint_info", None)
+    if chosen is not None and chosen.filename != getattr(loaded, "filename", None):
+        return show.message(f"Chosen: {title_of(chosen)}. It is loaded when it is needed. {_profile_line()}")
     try:
         model = WebuiModel(shared.sd_model)
     except ErasureError as error:
         return show.message(places.told(error), is_error=True)
-    profile = places.profile_name()
+    return show.message(f"Loaded: {model.title}, {model.family}, {model.schedule.prediction}. {_profile_line()}")
+
+
+def _profile_line() -> str:
     pinned = " (pinned by the operator)" if places.locked_profile() is not None else ""
-    return show.message(
-        f"Loaded: {model.title}, {model.family}, {model.schedule.prediction}. Safety profile: {profile}{pinned}."
-    )
+    return f"Safety profile: {places.profile_name()}{pinned}."
 
 
-def _library() -> None:
+def _library(blocks: Any, tab: Any) -> None:
     search = gr.Textbox(label="Search", elem_id=f"{PREFIX}_search")
     table = gr.HTML(show.library(places.library()), elem_id=f"{PREFIX}_library")
     with gr.Row():
@@ -98,7 +104,8 @@ def _library() -> None:
     def now(text: str) -> list[Any]:
         return [show.library(places.library(), text), gr.update(choices=choices()), gr.update(choices=choices()[1:])]
 
-    refresh.click(now, inputs=[search], outputs=lists)
+    for event in (refresh.click, tab.select, blocks.load):
+        event(now, inputs=[search], outputs=lists)
     search.change(lambda text: show.library(places.library(), text), inputs=[search], outputs=[table])
     for button, work, inputs in (
         (rename, guarded(shelf.rename), [name, new]),

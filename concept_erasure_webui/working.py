@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from modules import sd_models, shared
@@ -141,6 +142,14 @@ def _load_chosen() -> None:
         reload_forge()
     elif shared.sd_model is not None:  # asked for first: A1111 loads its first model here, and only once
         sd_models.reload_model_weights()
+
+
+def chosen_checkpoint() -> Any:
+    """What the host knows of the checkpoint that ``loaded_model`` loads; ``None`` if it does not say."""
+    parameters = getattr(sd_models.model_data, "forge_loading_parameters", None)
+    if parameters:
+        return parameters.get("checkpoint_info")
+    return sd_models.checkpoint_aliases.get(getattr(shared.opts, "sd_model_checkpoint", None))
 
 
 def latent_side(pixels: float | None) -> int | None:

@@ -1,16 +1,16 @@
 // Gives each job a task id, so that the host's own progress bar, its time left and its live preview show it.
 
-function concept_erasure_task(container, values, onProgress) {
+function concept_erasure_task(container, values, onProgress, preview) {
     const id = randomId();
-    const place = gradioApp().getElementById(container);
-    requestProgress(id, place, place, function() {}, onProgress || function() {});
+    const element = name => name && gradioApp().getElementById(name);
+    requestProgress(id, element(container), element(preview), function() {}, onProgress || function() {});
     const sent = Array.from(values);
     sent[0] = id;
     return sent;
 }
 
 function concept_erasure_submit() {
-    return concept_erasure_task('concept_erasure_progress', arguments);
+    return concept_erasure_task('concept_erasure_progress', arguments, null, 'concept_erasure_live');
 }
 
 function concept_erasure_submit_purify() {

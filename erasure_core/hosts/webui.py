@@ -57,8 +57,7 @@ class WebuiModel:
     @property
     def title(self) -> str:
         """The checkpoint's name for people."""
-        info = getattr(self.sd_model, "sd_checkpoint_info", None)
-        return str(getattr(info, "name_for_extra", None) or getattr(info, "title", "unnamed"))
+        return title_of(getattr(self.sd_model, "sd_checkpoint_info", None))
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         return self.texts[0].tokenize(prompts)
@@ -182,6 +181,11 @@ class WebuiModel:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; what ``decode`` turns back."""
         scaled = (pictures.float() / 127.5 - 1).to(self.device)
         return torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
+
+
+def title_of(checkpoint: Any) -> str:
+    """Name for people of what a host knows of a checkpoint."""
+    return str(getattr(checkpoint, "name_for_extra", None) or getattr(checkpoint, "title", "unnamed"))
 
 
 def _family(sd_model: Any, unet: nn.Module) -> str:

@@ -53,16 +53,19 @@ class Component:
         self.page.events.append((self, work, list(inputs or []), list(outputs or []), given.get("_js")))
         return self
 
-    click = change = select = then = _event
+    click = change = select = then = load = _event
 
 
 class Page(types.ModuleType):
-    """The module; keeps what was built with it."""
+    """The module; keeps what was built with it. Panels are built on a page of the host's."""
 
     def __init__(self) -> None:
         super().__init__("gradio")
         self.components: list[Component] = []
         self.events: list[tuple[Component, Callable[..., Any], list[Component], list[Component], str | None]] = []
+        # What a panel is built on, which is the host's.
+        self.context = types.SimpleNamespace(Context=types.SimpleNamespace(root_block=self.Blocks()))
+        self.components.clear()
 
     def __getattr__(self, kind: str) -> Any:
         if kind not in ARGUMENTS:

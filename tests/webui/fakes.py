@@ -345,6 +345,7 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
     shared.loaded_hypernetworks = []
     # A1111 has no model here before somebody asks for ``shared.sd_model``.
     made["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=object())
+    made["modules.sd_models"].checkpoint_aliases = {}
     made["modules.sd_models"].reload_model_weights = lambda: None
     made["modules.paths"].models_path = str(folder)
     made["modules.sd_unet"].current_unet = None

@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "boundary"))
 
 import fake_gradio
+import fakes
 from fake_host import web_framework
 from made_up import HOSTILE, made_up
 
@@ -93,12 +94,59 @@ def test_labels_and_ids_are_unique_and_known_to_the_script(page: fake_gradio.Pag
 def test_lists_are_read_again_when_a_sub_tab_is_opened(page: fake_gradio.Page, library: Path) -> None:
     (library / "late.safetensors").write_bytes((library / "ball.safetensors").read_bytes())
     opened = [(work, outputs) for c, work, _, outputs, _ in page.events if c.kind == "TabItem"]
-    lists = {outputs[0].given["elem_id"]: work() for work, outputs in opened}
+    lists = {outputs[0].given["elem_id"]: work() for work, outputs in opened if len(outputs) == 1}
+    (whole,) = [work("") for work, outputs in opened if len(outputs) == 3]
+    assert "late.safetensors" in whole[0] and "late" in whole[1]["choices"]
     assert {name.removeprefix("concept_erasure_") for name in lists} == {
         "explore_with", "report_erasures", "report_saved", "purify_with",
     }  # fmt: skip
     assert "late" in lists["concept_erasure_explore_with"]["choices"]
     assert "None" not in lists["concept_erasure_report_erasures"]["choices"]
+
+
+def test_a_page_that_is_opened_later_shows_what_is_now(
+    page: fake_gradio.Page, a1111: SimpleNamespace, library: Path
+) -> None:
+    part = sys.modules
+    part["concept_erasure_webui.panel"].ConceptErasureScript().ui(False)  # type: ignore[attr-defined]
+    jobs = part["concept_erasure_webui.jobs"]
+    jobs.JOBS.last = jobs.Job("Erasing 'ball'")  # type: ignore[attr-defined]
+    (library / "late.safetensors").write_bytes((library / "ball.safetensors").read_bytes())
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    shown: dict[str, Any] = {}
+    for component, work, inputs, outputs, _ in page.events:
+        if component.kind == "Blocks":
+            made = work(*[""] * len(inputs))
+            shown |= zip([one.given["elem_id"] for one in outputs], made if len(outputs) > 1 else [made], strict=True)
+    said = {name.removeprefix("concept_erasure_"): value for name, value in shown.items()}
+    assert "Safety profile: studio" in said["model"] and "running" in said["last_job"]
+    assert "late" in said["library"] and "late" in said["chosen"]["choices"]
+    assert all("late" in said[f"name_txt2img_{place}"]["choices"] for place in range(1, 5))
+    assert "value" not in said["name_txt2img_1"]
+
+
+def test_the_checkpoint_that_is_loaded_when_it_is_needed(page: fake_gradio.Page, forge: SimpleNamespace) -> None:
+    tab, data = sys.modules["concept_erasure_webui.tab"], sys.modules["modules.sd_models"].model_data
+    two = fakes.Checkpoint("two.safetensors")
+    data.forge_loading_parameters = {"checkpoint_info": two}
+    for model in (SimpleNamespace(cond_stage_model=None), forge.model):  # Forge's first one, and another one
+        data.sd_model = forge.shared.sd_model = model
+        for line in (tab.model_line(), tab.model_line_at_start()):
+            assert "Chosen: two.safetensors. It is loaded when it is needed." in line and "error" not in line
+    forge.model.sd_checkpoint_info = two
+    assert "Loaded: two.safetensors" in tab.model_line()
+    forge.model.sd_checkpoint_info = fakes.Checkpoint("refiner.safetensors")  # as A1111 leaves it
+    data.forge_loading_parameters = {}
+    forge.shared.opts.sd_model_checkpoint = "two"
+    sys.modules["modules.sd_models"].checkpoint_aliases["two"] = two
+    assert "Chosen: two.safetensors" in tab.model_line()
+
+
+def test_the_live_preview_has_a_place_of_its_own(page: fake_gradio.Page) -> None:
+    """The host lays it over all of its place, and what stands there could not be read."""
+    script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
+    assert page.of("live").kind == "Column" and script.count("'concept_erasure_live'") == 1
+    assert script.count("requestProgress(id, element(container), element(preview)") == 1
 
 
 FORM = ["", "", "", "ball", 1.0, 60.0, ["lexical"], 4, False, 2, 64, 0]
