@@ -8,6 +8,6 @@ def preload(parser):
     parser.add_argument(
         "--concept-erasure-profile",
         metavar="NAME",
-        help="safety profile of Concept Erasure for every generation; nobody can change it in the web UI",
+        help="safety profile of Concept Erasure for every generation; no setting and no API request takes it off",
     )
     parser.add_argument("--concept-erasure-dir", metavar="FOLDER", help="folder of erasures and safety profiles")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modules import script_callbacks
 
-from . import gate, routes, settings, tab, xyz
+from . import gate, panel, routes, settings, tab, xyz
 
 
 def register() -> None:
@@ -16,5 +16,6 @@ def register() -> None:
     script_callbacks.on_ui_tabs(tab.tabs)
     script_callbacks.on_app_started(routes.register)
     script_callbacks.on_cfg_denoiser(gate.check_step)
+    script_callbacks.on_infotext_pasted(panel.paste_rest)
     script_callbacks.on_model_loaded(gate.model_loaded)
     script_callbacks.on_script_unloaded(gate.leave)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 from modules import scripts
 
+from erasure_core.errors import InvalidSettings
 from erasure_core.library import SUFFIX
 
 from . import gate, places, wishes
-from .wishes import NONE, SLOTS
+from .wishes import NONE, SLOTS, Wish
+
+MOST = 2.0
+"""Strength that the panel's sliders go up to."""
 
 
 def choices() -> list[str]:
     return [NONE, *(name.removesuffix(SUFFIX) for name in places.library().names())]
+
+
+def listed() -> list[str]:
+    """Those of the choices that the infotext can say; the others can be renamed in the Library."""
+    return list(filter(wishes.is_plain, choices()))
 
 
 class ConceptErasureScript(scripts.Script):
@@ -35,10 +45,10 @@ class ConceptErasureScript(scripts.Script):
             for place in range(1, SLOTS + 1):
                 with gr.Row():
                     name = gr.Dropdown(
-                        choices(), value=NONE, label=f"Erasure {place}", elem_id=f"concept_erasure_name_{tab}_{place}"
+                        listed(), value=NONE, label=f"Erasure {place}", elem_id=f"concept_erasure_name_{tab}_{place}"
                     )
                     strength = gr.Slider(
-                        0.0, 2.0, value=1.0, step=0.05, label=f"Strength {place}",
+                        0.0, MOST, value=1.0, step=0.05, label=f"Strength {place}",
                         elem_id=f"concept_erasure_strength_{tab}_{place}",
                     )  # fmt: skip
                 names.append(name)
@@ -46,7 +56,7 @@ class ConceptErasureScript(scripts.Script):
             refresh = gr.Button("Refresh list", elem_id=f"concept_erasure_refresh_{tab}")
             page = gr.context.Context.root_block
             for event in (refresh.click, page.load):  # the page was built when the server was started
-                event(lambda: [gr.update(choices=choices())] * SLOTS, inputs=[], outputs=names)
+                event(lambda: [gr.update(choices=listed())] * SLOTS, inputs=[], outputs=names)
             gr.HTML(
                 "The prompt can do the same: &lt;erase:name:strength&gt;. Erasing weights does not delete knowledge; "
                 "see the Concept Erasure tab for what was measured."
@@ -72,16 +82,44 @@ class ConceptErasureScript(scripts.Script):
         gate.put_on_unet(p)
 
 
+def paste_rest(_: str, params: dict[str, Any]) -> None:
+    """For ``on_infotext_pasted``: what the panel has no room or no slider for goes into the prompt as tags. What cannot
+    be read goes there too, and the generation says so."""
+    text = str(params.get(gate.INFOTEXT, ""))
+    if text:
+        try:
+            fitting, rest = _parted(wishes.from_text(text))
+            tags = "".join(f"<erase:{wish.name}:{wish.unet:g}:{wish.text:g}>" for wish in rest)
+        except InvalidSettings:
+            fitting, tags = [], f"<erase:{text}>"
+        params[gate.INFOTEXT] = wishes.to_text(fitting)
+        params["Prompt"] = f"{params.get('Prompt', '')}{tags}"
+
+
 def pasted(params: dict[str, Any]) -> list[Any]:
-    """The panel's values for a pasted infotext; off if it has none of ours or an unreadable one."""
+    """The panel's values for a pasted infotext; off if it has none of ours. What ``paste_rest`` did not see and the
+    panel cannot hold, as the API's ``infotext``, gets into the last slot as it is: there it is refused."""
+    text = str(params.get(gate.INFOTEXT, ""))
     try:
-        found = wishes.from_text(str(params.get(gate.INFOTEXT, "")))[:SLOTS]
-    except wishes.InvalidSettings:
-        found = []
-    values: list[Any] = [bool(found)]
-    for place in range(SLOTS):
-        values += [found[place].name, found[place].unet] if place < len(found) else [NONE, 1.0]
-    return values
+        fitting, rest = _parted(wishes.from_text(text))
+        strange = wishes.to_text(rest)
+    except InvalidSettings:
+        fitting, strange = [], text
+    slots: list[tuple[str, float]] = [(wish.name, wish.unet) for wish in fitting]
+    if strange:
+        slots = [*slots[: SLOTS - 1], (f"{strange},", 1.0)]
+    slots += [(NONE, 1.0)] * (SLOTS - len(slots))
+    return [bool(fitting or strange), *(value for slot in slots for value in slot)]
+
+
+def _parted(found: Sequence[Wish]) -> tuple[list[Wish], list[Wish]]:
+    """What the panel can hold, and the rest."""
+    fitting: list[Wish] = []
+    rest: list[Wish] = []
+    for wish in found:
+        fits = wish.unet == wish.text <= MOST and len(fitting) < SLOTS
+        (fitting if fits else rest).append(wish)
+    return fitting, rest
 
 
 def _paste_fields(controls: list[Any]) -> list[tuple[Any, Any]]:

@@ -35,30 +35,60 @@ def chosen(name: str | None) -> Path:
     return places.library().find(name.removesuffix(SUFFIX) + SUFFIX)
 
 
+def _guarded(name: str | None) -> Path:
+    """The file behind a name that is about to go away.
+
+    Raises:
+        InvalidSettings: the safety profile in force names it.
+        ErasureError: as ``chosen``, or the profile cannot be read.
+    """
+    path, profile = chosen(name), places.profile()
+    named = [places.library().folders[0] / entry.file for entry in profile.entries] if profile is not None else []
+    if path.resolve() in [one.resolve() for one in named]:
+        raise InvalidSettings(
+            f"The safety profile {places.profile_name()!r} is in force and names {path.stem}; without it no picture "
+            "would be made. Take the profile out of force first."
+        )
+    return path
+
+
+def _history(path: Path) -> Path:
+    """The losses of its training, which ``make_erasure`` has written beside a file."""
+    return path.with_suffix(".history.json")
+
+
 def rename(name: str | None, new: str) -> str:
     """Give a file another name; returns a message.
 
     Raises:
-        ErasureError: nothing chosen, a name that is taken, or others use this web UI (a safety profile names files).
+        ErasureError: nothing chosen, a name that is taken, the safety profile in force names the file, or others use
+            this web UI.
     """
     places.refuse_if_open_to_others("Renaming")
-    path = chosen(name)
+    path = _guarded(name)
     if not new.strip():
         raise InvalidSettings("Write the new name.")
     target = path.with_name(safe_stem(new.removesuffix(SUFFIX)) + SUFFIX)
     if target.exists():
         raise OutputError(f"There is already an erasure {target.stem!r}; choose another name.")
     path.rename(target)
+    if _history(path).exists():
+        _history(path).replace(_history(target))
     return f"{path.stem} is now {target.stem}."
 
 
 def delete(name: str | None, is_sure: bool) -> str:
-    """Delete a file; returns a message. Raises as ``chosen``; ErasureError where others use this web UI."""
+    """Delete a file; returns a message.
+
+    Raises:
+        ErasureError: nothing chosen, not ticked, the safety profile in force names the file, or others use this web UI.
+    """
     places.refuse_if_open_to_others("Deleting")
-    path = chosen(name)
+    path = _guarded(name)
     if not is_sure:
         raise InvalidSettings(f"Tick the box to delete {path.stem!r} for good.")
     path.unlink()
+    _history(path).unlink(missing_ok=True)
     return f"{path.stem} was deleted."
 
 

@@ -112,6 +112,11 @@ def is_on(values: Sequence[Any]) -> bool:
     return bool(values and values[0])
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name can stand in a list of wishes and be read back."""
+    return not set(name) & set(",=:")
+
+
 def from_panel(values: Sequence[Any]) -> list[Wish]:
     """The panel's values: whether it is on, then name and strength for each slot. Missing ones count as empty.
 
@@ -126,6 +131,11 @@ def from_panel(values: Sequence[Any]) -> list[Wish]:
         if pair and pair[0] not in (None, "", NONE):
             if not isinstance(pair[0], str):
                 raise InvalidSettings(f"The panel names {pair[0]!r}, which is not the name of an erasure.")
+            if not is_plain(pair[0]):
+                raise InvalidSettings(
+                    f"The panel names {pair[0]!r}, which the infotext could not say; rename it in the Library without "
+                    "comma, colon and '='."
+                )
             strength = _number(pair[1] if len(pair) > 1 else 1.0, [pair[0]])
             wishes.append(Wish(pair[0].removesuffix(SUFFIX), strength, strength))
     return wishes

@@ -8,7 +8,7 @@ from typing import Any
 from modules import scripts
 
 from . import wishes
-from .panel import choices
+from .panel import listed
 
 LABEL = "[Concept Erasure] name:strength"
 
@@ -17,7 +17,7 @@ def register() -> None:
     """Add the axis once; a reload of the UI loads the plot's module anew."""
     for module in _plots():
         if not any(option.label == LABEL for option in module.axis_options):
-            module.axis_options.append(module.AxisOption(LABEL, str, _apply, confirm=_confirm, choices=choices))
+            module.axis_options.append(module.AxisOption(LABEL, str, _apply, confirm=_confirm, choices=listed))
 
 
 def _plots() -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("erasure_core", "concept_erasure_webui")
 """Ours that the extension uses."""
-NAMES = ("before_ui", "ui_tabs", "app_started", "cfg_denoiser", "model_loaded", "script_unloaded")
+NAMES = ("before_ui", "ui_tabs", "app_started", "cfg_denoiser", "model_loaded", "script_unloaded", "infotext_pasted")
 
 
 class Callbacks(types.ModuleType):

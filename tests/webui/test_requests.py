@@ -93,11 +93,41 @@ def test_numbers_of_the_form(package: Any) -> None:
             form.settings_of(method, with_value(name, value))
 
 
-def test_infotext_goes_back_into_the_panel(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infotext_goes_back_into_the_panel(package: Any) -> None:
     panel = package("panel")
     assert panel.pasted({"Concept erasure": "ball:0.5, words:1"})[:5] == [True, "ball", 0.5, "words", 1.0]
     assert panel.pasted({})[0] is False
-    assert panel.pasted({"Concept erasure": "ball:very"})[0] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "slots", "tags"),
+    [
+        ("ball:1:0, words:0.5", ["words"], "<erase:ball:1:0>"),
+        ("ball:3, words:1", ["words"], "<erase:ball:3:3>"),
+        ("a:1, b:1, c:1, d:1, e:0.5", ["a", "b", "c", "d"], "<erase:e:0.5:0.5>"),
+        ("ball:very", [], "<erase:ball:very>"),
+        ("b=all:1", [], "<erase:b=all:1>"),
+        ("ball:1", ["ball"], ""),
+    ],
+)
+def test_what_the_panel_cannot_hold_becomes_tags(text: str, slots: list[str], tags: str, package: Any) -> None:
+    panel, wishes = package("panel"), package("wishes")
+    params = {"Prompt": "a cat", "Concept erasure": text}
+    if tags:  # where the host does not ask us first, nothing is lost without a word
+        with pytest.raises(InvalidSettings, match="names"):
+            wishes.from_panel(panel.pasted(params))
+    panel.paste_rest("", params)
+    assert [wish.name for wish in wishes.from_panel(panel.pasted(params))] == slots
+    assert params["Prompt"] == f"a cat{tags}"
+
+
+def test_names_that_the_infotext_could_not_say(package: Any, library: Path) -> None:
+    panel, wishes = package("panel"), package("wishes")
+    for name in ("a,b", "a=b"):
+        (library / f"{name}.safetensors").write_bytes(b"no")
+        assert name in panel.choices() and name not in panel.listed()
+        with pytest.raises(InvalidSettings, match="rename it"):
+            wishes.from_panel((True, name, 1.0))
 
 
 def test_whatever_a_file_says_is_escaped(package: Any, library: Path) -> None:
@@ -152,6 +182,28 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
     for name in (None, "None", "sphere", "../studio", "/etc/passwd"):
         with pytest.raises(ErasureError):
             shelf.chosen(name)
+
+
+def test_what_belongs_to_a_file_goes_with_it(package: Any, library: Path) -> None:
+    shelf = package("shelf")
+    (library / "ball.history.json").write_text("{}")
+    shelf.rename("ball", "sphere")
+    assert not (library / "ball.history.json").exists() and (library / "sphere.history.json").exists()
+    shelf.delete("sphere", True)
+    assert not (library / "sphere.history.json").exists()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_file_that_the_profile_in_force_needs_stays(
+    package: Any, host: SimpleNamespace, library: Path, pinned: bool
+) -> None:
+    shelf = package("shelf")
+    shelf.save_profile("studio", ["ball"], 1.0)
+    (host.shared.cmd_opts if pinned else host.shared.opts).concept_erasure_profile = "studio"
+    for work in (lambda: shelf.rename("ball", "sphere"), lambda: shelf.delete("ball", True)):
+        with pytest.raises(InvalidSettings, match="'studio' is in force and names ball"):
+            work()
+    assert "is now star" in shelf.rename("words", "star")
 
 
 def test_importing(a1111: SimpleNamespace, package: Any, library: Path, erasure_files: dict[str, bytes]) -> None:
