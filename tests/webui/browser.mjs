@@ -9,6 +9,7 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
   args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"],
 });
+const HOSTILE = "<img src=x onerror='window.broken = 1'>";
 const page = await browser.newPage({ viewport: { width: 1400, height: 1150 }, acceptDownloads: true });
 const problems = [], outside = [];
 const GRADIOS_OWN = /^https:\/\/(cdnjs\.cloudflare\.com\/ajax\/libs\/iframe-resizer|fonts\.googleapis\.com|fonts\.gstatic\.com)\//;
@@ -47,6 +48,77 @@ const framed = async (name, frame) => {
   await page.screenshot({ path: `${task.folder}/${name}.jpg`, type: "jpeg", quality: 80 });
 };
 
+// Erases with the method that trains nothing; a word as a stranger might write it comes back as text.
+async function erase() {
+  await open("Erase");
+  await fill("words", `${HOSTILE}\nstar`);
+  await choose("method", "closed_form");
+  await fill("size", 64);
+  await at("start").click();
+  await page.waitForFunction(() => /Wrote .*safetensors/.test(document.querySelector("#concept_erasure_result").innerText), null, { timeout: 900000 });
+  const seen = { said: await text("result"), job: await text("last_job") };
+  seen.live = await page.locator("#concept_erasure_live").count();
+  await page.reload({ waitUntil: "domcontentloaded" });
+  await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
+  await page.waitForTimeout(3000);
+  seen.afterReload = await text("last_job");
+  seen.model = await text("model");
+  seen.broken = await page.evaluate(() => window.broken === undefined);
+  await fill("words", "");
+  return seen;
+}
+
+async function library() {
+  await open("Library");
+  await page.waitForTimeout(1500);
+  const seen = { rows: await page.locator("#concept_erasure_table tbody tr").count(), table: await text("library") };
+  await choose("chosen", "img_src");
+  await at("delete").click();
+  await page.waitForFunction(() => /Tick the box/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
+  seen.refused = await text("library_message");
+  await at("sure").locator("input").check();
+  await at("delete").click();
+  await page.waitForFunction(() => /was deleted/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
+  await page.waitForTimeout(2000);
+  seen.left = await page.locator("#concept_erasure_table tbody tr").count();
+  seen.sure = await at("sure").locator("input").isChecked();
+  seen.broken = await page.evaluate(() => window.broken === undefined);
+  await picture("library");
+  return seen;
+}
+
+async function panel() {
+  await page.locator("#tabs > .tab-nav button", { hasText: /^\s*txt2img\s*$/i }).first().click();
+  await page.waitForTimeout(1000);
+  await at("panel_txt2img").locator("button, .label-wrap").first().click();
+  await page.waitForTimeout(500);
+  await at("enabled_txt2img").locator("input").check();
+  await page.locator("#txt2img_prompt textarea").first().fill("a red ball");
+  for (const [id, value] of [["steps", 3], ["width", 64], ["height", 64]]) {
+    await page.locator(`#txt2img_${id} input[type=number]`).first().fill(String(value));
+    await page.keyboard.press("Tab");
+  }
+  const results = page.locator("#txt2img_results");
+  await page.locator("#txt2img_generate").click();
+  await page.waitForFunction(() => /names no erasure/.test(document.querySelector("#txt2img_results").innerText), null, { timeout: 600000 });
+  const seen = { empty: await results.innerText() };
+  await choose("name_txt2img_1", task.erasure);
+  await page.waitForTimeout(500);
+  await page.locator("#txt2img_generate").click();
+  await page.waitForFunction(() => /Concept erasure: /.test(document.querySelector("#txt2img_results").innerText), null, { timeout: 600000 });
+  seen.erased = await results.innerText();
+  await at("panel_txt2img").scrollIntoViewIfNeeded();
+  await page.screenshot({ path: `${task.folder}/panel.jpg`, type: "jpeg", quality: 80 });
+  // Pasting an infotext that the panel cannot hold whole: the rest goes into the prompt.
+  const pasted = `a red ball\nSteps: 3, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 64x64, Concept erasure: "${task.erasure}:0.5, ${task.erasure}:1:0"`;
+  await page.locator("#txt2img_prompt textarea").first().fill(pasted);
+  await page.locator("#paste").first().click();
+  await page.waitForTimeout(4000);
+  seen.prompt = await page.locator("#txt2img_prompt textarea").first().inputValue();
+  seen.strength = await at("strength_txt2img_1").locator("input[type=number]").first().inputValue();
+  return seen;
+}
+
 async function explore() {
   await open("Explore");
   await fill("explore_words", "ball");
@@ -55,7 +127,7 @@ async function explore() {
   await at("explore_more").locator("button, .label-wrap").first().click();
   await page.waitForTimeout(400);
   for (const [id, value] of [["explore_look", 4], ["explore_states", 2], ["explore_side", 64]]) await fill(id, value);
-  await fill("explore_tries", "<img src=x onerror='window.broken = 1'>");
+  await fill("explore_tries", HOSTILE);
   await at("explore_pictures").locator("input").check();
   await at("explore").click();
   const live = new Set();
@@ -129,7 +201,9 @@ try {
   await page.goto(task.url, { waitUntil: "domcontentloaded", timeout: 180000 });
   await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
   await page.waitForTimeout(1500);
-  const seen = { explore: await explore(), interrupted: await interrupted(), report: await report() };
+  const seen = { erase: await erase(), library: await library() };
+  Object.assign(seen, { explore: await explore(), interrupted: await interrupted(), report: await report() });
+  seen.panel = await panel();
   console.log(JSON.stringify({ ...seen, problems, outside }));
 } catch (error) {
   await page.screenshot({ path: `${task.folder}/failure.png`, fullPage: true }).catch(() => {});

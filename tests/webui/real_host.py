@@ -23,6 +23,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 600
+RELOAD_SECONDS = 20
+"""Until the host has closed its old pages and routes, which answer before."""
 OURS = "/concept-erasure/v1/methods"
 CPU = {
     "a1111": ["--no-half", "--precision", "full", "--use-cpu", "all", "--do-not-download-clip"],
@@ -89,6 +91,24 @@ class WebUi:
                 pass
             time.sleep(2)
         raise RuntimeError(f"the host did not start; see {self.log.name}")
+
+    def reload_ui(self) -> None:
+        """The button "Reload UI". It has no route; its event is found in the page's own description and sent as the
+        page sends it, to gradio 3 or 4."""
+        page = self.get("/config")[1]
+        (button,) = [
+            one["id"] for one in page["components"] if one["props"].get("elem_id") == "settings_restart_gradio"
+        ]
+        (event,) = [
+            event | {"place": place}
+            for place, event in enumerate(page["dependencies"])
+            if event["backend_fn"] and event["targets"] in ([button], [[button, "click"]])
+        ]
+        sent = {"data": [], "fn_index": event.get("id", event["place"]), "session_hash": "reload"}
+        route = "/run/predict" if page["version"].startswith("3.") else "/queue/join"
+        assert self.post(route, sent)[0] == 200
+        time.sleep(RELOAD_SECONDS)
+        self._wait(OURS)
 
     def close(self) -> None:
         self.process.terminate()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_host import WebUi, installed, interpreter
+from real_host import WebUi, installed, interpreter, kind_of
 
 FOLDER = Path(os.environ.get("WEBUI_PATH", ""))
 pytestmark = pytest.mark.skipif(
@@ -205,6 +205,15 @@ def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> Non
     seen = json.loads(ran.stdout or json.dumps({"error": ran.stderr}))
     assert "error" not in seen, (seen, folder)
     assert seen["problems"] == [] and seen["outside"] == []
+    made = seen["erase"]
+    assert "<img src=x" in made["job"] and "done" in made["job"] and made["broken"] and made["live"] == 1
+    assert made["afterReload"] == made["job"] and "Loaded: " in made["model"]
+    shelf = seen["library"]
+    assert "<img src=x" in shelf["table"] and shelf["broken"] and "Tick the box" in shelf["refused"]
+    assert shelf["left"] == shelf["rows"] - 1 and not shelf["sure"]
+    panel = seen["panel"]
+    assert "No picture was made" in panel["empty"] and f"Concept erasure: {ball}:1" in panel["erased"].replace('"', "")
+    assert panel["prompt"] == f"a red ball<erase:{ball}:1:0>" and float(panel["strength"]) == 0.5
     found = seen["explore"]
     assert found["live"] and found["rows"] >= 10 and found["escaped"] and found["broken"]
     assert "ball" in found["title"] and found["download"] == "map.html"
@@ -212,6 +221,26 @@ def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> Non
     assert words and words <= set(found["form"]) and "ball" in found["form"]
     assert "Stopped early" in seen["interrupted"]["said"] and seen["interrupted"]["map"] == 1
     assert "Report card: ball" in seen["report"]["title"] and seen["report"]["pictures"] >= 6
+
+
+def test_reload_ui_leaves_the_model_and_the_erasure(web: WebUi, ball: str) -> None:
+    wanted = (web.paint(P), web.paint(f"{P}<erase:{ball}:1>"))
+    web.reload_ui()
+    assert (web.paint(P), web.paint(f"{P}<erase:{ball}:1>")) == wanted
+    web.paint(f"{P}<erase:{ball}:1>")
+    web.reload_ui()  # with the erasure on the model
+    assert (web.paint(P), web.paint(f"{P}<erase:{ball}:1>")) == wanted
+
+
+def test_an_infotext_brings_its_erasures_back(web: WebUi, ball: str) -> None:
+    """Through the API, as the button does it: what the panel cannot hold is refused and not forgotten."""
+    if kind_of(FOLDER) != "a1111":
+        pytest.skip("the API of this host takes no infotext")
+    erased = web.paint(P, alwayson_scripts={"concept erasure": {"args": [True, ball, 1.0]}})
+    infotext = json.loads(web.said)["infotexts"][0]
+    assert f"{ball}:1" in infotext
+    assert web.paint(P, infotext=infotext) == erased
+    assert web.paint(P, infotext=infotext.replace(f"{ball}:1", f"{ball}:1:0")) is None
 
 
 def test_api_users_cannot_switch_protection_off(web: WebUi) -> None:
