@@ -6,8 +6,8 @@
 # All of them share the private environment .venv, made on first use and again when pyproject.toml changes.
 #   PYTHON=python3.12         the interpreter it is made from (3.10 to 3.13; default python3)
 #   TORCH=torch==2.13.0       the torch requirement
-#   TORCH_INDEX=URL           where torch alone is looked for. On Linux the default build carries CUDA (gigabytes);
-#                             without an NVIDIA GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   TORCH_INDEX=URL           where torch alone is looked for. By default pip's own index; on Linux without nvidia-smi
+#                             torch's index of builds for CPUs, where that can be reached
 
 PYTHON ?=
 TORCH ?= torch==2.13.0

@@ -45,8 +45,16 @@ rm -f "$venv"/.installed-*
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input install "$@"; }
 echo "setup_env: installing $torch and [$extras] into $venv (a few minutes the first time)"
+
+# The default build of torch for Linux carries gigabytes of CUDA, which nothing uses where there is no NVIDIA GPU.
+# Where torch's own index cannot be reached (a mirror of PyPI alone, say), the default build it is.
+cpu_index=https://download.pytorch.org/whl/cpu
+reachable() { "$venv/bin/python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' "$1" 2>/dev/null; }
 if [ -n "$index" ]; then
     pip --index-url "$index" "$torch" || fail "$torch could not be installed from $index."
+elif [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && reachable "$cpu_index/torch/" &&
+    pip --index-url "$cpu_index" "$torch"; then
+    :
 else
     pip "$torch" || fail "$torch could not be installed: is the network up? TORCH and TORCH_INDEX choose another build."
 fi
