@@ -101,8 +101,8 @@ def working() -> Iterator[None]:
         raise mm.InterruptProcessingException from None
     except OutOfMemory as error:
         raise OutOfMemory(
-            "The device has too little memory for this. Lower batch and raise accumulate, switch checkpointing on, or "
-            "lower resolution; a stopped training goes on when the same graph is queued again."
+            "The device has too little memory for this, even in the smallest pieces. Free some, choose a lower "
+            "resolution or rank or fewer layers; a stopped training goes on when the same graph is queued again."
         ) from error
 
 
