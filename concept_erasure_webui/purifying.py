@@ -12,7 +12,6 @@ from erasure_core.delta import DeltaSet
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.layers import is_text
 from erasure_core.profile import bind_profile
 from erasure_core.purify import purify
 
@@ -57,9 +56,9 @@ def _profile(model: WebuiModel) -> list[tuple[DeltaSet, float]]:
     profile = places.profile()
     entries = bind_profile(profile, places.library(), model) if profile is not None else []
     return [
-        (DeltaSet({name: one.deltas[name] for name in one.deltas if is_text(name) == text}), strength)
+        pair
         for one in entries
-        for text, strength in ((False, one.entry.strength_unet), (True, one.entry.strength_text))
+        for pair in zip(one.deltas.apart(), (one.entry.strength_unet, one.entry.strength_text), strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from erasure_core.erasing import describe
 from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
 from erasure_core.foreign import looks_foreign, read_foreign
-from erasure_core.library import SUFFIX, safe_stem
+from erasure_core.library import SUFFIX, history_path, safe_stem
 from erasure_core.profile import make_profile, write_profile
 
 from . import places
@@ -52,11 +52,6 @@ def _guarded(name: str | None) -> Path:
     return path
 
 
-def _history(path: Path) -> Path:
-    """The losses of its training, which ``make_erasure`` has written beside a file."""
-    return path.with_suffix(".history.json")
-
-
 def rename(name: str | None, new: str) -> str:
     """Give a file another name; returns a message.
 
@@ -72,8 +67,8 @@ def rename(name: str | None, new: str) -> str:
     if target.exists():
         raise OutputError(f"There is already an erasure {target.stem!r}; choose another name.")
     path.rename(target)
-    if _history(path).exists():
-        _history(path).replace(_history(target))
+    if history_path(path).exists():
+        history_path(path).replace(history_path(target))
     return f"{path.stem} is now {target.stem}."
 
 
@@ -88,7 +83,7 @@ def delete(name: str | None, is_sure: bool) -> str:
     if not is_sure:
         raise InvalidSettings(f"Tick the box to delete {path.stem!r} for good.")
     path.unlink()
-    _history(path).unlink(missing_ok=True)
+    history_path(path).unlink(missing_ok=True)
     return f"{path.stem} was deleted."
 
 

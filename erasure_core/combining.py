@@ -13,7 +13,6 @@ from .concept import Concept, apart_from
 from .delta import Delta, DeltaSet, LowRankDelta
 from .erasing import describe
 from .erasure_file import Erasure, StoredErasure
-from .layers import is_text
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
@@ -86,8 +85,7 @@ def _origin(part: Part) -> dict[str, Any]:
 
 def _weighted(part: Part, deltas: DeltaSet) -> DeltaSet:
     """A part's changes at its strengths; a sum with one summand scales."""
-    text = DeltaSet({name: delta for name, delta in deltas.deltas.items() if is_text(name)})
-    unet = DeltaSet({name: delta for name, delta in deltas.deltas.items() if not is_text(name)})
+    unet, text = deltas.apart()
     return merged([(text, part.text), (unet, part.unet)])
 
 

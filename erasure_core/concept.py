@@ -212,13 +212,13 @@ class Concept:
 
     def _apart(self, words: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """The groups with every word in the first one that names it; none where that leaves less than two."""
-        left, groups = dict.fromkeys(words), []
-        for group in self.groups:
-            own = tuple(word for word in _unique(tuple(_checked(word, "concept") for word in group)) if word in left)
-            groups.append(own)
-            left = {word: None for word in left if word not in own}
-        groups = [group for group in groups if group]
-        return tuple(groups) if len(groups) > 1 else ()
+        first: dict[str, int] = {}
+        for i, group in enumerate(self.groups):
+            for word in group:
+                first.setdefault(word, i)
+        groups = (tuple(word for word in words if first.get(word) == i) for i in range(len(self.groups)))
+        found = tuple(group for group in groups if group)
+        return found if len(found) > 1 else ()
 
     @classmethod
     def joined(cls, concepts: Sequence[Concept]) -> Concept:

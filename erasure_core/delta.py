@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import is_text
+
 Layer = nn.Linear | nn.Conv2d
 LARGEST = torch.finfo(torch.float32).max
 """A change whose norm is at most this is finite in float32, whatever its factors are."""
@@ -178,6 +180,12 @@ class DeltaSet:
     def changed(self) -> list[str]:
         """The layers whose change is not zero."""
         return [name for name, delta in self.deltas.items() if delta.acts()]
+
+    def apart(self) -> tuple[DeltaSet, DeltaSet]:
+        """The changes of the diffusion network, and those of the text encoders: many hosts give each a strength."""
+        text = {name: delta for name, delta in self.deltas.items() if is_text(name)}
+        unet = {name: delta for name, delta in self.deltas.items() if name not in text}
+        return DeltaSet(unet, self.strength), DeltaSet(text, self.strength)
 
     def unused(self) -> list[str]:
         """Layers that the model never ran since the deltas were attached: their change does nothing."""

@@ -458,13 +458,13 @@ def with_neighbours(model: LoadedModel, concept: Concept, near: Mapping[str, str
             said.append(frames[turn % len(frames)].say(word))
             turn += 1
     short = [prompt for prompt in said if len(prompt) <= MAX_LENGTH and has_room(model, prompt)]
-    return replace(concept, neighbours=_without_concept((*concept.neighbours, *short), concept))
+    return replace(concept, neighbours=without_concept((*concept.neighbours, *short), concept))
 
 
 def with_everyday_keep(model: LoadedModel, concept: Concept) -> Concept:
     """A concept that also keeps everyday prompts, those that the model reads whole, for a user who named none."""
     everyday = [prompt for prompt in PROMPTS if has_room(model, prompt)]
-    return replace(concept, keep=_without_concept((*concept.keep, *everyday), concept))
+    return replace(concept, keep=without_concept((*concept.keep, *everyday), concept))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
@@ -479,6 +479,6 @@ def _likest(one: Found) -> int:
     return one.each.index(max(one.each)) if one.each else 0
 
 
-def _without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
+def without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
     """Those prompts that do not say the concept."""
     return tuple(prompt for prompt in prompts if not any(says(prompt, word) for word in concept.words))

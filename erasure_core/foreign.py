@@ -281,6 +281,14 @@ def missing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**missing, "unread": unread if isinstance(unread, int) else 0}
 
 
+def not_kept(missing: Mapping[str, Any]) -> str:
+    """A sentence on what ``missing_of`` tells was left out; empty where nothing was."""
+    if not missing["left_out"]:
+        return ""
+    count, share = len(missing["left_out"]), missing["left_out_share"]
+    return f"Not kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change."
+
+
 def looks_foreign(path: Path) -> bool:
     """Whether a file has to be converted before ``read_erasure`` reads it."""
     if path.suffix != ".safetensors":

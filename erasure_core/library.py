@@ -256,7 +256,7 @@ def make_erasure(
             model, concept, rounds, method.name, settings, search, progress, checkpoint, save_every, pictures
         )
         write_erasure(path, erasure, model)
-        write_bytes(_history_path(path), json.dumps(asdict(history)).encode())
+        write_bytes(history_path(path), json.dumps(asdict(history)).encode())
         checkpoint.unlink(missing_ok=True)
     # What is painted with and told now is what the file holds, to the last bit.
     stored = read_erasure(path)
@@ -283,14 +283,15 @@ def _found(path: Path, model: LoadedModel) -> Made | None:
     return None if stored.manifest is None else Made(path, Erasure(deltas, stored.manifest), _history(path), True)
 
 
-def _history_path(path: Path) -> Path:
+def history_path(path: Path) -> Path:
+    """Where the history of an erasure's training lies, beside its file."""
     return path.with_suffix(".history.json")
 
 
 def _history(path: Path) -> History:
     """What was noted beside a file; empty if that is lost, for it is only shown."""
     try:
-        raw = json.loads(_history_path(path).read_text(encoding="utf-8"))
+        raw = json.loads(history_path(path).read_text(encoding="utf-8"))
         losses = [_numbers(terms) for terms in raw["losses"]]
         residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
         return History(losses, residual, [(int(step), _numbers(found)) for step, found in raw.get("figures", [])])

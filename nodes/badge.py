@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..erasure_core.foreign import missing_of
+from ..erasure_core.foreign import missing_of, not_kept
 from ..erasure_core.manifest import Manifest
 from ..erasure_core.methods import METHODS
 
@@ -22,10 +22,8 @@ def hardened(manifest: Manifest) -> str:
 
 def missing(manifest: Manifest) -> str:
     """What a conversion of foreign weights could not take over, in a sentence or two; empty where it took all."""
-    told, said = missing_of(manifest.settings), []
-    if told["left_out"]:
-        count, share = len(told["left_out"]), told["left_out_share"]
-        said.append(f"Not kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change.")
+    told = missing_of(manifest.settings)
+    said = [not_kept(told)] if told["left_out"] else []
     if told["unread"]:
         said.append(
             f"Not read: {told['unread']} tensors that this model's UNet does not have; if they belong to the erasure, "

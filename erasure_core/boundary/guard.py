@@ -106,7 +106,7 @@ def _plain_words(kind: str) -> frozenset[str]:
 
 def _holds(kind: str, text: str) -> bool:
     whole, squeezed = _patterns(kind)
-    if any(whole.search(plain(t)) or squeezed.search(_squeezed(t)) for t in (text, text.replace("1", "l"))):
+    if any(whole.search(plain(t)) or squeezed.search(_squeezed(t)) for t in {text, text.replace("1", "l")}):
         return True
     written = _as_written(kind)
     if written is not None and written.search(unicodedata.normalize("NFC", text).casefold()):

@@ -15,7 +15,7 @@ from ..delta import DeltaSet
 from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
 from ..errors import InvalidConcept, InvalidSettings
-from ..foreign import looks_foreign, missing_of, read_foreign
+from ..foreign import looks_foreign, missing_of, not_kept, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -89,7 +89,4 @@ def _as_text(result: dict[str, Any]) -> str:
         f"{result['path']}: {result['layers']} layers, {result['bytes']} bytes; relative error of the conversion "
         f"{result['conversion_error']:.1e}, of the storage {result['storage_error']:.1e}"
     )
-    if result["left_out"]:
-        count, share = len(result["left_out"]), result["left_out_share"]
-        text += f"\nNot kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change."
-    return text
+    return f"{text}\n{not_kept(result)}".rstrip("\n")

@@ -97,14 +97,13 @@ def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> t
     _check(model, changed)
     patcher = model.patcher.clone() if model.patcher is not None else None
     clip = model.clip.clone() if model.clip is not None else None
-    text = {name: deltas[name] for name in changed if is_text(name)}
-    unet = {name: deltas[name] for name in changed if not is_text(name)}
+    unet, text = deltas.apart()
     if text:
-        _add(clip, model, text, strengths.of)
+        _add(clip, model, text.deltas, strengths.of)
     if unet and strengths.always:
-        _add(patcher, model, unet, strengths.of)
+        _add(patcher, model, unet.deltas, strengths.of)
     elif unet:
-        _add_for_steps(patcher, model, unet, strengths)
+        _add_for_steps(patcher, model, unet.deltas, strengths)
     return patcher, clip
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, says, worded
-from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
+from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, worded
+from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept, without_concept
 from ..everyday import PROMPTS, everyday_words
 from ..model import Conditioning, has_room
 
@@ -52,7 +52,7 @@ class Phrasing:
         self.words = [word for word in words if word.casefold() not in said]
         self.near_words = [word for word in near if word.casefold() not in said] or self.words
         own = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
-        self.kept = own or [prompt for prompt in PROMPTS if not any(says(prompt, word) for word in concept.words)]
+        self.kept = own or list(without_concept(PROMPTS, concept))
         self.near = [prompt for prompt in concept.neighbours if len(prompt) <= LONGEST_FRAME]
 
     def kept_pair(self, chance: torch.Generator) -> Pair:
