@@ -14,17 +14,21 @@ from typing import Any
 import torch
 
 from erasure_core import METHODS
+from erasure_core.effort import EFFORTS
+from erasure_core.methods import RECOMMENDED
 
 from .architectures import FAMILIES, SIDES, build
 from .counting import all_counted, curves, shares
-from .documents import counted_table, curves_table, fill, solved_table
+from .documents import counted_table, curves_table, execution_table, fill, solved_table, whole_table
 from .every_method import verdicts
+from .execution import WAYS, ways
 from .machine import Rates, kind_of, measure
 from .published import LOOPS, MEAN_STEPS
 from .report import compare, read, rows_table
 from .rows import PUBLISHED, Row, Setup, rows, with_floor
 from .solving import KEPT, solve
 from .using import apply, predictions
+from .whole import whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RESULTS, DOCS = (Path(__file__).parent.parent / place for place in ("benchmarks/results", "docs/speed.md"))
@@ -75,6 +79,27 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--tiny", action="store_true", help="a tenth of the channels")
     every.add_argument("--seed", type=int, default=0)
     every.add_argument("--out", type=Path, help="where the verdicts go as JSON")
+    once = commands.add_parser("whole", help="a whole erasure with a method's defaults, by stage")
+    once.set_defaults(act=_whole)
+    once.add_argument("--family", choices=FAMILIES, default="sd15")
+    once.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    once.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    once.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    once.add_argument("--method", choices=list(METHODS), default=RECOMMENDED)
+    once.add_argument("--effort", nargs="+", choices=EFFORTS, default=["balanced"])
+    once.add_argument("--stop-after", type=float, metavar="SECONDS", help="stop, and reckon what is missing")
+    once.add_argument("--seed", type=int, default=0)
+    once.add_argument("--out", type=Path, help="where the figures go as JSON")
+    other = commands.add_parser("execution", help="other ways to run the same network on a GPU")
+    other.set_defaults(act=_execution)
+    other.add_argument("--family", choices=FAMILIES, default="sd15")
+    other.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    other.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    other.add_argument("--tiny", action="store_true", help="a tenth of the channels")
+    other.add_argument("--batch", type=int, default=16, help="latents of a call")
+    other.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
+    other.add_argument("--seed", type=int, default=0)
+    other.add_argument("--out", type=Path, help="where the figures go as JSON")
     docs = commands.add_parser("docs", help="write the figures of benchmarks/results into docs/speed.md")
     docs.set_defaults(act=lambda options: fill(RESULTS, DOCS))
     both = commands.add_parser("compare", help="two result files, row by row")
@@ -157,6 +182,33 @@ def _solve(options: argparse.Namespace) -> None:
     for count in options.concepts:
         result["solved"].append(asdict(solve(model, count, options.device)))
         print(solved_table(result), flush=True)
+        _write(options.out, result)
+
+
+def _whole(options: argparse.Namespace) -> None:
+    side = SIDES[options.family]
+    torch.manual_seed(options.seed)
+    model = build(options.family, side, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+    result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "runs": []}
+    result |= {"family": options.family, "side": side, "dtype": options.dtype, "seed": options.seed}
+    result["tiny"] = options.tiny
+    for effort in options.effort:
+        made = whole(model, options.method, effort, options.device, options.stop_after)
+        result["runs"].append(asdict(made))
+        print(whole_table(result), flush=True)
+        _write(options.out, result)
+
+
+def _execution(options: argparse.Namespace) -> None:
+    side = SIDES[options.family]
+    torch.manual_seed(options.seed)
+    model = build(options.family, side, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+    result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "ways": []}
+    result |= {"family": options.family, "side": side, "dtype": options.dtype, "seed": options.seed}
+    result |= {"tiny": options.tiny, "batch": options.batch}
+    for way in ways(model, options.batch, options.device, tuple(options.way)):
+        result["ways"].append(asdict(way))
+        print(execution_table(result), flush=True)
         _write(options.out, result)
 
 

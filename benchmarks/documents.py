@@ -11,6 +11,7 @@ from typing import Any
 from .goals import PROJECTED, goals_table
 from .report import Result, read, rows_table, size, table, time
 from .tried import tried_table
+from .whole import all_seconds
 
 BLOCK = re.compile(r"(<!-- speed:(\w+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
 
@@ -91,6 +92,43 @@ def stacked_table(result: Result) -> str:
     return f"{none}and relative to that:\n\n{table(['files', *ways], lines)}"
 
 
+def whole_table(result: Result) -> str:
+    """Whole erasures with a method's defaults: seconds by stage."""
+    stages = list(dict.fromkeys(stage for run in result["runs"] for stage in run["seconds"]))
+    lines = [
+        [
+            *(run["method"], run["effort"], time(all_seconds(run))),
+            *(time(run["seconds"].get(stage)) for stage in stages),
+            str(run["steps"]) if run["done"] == run["steps"] else f"{run['done']} of {run['steps']}",
+            size(run["peak"]),
+        ]
+        for run in result["runs"]
+    ]
+    tiny = "tiny " if result["tiny"] else ""
+    described = f"{tiny}{result['family']}, {result['side']} px, {result['dtype']}, seed {result['seed']}"
+    head = ["method", "effort", "whole", *stages, "steps", "peak"]
+    return f"{described}; {result['machine']}. `{result['command']}`\n\n{table(head, lines)}"
+
+
+def execution_table(result: Result) -> str:
+    """Other ways to run the network, relative to the one that is used."""
+    used = result["ways"][0]
+    lines = [
+        [
+            way["name"],
+            f"{time(way['predicting'])} ({way['predicting'] / used['predicting']:.2f})",
+            f"{time(way['training'])} ({way['training'] / used['training']:.2f})" if way["training"] else "",
+            time(way["preparing"]),
+        ]
+        for way in result["ways"]
+    ]
+    head = ["network", "prediction", "with its backward pass", "until the first of each was done"]
+    tiny = "tiny " if result["tiny"] else ""
+    described = f"{tiny}{result['family']}, {result['side']} px, {result['dtype']}, seed {result['seed']}"
+    described = f"{described}, {result['batch']} latents in a call; {result['machine']}. `{result['command']}`"
+    return f"{described}\n\n{table(head, lines)}"
+
+
 def every_table(content: Result) -> str:
     """What every method did to every model it was run on."""
     head = ["model", "method", "prediction moved by", "loaded by diffusers, off by", "allowed", "verdict"]
@@ -137,6 +175,14 @@ def _every(folder: Path) -> str:
     return "\n\n".join(every_table(_load(path)) for path in sorted(folder.glob("every_*.json"))) or NOTHING
 
 
+def _wholes(folder: Path) -> str:
+    return "\n\n".join(whole_table(_load(path)) for path in sorted(folder.glob("whole_*.json"))) or NOTHING
+
+
+def _executions(folder: Path) -> str:
+    return "\n\n".join(execution_table(_load(path)) for path in sorted(folder.glob("execution_*.json"))) or NOTHING
+
+
 def _load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -146,6 +192,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "counted": _counted,
     "solved": _solved,
     "every": _every,
+    "whole": _wholes,
+    "execution": _executions,
     "goals": goals_table,
     "tried": tried_table,
 }

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erasure_core.methods import RECOMMENDED
 from erasure_core.methods.closed_form import ClosedFormSettings
 from erasure_core.methods.esd import EsdSettings
 
 from .report import GIB, Result, read, table
+from .whole import all_seconds
 
 PROJECTED = (100e12, 400e12)
 """Sustained operations per second that durations on a GPU are projected with."""
@@ -78,6 +80,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.runs: list[Result] = [run for path in sorted(folder.glob("run_*.json")) for run in read(path)]
+        self.wholes: list[Result] = [_load(path) for path in sorted(folder.glob("whole_*.json"))]
         self.solved: list[Result] = [_load(path) for path in sorted(folder.glob("solve_*.json"))]
         self.every = [run for path in sorted(folder.glob("every_*.json")) for run in _load(path)["runs"]]
         counted = folder / "counted.json"
@@ -93,6 +96,12 @@ class Results:
                 rows = {row["name"]: row for row in run["rows"]}
                 if name in rows:
                     yield rows[name], rows.get("published esd", {})
+
+    def whole(self, family: str, method: str, effort: str) -> Iterator[Result]:
+        """Whole erasures on a GPU."""
+        for result in self.wholes:
+            if result["family"] == family and "CPU" not in result["machine"] and not result["tiny"]:
+                yield from (run for run in result["runs"] if (run["method"], run["effort"]) == (method, effort))
 
     def small_card(self, size: int) -> tuple[float, ...]:
         """GiB at the peak of the training that ``gpu_check`` makes on a card of ``size`` GiB."""
@@ -149,13 +158,16 @@ def _whole(results: Results) -> Iterator[Goal]:
         )
         text = f"the same with what libraries and fragments take, {what}, GPU"
         yield Goal(text, size, True, results.small_card(size), " GiB")
+        whole = (all_seconds(run) for run in results.whole(family, RECOMMENDED, "balanced"))
+        took = tuple(seconds for seconds in whole if seconds is not None)
+        yield Goal(f"one concept with the recommended method's defaults, {what}, GPU", duration, True, took, " s")
         steps = EsdSettings().steps
         took = tuple(row["seconds"] * steps for row, _ in results.rows(True, family, side, "esd"))
-        yield Goal(f"one concept with the default steps, {what}, GPU", duration, True, took, " s")
-        whole = [row["steps"] * (row["student"] + row["pool"]) for row in results.of_training(family, "balanced")]
+        yield Goal(f"the same of method esd, {what}, GPU", duration, True, took, " s")
+        flops = [row["steps"] * (row["student"] + row["pool"]) for row in results.of_training(family, "balanced")]
         for rate in PROJECTED:
-            yield Goal(f"the same at {rate / 1e12:.0f} TFLOP/s", duration, True, tuple(w / rate for w in whole), " s",
-                       PROJECTION if whole else "")  # fmt: skip
+            text, took = f"the same, {what}, at {rate / 1e12:.0f} TFLOP/s", tuple(whole / rate for whole in flops)
+            yield Goal(text, duration, True, took, " s", PROJECTION if flops else "")
 
 
 def _solves(results: Results) -> Iterator[Goal]:

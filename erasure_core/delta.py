@@ -231,7 +231,8 @@ class DeltaSet:
             if self.strength == 0.0:
                 return None
             x = inputs[0] if inputs else next(iter(named.values()))
-            return output + self.strength * delta.output(layer, x).to(output.dtype)
+            added = delta.output(layer, x).to(output.dtype)
+            return output + (added if self.strength == 1.0 else self.strength * added)
 
         return add
 

@@ -183,11 +183,24 @@ def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning
 
 def has_room(model: LoadedModel, prompt: str) -> bool:
     """Whether a model reads a prompt whole. Models that cannot be asked are taken to."""
+    return bool(with_room(model, [prompt]))
+
+
+def with_room(model: LoadedModel, prompts: Sequence[str]) -> list[str]:
+    """Those prompts that a model reads whole, each once. All are looked up together: a tokenizer takes its time."""
+    distinct = list(dict.fromkeys(prompts))
     if not hasattr(model, "token_rows"):
-        return True
+        return distinct
     asked: Any = model
+    rows = asked.tokenize(distinct)
+    if _fit(asked, rows):
+        return distinct
+    return [prompt for prompt, row in zip(distinct, rows, strict=True) if _fit(asked, [row])]
+
+
+def _fit(model: PromptModel, rows: Sequence[Sequence[int]]) -> bool:
     try:
-        asked.token_rows(asked.tokenize([prompt]))
+        model.token_rows(rows)
     except PromptTooLong:
         return False
     return True

@@ -8,7 +8,7 @@ not only the relations of kept prompts stay, but the states of every token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, worded
 from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept, without_concept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning, has_room
+from ..model import Conditioning, with_room
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -30,7 +30,7 @@ VOCABULARY_WORDS = 1000
 CLOSE_TO_CONCEPT = 40
 """So many words nearest to the concept's are never among the random ones: one may be another name of the concept."""
 AT_ONCE = 8
-"""Prompts that are encoded in one call."""
+"""Prompts that are encoded in one call where activations are computed again."""
 NEAR_EACH = 6
 """So many words near to each word of the prompts to keep are said half of the time: they are what suffers first."""
 
@@ -133,41 +133,52 @@ def text_terms(step: Step, hold: float, erase: float, count: int) -> dict[str, T
         return {}
     if state.phrasing is None:
         state.phrasing = phrasing_for(trainer, trainer.model)
-    terms = {}
+    weights, asked = {}, {}
     if hold:
-        pairs = [state.phrasing.kept_pair(chance) for _ in range(count)]
-        terms["text"] = hold * text_error(trainer, pairs)
+        weights["text"], asked["text"] = hold, [state.phrasing.kept_pair(chance) for _ in range(count)]
     if erase and trainer.concept.has_alternative:
-        pairs = [state.phrasing.concept_pair(chance) for _ in range(count)]
-        terms["erased text"] = erase * text_error(trainer, pairs)
-    return terms
+        name = "erased text"
+        weights[name], asked[name] = erase, [state.phrasing.concept_pair(chance) for _ in range(count)]
+    return {name: weights[name] * error for name, error in text_errors(trainer, asked).items()}
 
 
-def text_error(trainer: Trainer, pairs: Sequence[Pair]) -> Tensor:
-    """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share."""
+def text_errors(trainer: Trainer, asked: Mapping[str, Sequence[Pair]]) -> dict[str, Tensor]:
+    """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share, for
+    each of several lists of pairs. One call of each encoder reads them all: on a GPU, calls cost more than prompts."""
     model: Any = trainer.model
-    fits = {prompt: has_room(model, prompt) for pair in pairs for prompt in {pair.prompt, pair.like}}
-    pairs = [pair for pair in pairs if fits[pair.prompt] and fits[pair.like]]
-    if not pairs:
-        return torch.zeros((), device=model.device)
-    prompts, likes = [pair.prompt for pair in pairs], [pair.like for pair in pairs]
-    with torch.no_grad(), trainer.deltas.off():
-        wanted = model.encode(likes)
-    distinct = list(dict.fromkeys([*prompts, *likes]))
-    tokens = dict(zip(distinct, model.tokenize(distinct), strict=True))
-    return aligned_error(
-        _encoded(trainer, prompts), wanted, [(tokens[pair.prompt], tokens[pair.like]) for pair in pairs]
+    fitting = set(
+        with_room(model, [text for pairs in asked.values() for pair in pairs for text in (pair.prompt, pair.like)])
     )
+    usable = {name: [p for p in pairs if p.prompt in fitting and p.like in fitting] for name, pairs in asked.items()}
+    together = [pair for pairs in usable.values() for pair in pairs]
+    if not together:
+        return {name: torch.zeros((), device=model.device) for name in asked}
+    with torch.no_grad(), trainer.deltas.off():
+        wanted = model.encode([pair.like for pair in together])
+    said = _encoded(trainer, [pair.prompt for pair in together])
+    distinct = list(dict.fromkeys(text for pair in together for text in (pair.prompt, pair.like)))
+    tokens = dict(zip(distinct, model.tokenize(distinct), strict=True))
+    errors, start = {}, 0
+    for name, pairs in usable.items():
+        rows = range(start, start + len(pairs))
+        start = rows.stop
+        errors[name] = (
+            aligned_error(said[rows], wanted[rows], [(tokens[pair.prompt], tokens[pair.like]) for pair in pairs])
+            if pairs
+            else torch.zeros((), device=model.device)
+        )
+    return errors
 
 
 def _encoded(trainer: Trainer, prompts: Sequence[str]) -> Conditioning:
-    """Prompts as the text encoder in training reads them, in pieces; their activations are computed again in the
-    backward pass where the run does so: SDXL's large encoder would need a gigabyte for them."""
+    """Prompts as the text encoder in training reads them. Where the run computes activations again in the backward
+    pass, so is it done here, in pieces: SDXL's large encoder would need a gigabyte for them."""
     encode: Any = trainer.model.encode
+    if not trainer.settings.checkpointing:
+        encoded: Conditioning = encode(prompts)
+        return encoded
     pieces = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
-    if trainer.settings.checkpointing:
-        return Conditioning.cat([checkpoint(encode, piece, use_reentrant=False) for piece in pieces])
-    return Conditioning.cat([encode(piece) for piece in pieces])
+    return Conditioning.cat([checkpoint(encode, piece, use_reentrant=False) for piece in pieces])
 
 
 def aligned_error(said: Conditioning, wanted: Conditioning, tokens: Sequence[tuple[list[int], list[int]]]) -> Tensor:

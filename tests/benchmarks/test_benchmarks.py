@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks.whole
 from benchmarks import rows, solving, using
 from benchmarks.__main__ import DOCS, RESULTS, main
 from benchmarks.architectures import build, modules
 from benchmarks.counting import STATES, shares
-from benchmarks.documents import filled, solved_table
+from benchmarks.documents import filled, solved_table, whole_table
 from benchmarks.every_method import prediction
+from benchmarks.execution import WAYS, ways
 from benchmarks.floor import Work, count
 from benchmarks.gpu_check import weights_hash
 from benchmarks.ledger import Ledger
@@ -24,7 +26,8 @@ from benchmarks.meter import Meter
 from benchmarks.parts import STUDENT, TRAJECTORY
 from benchmarks.published import LOOPS, running
 from benchmarks.rows import CONCEPT, pooled_latents
-from erasure_core import METHODS, Silent, effort, erase
+from benchmarks.whole import Stages, Whole, all_seconds, whole
+from erasure_core import METHODS, Report, Silent, effort, erase
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings, closed_form
 from erasure_core.methods.esd import EsdSettings
@@ -211,3 +214,29 @@ def test_a_solver_is_not_given_the_peak_of_the_row_before(monkeypatch: pytest.Mo
     model = build("sd15", 64, "cpu", torch.float32, seed=0, tiny=True)
     setup = rows.Setup("sd15", 64, "cpu", torch.float32, True, 1, {})
     assert rows.method_row(model, METHODS["closed_form"], setup).peak == 7
+
+
+def test_a_whole_erasure_is_timed_by_stage_and_stopped_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = build("sd15", 32, tiny=True), iter(range(100))
+    monkeypatch.setattr(benchmarks.whole, "wall", lambda device: float(next(clock)))
+    watch = Stages("cpu", most=6.0)  # made at 0
+    for stage, step in (("trajectories", 0), ("trajectories", 1), ("training", 1), ("training", 2)):
+        watch.update(Report(stage, step, 4))
+    watch.close()
+    assert watch.seconds == {"trajectories": 3.0, "training": 2.0} and watch.done == 2
+    assert [watch.cancelled(), watch.cancelled()] == [False, True]
+    half = Whole("esd", "balanced", dict(watch.seconds), 4, 2, None)
+    assert all_seconds(asdict(half)) == 7.0, "the missing steps are reckoned, the pool is not"
+    stopped = whole(model, "esd", "fast", "cpu", most=0.0)
+    assert stopped.steps == EsdSettings().steps // 2 and stopped.done == 0 and all_seconds(asdict(stopped)) is None
+    made = {"family": "sd15", "side": 512, "dtype": "float32", "seed": 0, "tiny": False, "machine": "M", "command": "C"}
+    assert "| esd | balanced | 7 s | 3 s | 2 s | 2 of 4 |" in whole_table({**made, "runs": [asdict(half)]})
+
+
+def test_other_ways_to_run_the_network_leave_it_as_it_was() -> None:
+    model = build("sd15", 32, tiny=True)
+    before, weights = prediction(model), weights_hash(model)
+    found = list(ways(model, 1, "cpu", WAYS[:2]))
+    assert [way.name for way in found] == ["as it is", "channels_last"]
+    assert all(0 < way.predicting < (way.training or 0) for way in found)
+    assert torch.equal(prediction(model), before) and weights_hash(model) == weights

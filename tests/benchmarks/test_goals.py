@@ -56,6 +56,10 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     (tmp_path / "gpu_check.txt").write_text(
         "SDXL on a card of 10 GiB 9.0 s  ok      peak 9.50 GiB of 10; low-vram: …\n"
     )
+    done = {"method": "auto", "effort": "balanced", "seconds": {"trajectories": 10.0, "training": 30.0}, "steps": 200}
+    wholes = [{**done, "done": 150}, {**done, "effort": "fast", "done": 10}, {**done, "done": 0}]
+    whole = {"family": "sd15", "machine": "NVIDIA X", "tiny": False, "runs": wholes}
+    _write(tmp_path, "whole_sd15.json", whole)
     said = {goal.text: (goal.value, goal.verdict) for goal in goals(tmp_path)}
 
     def of(start: str) -> tuple[float | None, str]:
@@ -66,6 +70,7 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     assert of("steps per second, of the published ESD loop's, SD1.5, 512 px, GPU")[0] == 6
     assert of("a step, of the floor, GPU") == (5, "missed by a factor of 2.5"), "of batch 8 alone"
     assert of("a step, of the floor, CPU") == (2, "reached")
+    assert of("one concept with the recommended method's defaults, sd15") == (50, "reached"), "10 + 30 * 200 / 150"
     assert of("closed form, sdxl, 20 kept prompts, 1 concept, text encoders left out") == (2, "reached")
     assert of("closed form, sdxl, 20 kept prompts, 1 concept, with")[1] == "missed by a factor of 2.33"
     assert of("its error at the default") == (2e-5, "missed by a factor of 2")

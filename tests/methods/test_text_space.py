@@ -16,7 +16,7 @@ from erasure_core.methods.text_space import (
     _rows,
     aligned_error,
     phrasing_for,
-    text_error,
+    text_errors,
     text_terms,
 )
 from erasure_core.progress import Silent
@@ -78,7 +78,7 @@ def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel)
                 optimizer.step()
             assert float(terms(0)["erased text"]) < 0.5 * float(before["erased text"])
             held, moved = (
-                float(text_error(trainer, [Pair(prompt, prompt) for prompt in prompts]))
+                float(text_errors(trainer, {"": [Pair(prompt, prompt) for prompt in prompts]})[""])
                 for prompts in (KEPT, ["a ball"])
             )
     assert moved > 10 * held
@@ -108,7 +108,9 @@ def test_recomputed_activations_give_the_same_gradient(pico: DiffusersModel) -> 
         return [p.grad for p in trainer.deltas.parameters() if p.grad is not None]
 
     plain, again = gradients(False), gradients(True)
-    assert plain and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert plain
+    for one, other in zip(plain, again, strict=True):  # in smaller pieces, so that rounding differs
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
     assert any(float(gradient.abs().max()) > 0 for gradient in plain)
 
 
