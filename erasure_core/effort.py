@@ -16,7 +16,7 @@ from .progress import Progress, Report
 from .sampling import scaled_sides
 
 EFFORTS = {
-    "fast": "half the optimiser steps, twice as many trajectories of ten steps, drawn once",
+    "fast": "half the optimiser steps, all trajectories of a training drawn at once, in ten steps each",
     "balanced": "the method's defaults",
     "thorough": "twice the optimiser steps, trajectories and batch",
     "low-vram": "the method's defaults, in pieces that fit the free memory of the device",
@@ -60,18 +60,19 @@ def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int 
         return _fitting(settings, model, free_memory(model.device) if free is None else free)
     if effort == "fast":
         steps = max(1, settings.steps // 2)
-        # Drawn once, a pool has to hold all that is kept: what it lacks is not protected.
-        short, many = min(settings.trajectory_steps, FAST_STEPS), 2 * settings.trajectories
+        # Drawn once, a pool has to hold what all the others would: what it lacks is not protected.
+        draws = -(-settings.steps // settings.refresh)
+        short, many = min(settings.trajectory_steps, FAST_STEPS), _times(draws, settings, "trajectories")
         settings = replace(settings, steps=steps, refresh=steps, trajectories=many, trajectory_steps=short)
     if effort == "thorough":
-        settings = replace(settings, **{name: _doubled(settings, name) for name in ("steps", "trajectories", "batch")})
+        settings = replace(settings, **{name: _times(2, settings, name) for name in ("steps", "trajectories", "batch")})
     return Plan(settings, f"{effort}: {settings.steps} steps of {settings.batch}, {EFFORTS[effort]}.")
 
 
-def _doubled(settings: TrainingSettings, name: str) -> Any:
-    """Twice a setting, at most what is allowed."""
+def _times(factor: int, settings: TrainingSettings, name: str) -> Any:
+    """A multiple of a setting, at most what is allowed."""
     (most,) = (one.metadata["high"] for one in fields(settings) if one.name == name)
-    return min(2 * getattr(settings, name), most)
+    return min(factor * getattr(settings, name), most)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -35,7 +35,11 @@ def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel
     plans = {effort: plan(effort, settings, pico, 2**40) for effort in EFFORTS}
     assert plans["balanced"].settings == settings
     assert plans["fast"].settings.steps < settings.steps < plans["thorough"].settings.steps
-    assert plans["fast"].settings.refresh >= plans["fast"].settings.steps, "the pool is drawn once"
+    fast = plans["fast"].settings
+    assert fast.refresh >= fast.steps, "the pool is drawn once"
+    assert fast.trajectories == 2 * settings.trajectories, "and holds as many as were drawn in two"
+    once = plan("fast", replace(settings, steps=200), pico).settings
+    assert once.trajectories == settings.trajectories, "where they were drawn once anyway, there are no more of them"
     assert all(effort in found.sentence for effort, found in plans.items())
     with pytest.raises(InvalidSettings, match="choose from fast"):
         plan("lazy", settings, pico)
