@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures, upright_rgb
 from erasure_core.errors import InvalidFile, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.safe_files import check_regular
 
 from .working import as_pixels
 
@@ -78,7 +79,7 @@ def _check_number(number: int) -> None:
 def _content(file: Any, number: int) -> bytes:
     path = Path(getattr(file, "name", file))
     try:
-        _check_bytes(path.stat().st_size, number)
+        _check_bytes(check_regular(path), number)
         return path.read_bytes()
     except OSError as error:
         raise InvalidFile(f"Picture {number} cannot be read ({error.strerror}); send it again.") from error

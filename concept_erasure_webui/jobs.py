@@ -13,10 +13,10 @@ from PIL import Image
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
-from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
+from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
 from erasure_core.library import SUFFIX, Hardening, Made, make_erasure, request_key, safe_stem
 from erasure_core.methods import Method, SolverSettings
-from erasure_core.safe_files import write_bytes
+from erasure_core.safe_files import check_regular, write_bytes
 
 from . import places
 from .given_pictures import concept_pictures
@@ -88,8 +88,9 @@ class Jobs:
         """The last job, of an earlier start of the web UI if there was none since."""
         if self.last is None:
             try:
+                check_regular(_note_path())
                 job = Job(**json.loads(_note_path().read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
+            except (InvalidFile, OSError, ValueError, TypeError):
                 return None
             if job.status == "running":
                 job.status = "stopped"

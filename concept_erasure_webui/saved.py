@@ -13,6 +13,7 @@ from erasure_core.boundary.report import ReportCard
 from erasure_core.boundary.report_page import write_report
 from erasure_core.errors import InvalidFile
 from erasure_core.library import safe_stem
+from erasure_core.safe_files import check_regular
 
 from . import places
 
@@ -84,7 +85,7 @@ def _free(kind: str, name: str) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if check_regular(path) > MAX_BYTES:
             raise InvalidFile(f"{path} is too large to show; make it again.")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

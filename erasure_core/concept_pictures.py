@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .concept import worded
@@ -18,6 +18,7 @@ from .errors import InvalidFile
 from .image_prompt import ImageAdapter
 from .model import LoadedModel
 from .progress import Progress
+from .safe_files import check_regular
 from .sampling import sample
 
 if TYPE_CHECKING:
@@ -69,17 +70,36 @@ def read_pictures(folder: Path, size: tuple[int, int]) -> Tensor:
     Raises:
         InvalidFile: the folder has no pictures, or one cannot be read.
     """
-    # os.path, for pathlib raises an error for a name that is too long.
-    inside = folder.glob("*") if os.path.isdir(folder) else ()
-    paths = sorted(path for path in inside if path.suffix.lower() in SUFFIXES)
+    return torch.stack([read_picture(path, size) for path in picture_paths(folder)])
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """The pictures of a folder, by name.
+
+    Raises:
+        InvalidFile: there is no such folder, or it cannot be read or has none.
+    """
+    if not os.path.exists(folder):  # os.path, for pathlib raises an error for a name that is too long
+        raise InvalidFile(f"{folder} does not exist, so it holds no pictures; check the path.")
+    if not os.path.isdir(folder):
+        raise InvalidFile(f"{folder} is no folder; give the folder that the pictures are in.")
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise InvalidFile(f"{folder} cannot be read ({error.strerror}); check its rights.") from error
     if not paths:
         raise InvalidFile(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); choose a folder with some.")
-    return torch.stack([read_picture(path, size) for path in paths])
+    return paths
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
-    """One picture, cut to the middle and scaled, uint8 [3, height, width]; raises as ``read_pictures``."""
+    """One picture, cut to the middle and scaled, uint8 [3, height, width]; of a moving one the first.
+
+    Raises:
+        InvalidFile: it is no file, too large, damaged, or of another format.
+    """
     height, width = size
+    check_regular(path)
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -88,17 +108,24 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     except InvalidFile:
         raise
     except Exception as error:  # the decoders raise many types for damaged files
-        raise InvalidFile(f"{path} cannot be read as a picture ({error}).") from error
+        reason = "it is no PNG, JPEG, WebP or BMP" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
+        raise InvalidFile(
+            f"{path} cannot be read as a picture ({reason}); save it anew as PNG or JPEG, or take it out."
+        ) from error
     cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
     return torch.from_numpy(cut.copy()).permute(2, 0, 1)
 
 
 def upright_rgb(opened: Image.Image) -> Image.Image:
-    """A picture as people see it: turned as its camera noted, and with 16 bits of grey in the range of 8."""
+    """A picture as people see it: turned as its camera noted, on white where it is transparent, and with 16 bits of
+    grey in the range of 8."""
     upright = ImageOps.exif_transpose(opened)
     if upright.mode.startswith("I"):
         deep = np.asarray(upright, dtype=np.int64)
         upright = Image.fromarray((deep.clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        shown = upright.convert("RGBA")  # knows all kinds: a channel, entries of the palette, one colour
+        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
     return upright.convert("RGB")
 
 

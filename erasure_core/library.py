@@ -31,7 +31,7 @@ from .manifest import Manifest
 from .methods import Method, SolverSettings
 from .model import LoadedModel, PromptModel
 from .progress import Progress
-from .safe_files import exclusive, is_unicode, read_header, write_bytes
+from .safe_files import check_regular, exclusive, is_unicode, read_header, write_bytes
 from .trainer import SAVE_EVERY, History
 
 SUFFIX = ".safetensors"
@@ -291,11 +291,13 @@ def history_path(path: Path) -> Path:
 def _history(path: Path) -> History:
     """What was noted beside a file; empty if that is lost, for it is only shown."""
     try:
-        raw = json.loads(history_path(path).read_text(encoding="utf-8"))
+        beside = history_path(path)
+        check_regular(beside)
+        raw = json.loads(beside.read_text(encoding="utf-8"))
         losses = [_numbers(terms) for terms in raw["losses"]]
         residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
         return History(losses, residual, [(int(step), _numbers(found)) for step, found in raw.get("figures", [])])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (InvalidFile, OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidFile
-from .safe_files import MAX_SIZE, check_regular, read_tensors
+from .safe_files import MAX_SIZE, check_regular, is_unicode, read_tensors
 
 MAX_FOLDERS = 1000
 """Dictionaries that are looked into."""
@@ -47,6 +47,8 @@ def _check_pickle(path: Path) -> None:
         InvalidFile: too large, compressed, or of that form.
     """
     size = check_regular(path)
+    if not is_unicode(path):
+        raise InvalidFile(f"{path} has a name that is no UTF-8; rename it.")
     if size > MAX_SIZE:
         raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
     try:

@@ -19,7 +19,7 @@ from .errors import ErasureError, InvalidFile, InvalidSettings
 from .layers import is_text
 from .library import Library, confined, safe_stem
 from .model import LoadedModel
-from .safe_files import write_bytes
+from .safe_files import check_regular, write_bytes
 
 FORMAT_VERSION = 1
 SUFFIX = ".profile.json"
@@ -111,9 +111,12 @@ def sha256_of(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
+        check_regular(path)
         with path.open("rb") as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)
+    except InvalidFile as error:
+        raise ProfileFailed(f"The profile cannot be applied: {error}") from error
     except OSError as error:
         raise ProfileFailed(f"{path} cannot be read ({error.strerror}), so the profile cannot be applied.") from error
     return digest.hexdigest()
@@ -204,13 +207,15 @@ def read_profile(path: Path) -> SafetyProfile:
         ProfileFailed: missing, not JSON, of a newer format, or with wrong entries.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if check_regular(path) > MAX_BYTES:
             raise ProfileFailed(f"{path} is larger than {MAX_BYTES} bytes; it is not a safety profile.")
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format_version"] > FORMAT_VERSION:
             raise ProfileFailed(f"{path} was written by a newer version of this software; update it.")
         entries = tuple(_entry(item) for item in raw["entries"])
         return SafetyProfile(_text(raw["name"]), entries)
+    except InvalidFile as error:
+        raise ProfileFailed(f"The safety profile is no file that can be read: {error}") from error
     except OSError as error:
         raise ProfileFailed(f"The safety profile {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:

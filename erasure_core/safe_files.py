@@ -75,9 +75,21 @@ def check_regular(path: Path) -> int:
         raise InvalidFile(f"{path} cannot be read ({reason}); check the path.") from error
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path} cannot be read: it is a folder, a pipe or a device; give a file.")
-    if not is_unicode(path):
-        raise InvalidFile(f"{path} has a name that is no UTF-8; rename it.")
     return status.st_size
+
+
+def check_regular_inside(folder: Path) -> None:
+    """Refuse a folder that a library is to read by itself, if it would wait for ever for something in it.
+
+    Raises:
+        InvalidFile: something in it is a pipe, a socket or a device, or the folder cannot be read.
+    """
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.exists() and not path.is_dir():  # what a broken link stands for is missing, and told as that
+                check_regular(path)
+    except OSError as error:
+        raise InvalidFile(f"{folder} cannot be read ({error.strerror}); check the path.") from error
 
 
 def read_text(path: Path) -> str:
@@ -104,6 +116,8 @@ def read_header(path: Path, max_size: int = MAX_SIZE) -> Header:
         InvalidFile: missing, not safetensors, or larger than any erasure can be.
     """
     size = check_regular(path)
+    if not is_unicode(path):
+        raise InvalidFile(f"{path} has a name that is no UTF-8; rename it.")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

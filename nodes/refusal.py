@@ -47,6 +47,8 @@ def _setting() -> str:
     if not path.exists():
         return ""
     try:
+        if not path.is_file():  # a pipe never ends
+            raise ValueError("it is no file")
         name = json.loads(path.read_text(encoding="utf-8"))["default_profile"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingFailed(f"The setting {path} cannot be read ({error!r}); correct or remove it.") from error

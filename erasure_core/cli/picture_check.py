@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..boundary.wording import unrelated_words
 from ..concept import Concept, worded
 from ..errors import InvalidFile
-from ..hosts.clip_vision import ClipVision
+from ..hosts.clip_vision import ClipVision, check_clip_folder
 from ..hosts.ldm_checkpoint import TOKENIZER
 
 SHARPNESS = 100.0
@@ -88,13 +88,14 @@ class _VisionSide:
 
 
 def _whole_model(folder: Path) -> Any:
+    check_clip_folder(folder)
     try:
         from transformers import CLIPModel
 
         model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{folder} is not a CLIP model ({first}).") from error
+        raise InvalidFile(f"{folder} is not a CLIP model ({first}); get a fresh copy.") from error
     if [key for key in report["missing_keys"] if not key.endswith("position_ids")]:
         raise InvalidFile(f"{folder} is half a CLIP model; --clip takes a whole one, text and vision.")
     return model.eval()

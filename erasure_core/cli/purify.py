@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..concept_pictures import SUFFIXES, read_picture
-from ..errors import InvalidFile, InvalidSettings
+from ..concept_pictures import picture_paths, read_picture
+from ..errors import InvalidSettings
 from ..purify import check_captions, purify
-from ..safe_files import write_bytes
+from ..safe_files import check_regular, write_bytes
 from .erasure_arguments import bind_all
 from .generate import png
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -76,9 +76,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    if os.path.isfile(path):  # pathlib raises an error for a name that is too long
-        return [path]
-    found = sorted(p for p in path.glob("*") if p.suffix.lower() in SUFFIXES) if os.path.isdir(path) else []
-    if not found:
-        raise InvalidFile(f"{path} is no picture and holds none ({', '.join(SUFFIXES)}); check the path.")
-    return found
+    if os.path.isdir(path):  # pathlib raises an error for a name that is too long
+        return picture_paths(path)
+    check_regular(path)
+    return [path]

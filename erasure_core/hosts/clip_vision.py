@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidFile
+from ..safe_files import check_regular_inside
 
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's own pictures were normalised by."""
+
+
+def check_clip_folder(folder: Path) -> None:
+    """Refuse what the library would wait for, or would look for in the network.
+
+    Raises:
+        InvalidFile: no folder of a model, or a pipe or a device in it.
+    """
+    if not os.path.isfile(folder / "config.json"):
+        raise InvalidFile(f"{folder} is not a CLIP model: it has no config.json; give its folder.")
+    check_regular_inside(folder)
 
 
 class ClipVision:
@@ -34,6 +47,7 @@ class ClipVision:
         Raises:
             InvalidFile: no such folder, or not a CLIP vision model.
         """
+        check_clip_folder(folder)
         try:
             from transformers import CLIPVisionModelWithProjection
 
@@ -44,7 +58,7 @@ class ClipVision:
             config = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
         except Exception as error:  # the libraries raise dozens of types for a damaged folder
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InvalidFile(f"{folder} is not a CLIP vision model ({first}).") from error
+            raise InvalidFile(f"{folder} is not a CLIP vision model ({first}); get a fresh copy.") from error
         if [key for key in report["missing_keys"] if not key.endswith("position_ids")]:
             raise InvalidFile(f"{folder} is not a whole CLIP vision model: tensors are missing; get a fresh copy.")
         mean, spread = config.get("image_mean", MEAN), config.get("image_std", SPREAD)

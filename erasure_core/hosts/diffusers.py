@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..delta import weight_of
-from ..errors import InvalidConcept, ModelError, PromptTooLong
+from ..errors import InvalidConcept, InvalidFile, ModelError, PromptTooLong
 from ..model import Conditioning
+from ..safe_files import check_regular_inside, read_header, read_text
 from ..schedule import NoiseSchedule
 from .ldm_checkpoint import LATENT_SIZE, ModelParts, read_checkpoint
 
@@ -283,14 +284,21 @@ def _linear_layers(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Mod
 def _device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = "there is no such kind of device"
     try:
         device = torch.device(wanted)
+        reason = "this machine has none, or its torch was built without it"
         if device.type == "meta":
             raise ValueError("it holds no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ModelError(f"The device {wanted!r} cannot be used ({str(error).splitlines()[0]}).") from error
+        raise ModelError(f"The device {wanted!r} cannot be used: {reason}; choose from {_devices()}.") from error
     return device
+
+
+def _devices() -> str:
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ", ".join(["auto", "cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])])
 
 
 def _dtype(device: torch.device) -> torch.dtype:
@@ -374,6 +382,9 @@ def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+    second = os.path.isdir(folder / "text_encoder_2")
+    wanted = ["unet", "text_encoder", *(["text_encoder_2"] if second else []), *(["vae"] if pictures else [])]
+    _check_files(folder, wanted, ["tokenizer", *(["tokenizer_2"] if second else [])])
     try:
         schedule = _schedule(folder)
         unet = _whole(UNet2DConditionModel, folder / "unet", dtype)
@@ -381,7 +392,7 @@ def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts
             [_whole(CLIPTextModel, folder / "text_encoder", dtype)],
             [_tokenizer(folder / "tokenizer")],
         )
-        if (folder / "text_encoder_2").is_dir():
+        if second:
             encoders.append(_whole(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype))
             tokenizers.append(_tokenizer(folder / "tokenizer_2"))
         vae = None
@@ -392,9 +403,51 @@ def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts
     except ModelError:
         raise
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"The model {folder} is incomplete or damaged ({first}); get a fresh copy.") from error
+        told = _damage(folder, wanted) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"The model {folder} is incomplete or damaged ({told}); get a fresh copy.") from error
     return ModelParts(unet, encoders, tokenizers, schedule, vae)
+
+
+def _check_files(folder: Path, networks: Sequence[str], tokenizers: Sequence[str]) -> None:
+    """Whether a model folder has all files, and none that the libraries would wait for: of what is missing they tell
+    in terms of their own functions.
+
+    Raises:
+        ModelError: something is missing, or is a pipe or a device.
+    """
+    missing = [
+        name
+        for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in networks))
+        if not os.path.lexists(folder / name)
+    ]
+    missing += [
+        f"{part}/*.safetensors"
+        for part in networks
+        if not any(path.suffix in (".safetensors", ".bin") for path in (folder / part).glob("*"))
+    ]
+    if missing:
+        raise ModelError(f"The model {folder} is incomplete or damaged (it lacks {missing[0]}); get a fresh copy.")
+    try:
+        for part in filter(os.path.isdir, (folder, *(folder / p for p in ("scheduler", *networks, *tokenizers)))):
+            check_regular_inside(Path(part))
+    except InvalidFile as error:
+        raise ModelError(f"The model {folder} is incomplete or damaged: {error}") from error
+
+
+def _damage(folder: Path, networks: Sequence[str]) -> str | None:
+    """Which file of a model that a library could not load is broken, if that can be seen from outside."""
+    for part in ("scheduler", *networks):
+        for path in sorted((folder / part).glob("*")):
+            try:
+                if path.suffix == ".json":
+                    json.loads(read_text(path))
+                elif path.suffix == ".safetensors":
+                    read_header(path)
+            except InvalidFile as error:
+                return str(error).rpartition("; ")[0]
+            except (ValueError, RecursionError):
+                return f"{path} is no JSON"
+    return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

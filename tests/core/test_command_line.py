@@ -174,8 +174,9 @@ def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         assert run("erase", "--model", folder, "--concept", "ball", "--out", tmp_path / "x.safetensors") == 3
         assert expected in sentence(capsys), folder
-    assert run("generate", "--model", model, "--prompt", "a", "--out", tmp_path, "--device", "cuda:99") == 3
-    assert "'cuda:99' cannot be used" in sentence(capsys)
+    for device, why in (("cuda:99", "this machine has none"), ("foo", "there is no such kind of device")):
+        assert run("generate", "--model", model, "--prompt", "a", "--out", tmp_path, "--device", device) == 3
+        assert f"{device!r} cannot be used: {why}" in (told := sentence(capsys)) and "choose from auto, cpu" in told
 
 
 def without_one_tensor(folder: Path, part: str) -> None:
@@ -184,6 +185,33 @@ def without_one_tensor(folder: Path, part: str) -> None:
     tensors = load_file(path)
     del tensors[sorted(name for name in tensors if name.endswith("weight"))[0]]
     save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "says"),
+    [
+        ("unet/config.json", None, "it lacks unet/config.json"),
+        ("scheduler", None, "it lacks scheduler/scheduler_config.json"),
+        ("vae/diffusion_pytorch_model.safetensors", None, "it lacks vae/*.safetensors"),
+        ("text_encoder/config.json", b"{", "config.json is no JSON"),
+        ("unet/diffusion_pytorch_model.safetensors", b"x" * 99, "is not a safetensors file, or it is cut short"),
+        ("unet/config.json", "pipe", "a pipe or a device"),
+    ],
+)
+def test_damaged_models_are_told_in_our_words(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, damage: bytes | str | None, says: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if damage == "pipe":
+        os.mkfifo(path)
+    elif isinstance(damage, bytes):
+        path.write_bytes(damage)
+    assert run("generate", "--model", folder, "--prompt", "a ball", "--out", tmp_path / "p") == 3
+    told = sentence(capsys)
+    assert says in told and "Error" not in told and told.count("; ") == 1
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "tokenizer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure_core.concept_pictures import own_latents, read_picture, reads_pictures
+from erasure_core.cli.purify import _files as given_pictures_of_a_command
+from erasure_core.concept_pictures import own_latents, read_picture, read_pictures, reads_pictures
+from erasure_core.errors import InvalidFile
+from erasure_core.hosts.clip_vision import ClipVision
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
 from erasure_core.progress import Silent
@@ -52,6 +56,70 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
     turned[0x0112] = 3  # the camera was held upside down
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
     assert read_picture(tmp_path / "turned.png", (32, 32))[:, 16:].float().mean() == 255
+
+
+def made(path: Path, mode: str) -> Path:
+    """A picture whose left half is blue and whose right half is transparent, with red hidden below."""
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:, :16] = (0, 0, 255, 255)
+    pixels[:, 16:] = (255, 0, 0, 0)
+    picture = Image.fromarray(pixels)
+    if mode == "P":
+        picture.quantize(2).save(path)
+    elif mode == "one colour":
+        picture.convert("RGB").save(path, transparency=(255, 0, 0))
+    elif mode == "LA":
+        picture.convert("LA").save(path)
+    else:
+        picture.save(path, lossless=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "RGBA"), ("a.webp", "RGBA"), ("a.png", "LA"), ("a.png", "P"), ("a.png", "one colour")]
+)
+def test_what_is_transparent_is_white(tmp_path: Path, name: str, mode: str) -> None:
+    read = read_picture(made(tmp_path / name, mode), (32, 32)).float()
+    assert read[:, :, 20:].min() > 250 and read[0, :, :12].max() < 60
+
+
+def test_moving_pictures_and_colours_for_print_are_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    for name in ("a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert read_picture(tmp_path / name, (16, 16))[0].float().mean() > 250, "the first frame"
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
+    assert read_picture(tmp_path / "print.jpg", (16, 16)).float().mean((1, 2)).tolist() == pytest.approx(
+        [254, 0, 0], abs=3
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes into these pipes: whoever opens one waits for ever."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InvalidFile, match=r"b\.png cannot be read: it is a folder, a pipe or a device"):
+        read_pictures(tmp_path, (8, 8))
+    with pytest.raises(InvalidFile, match="a pipe"):
+        given_pictures_of_a_command(tmp_path / "b.png")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidFile, match="a pipe"):
+        ClipVision.load(tmp_path)
+
+
+def test_broken_pictures_are_told_with_what_to_do(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:4000])
+    (tmp_path / "text.png").write_text("hello")
+    for name, reason in (("cut.png", "damaged: "), ("text.png", "it is no PNG, JPEG, WebP or BMP")):
+        with pytest.raises(InvalidFile, match=f"{reason}.*; save it anew as PNG or JPEG, or take it out"):
+            read_picture(tmp_path / name, (8, 8))
+    with pytest.raises(InvalidFile, match="does not exist.*check the path"):
+        read_pictures(tmp_path / "nowhere", (8, 8))
+    with pytest.raises(InvalidFile, match="is no folder; give the folder"):
+        read_pictures(tmp_path / "cut.png", (8, 8))
 
 
 def test_own_pictures_are_made_a_few_at_a_time(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
