@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .broken_model import check_model
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
 from .errors import InvalidFile, InvalidSettings, TrainingFailed, WrongBase
 from .fingerprint import distance, fingerprint, sketch, tolerance_of
@@ -135,6 +136,7 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
         OutputError: the file cannot be written.
         InvalidSettings: the change is zero.
         TrainingFailed: the change is not finite.
+        ModelError: neither are the weights of the model itself.
         ValueError: dense and low-rank changes are mixed, or there is none.
     """
     dense = {isinstance(delta, DenseDelta) for delta in erasure.deltas.deltas.values()}
@@ -159,6 +161,7 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
             tensors = {k: t for name, delta in whole.items() for k, t in _stored(names[name], delta, stored_as).items()}
             write_tensors(path, tensors, _metadata(path, manifest))
             return manifest
+    check_model(model)
     raise TrainingFailed(
         "The change is not a finite number, so nothing was written. After a training lower its learning rate; "
         "otherwise look for numbers that are too large in the model, the file or its strength."

@@ -41,6 +41,7 @@ ALPHA = ".alpha"
 NOTE = "lora_adapter_metadata"
 MAX_NOTE = 10_000
 UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
+GIVE_BASE = "give the base model that it was made on"
 FAR = 0.9
 """Relative distance of a weight to the base's from which they cannot belong together."""
 
@@ -152,7 +153,9 @@ def _from_weights(
             continue
         base = model.base_weight(name).detach().cpu()
         if tensor.shape != base.shape:
-            raise WrongBase(f"{path} has {key} as {tuple(tensor.shape)}, but this model's is {tuple(base.shape)}.")
+            raise WrongBase(
+                f"{path} has {key} as {tuple(tensor.shape)}, but this model's is {tuple(base.shape)}; {GIVE_BASE}."
+            )
         if name in read:
             raise InvalidFile(f"{path} holds {name!r} twice, by two names; it cannot be converted.")
         read.add(name)
@@ -161,9 +164,14 @@ def _from_weights(
         if change.abs().max() > 0:
             deltas[name], noise[name] = DenseDelta(change), rounding / float(change.norm())
     if not read:
-        raise InvalidFile(f"{path} holds no weight of this model's UNet by a known name; it cannot be converted.")
+        raise InvalidFile(
+            f"{path} holds no weight of this model's UNet by a known name; it cannot be converted. If it is for "
+            f"another kind of model, {GIVE_BASE}."
+        )
     if apart > FAR:
-        raise WrongBase(f"{path} was made on another base: a weight differs from this model's by {apart:.0%}.")
+        raise WrongBase(
+            f"{path} was made on another base: a weight differs from this model's by {apart:.0%}; {GIVE_BASE}."
+        )
     if not deltas:
         raise InvalidFile(f"{path} holds the base model's own weights; there is nothing to convert.")
     unread = tuple(sorted(name for name in left_out if name not in others))
@@ -258,7 +266,9 @@ def _factored(
     if up.dim() != down.dim() or up.dim() not in (2, 4) or not len(down) or up.shape[1] != len(down):
         raise InvalidFile(f"{path} holds an incomplete or unknown change of {module!r}; it cannot be converted.")
     if (len(up), *down.shape[1:]) != tuple(shape) or up[0, 0].numel() != 1:
-        raise WrongBase(f"{path} changes {module} as {(len(up), *down.shape[1:])}, which this model's is not.")
+        raise WrongBase(
+            f"{path} changes {module} as {(len(up), *down.shape[1:])}, but this model's is {tuple(shape)}; {GIVE_BASE}."
+        )
     alpha = pair.get("alpha", torch.tensor(float(len(down)) if stated_alpha is None else stated_alpha))
     if alpha.numel() != 1:
         raise InvalidFile(f"{path} holds {alpha.numel()} numbers as the scale of {module!r}; it cannot be converted.")

@@ -136,4 +136,4 @@ def purify(
             empty, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
             z = model.schedule.step(z, t, torch.full_like(t, following), empty + guidance * (within - empty))
-    return finite(z)
+    return finite(z, model)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .broken_model import check_model
 from .errors import Cancelled, ModelError
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
@@ -78,18 +79,20 @@ def sample(
         following = timesteps[i + 1] if i + 1 < steps else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
         progress.update(Report("sampling", i + 1, steps))
-    return finite(z)
+    return finite(z, model)
 
 
-def finite(latents: Tensor) -> Tensor:
-    """Latents as they are.
+def finite(latents: Tensor, model: LoadedModel | None = None) -> Tensor:
+    """Latents as they are; of a ``model`` that painted them its own weights are looked at first.
 
     Raises:
         ModelError: they are no finite numbers, so no picture.
     """
     if not torch.isfinite(latents).all():
+        if model is not None:
+            check_model(model)
         raise ModelError(
-            "The model paints no finite numbers. Either its weights hold numbers that are too large or none, or an "
-            "erasure or its strength is too large."
+            "The model paints no finite numbers. Lower the strength of its erasures; if it paints none without them "
+            "either, its weights hold numbers that are too large: get a fresh copy of it, or load it in float32."
         )
     return latents

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batches
+from .broken_model import check_model
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
@@ -208,7 +209,7 @@ class Trainer:
                 self.state.tensors = self.state.begin()
             self._loop()
             self._close()
-        except TrainingFailed:
+        except (TrainingFailed, ModelError):
             raise
         except DeviceOutOfMemory as error:
             self._save()
@@ -378,6 +379,7 @@ class Trainer:
 
         Raises:
             TrainingFailed: a term is not finite, or gradients are not for another reason.
+            ModelError: it is the model's own weights that are not finite.
         """
         gradients = [p.grad for p in self.deltas.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, self.loss_scale)
@@ -396,6 +398,13 @@ class Trainer:
         return None
 
     def _failure(self, what: str) -> TrainingFailed:
+        check_model(self.model)
+        if not self.step:  # nothing has been learned yet, so no learning rate is to blame
+            return TrainingFailed(
+                f"{what} at step 1, before anything was changed; nothing was written. The model's weights hold "
+                "numbers that are too large or none, or its format is too narrow for them: get a fresh copy, or load "
+                "it in float32."
+            )
         rate = self.settings.learning_rate
         return TrainingFailed(
             f"{what} at step {self.step + 1}; nothing was written. Lower the learning rate (now {rate:g})."

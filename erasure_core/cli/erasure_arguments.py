@@ -15,8 +15,10 @@ def split_strength(text: str) -> tuple[Path, float]:
     """``file.safetensors:0.8`` to path and strength; without a number the strength is 1.
 
     Raises:
-        InvalidSettings: the strength is not a number between -10 and 10.
+        InvalidSettings: there is no name, or the strength is not a number between -10 and 10.
     """
+    if not text.strip():
+        raise InvalidSettings("The name of an erasure file is empty; write FILE or FILE:0.8.")
     path, colon, number = text.rpartition(":")
     if not colon or number.endswith(".safetensors") or "/" in number or "\\" in number:
         return Path(text), 1.0

@@ -17,6 +17,7 @@ from ..safe_files import write_bytes
 from ..sampling import sample
 from .erasure_arguments import bind_all
 from .model_arguments import add_model_arguments, load_chosen_model
+from .numbering import next_number
 from .terminal import check_folder, read_lines, terminal_progress
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", action="append", default=[], help="what to paint; may be repeated")
     parser.add_argument("--prompts-file", type=Path, help="file with one prompt a line")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG); none in it is replaced")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture of each prompt (default 0)")
     parser.add_argument(
         "--count", type=int, default=1, help="pictures for each prompt, with seeds counting up (default 1)"
@@ -64,15 +65,16 @@ def run(options: argparse.Namespace) -> None:
     for prompt in prompts:
         model.encode([prompt])  # refuses what is too long before anything is painted
     check_folder(options.out)
-    jobs = [(place, prompt, options.seed + i) for place, prompt in enumerate(prompts) for i in range(options.count)]
+    numbered = list(enumerate(prompts, next_number(options.out)))
+    jobs = [(number, prompt, options.seed + i) for number, prompt in numbered for i in range(options.count)]
     with terminal_progress() as progress, applied(model, erasures):
         for start in range(0, len(jobs), options.batch):
             batch = jobs[start : start + options.batch]
             texts, seeds = [prompt for _, prompt, _ in batch], [seed for _, _, seed in batch]
             part = Part(progress, start * options.steps, len(jobs) * options.steps, len(batch))
             latents = sample(model, texts, seeds, options.steps, options.guidance, progress=part)
-            for (place, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
-                path = options.out / f"{place:04d}_{seed}.png"
+            for (number, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
+                path = options.out / f"{number:04d}_{seed}.png"
                 write_bytes(path, png(picture))
                 print(
                     json.dumps({"prompt": prompt, "seed": seed, "path": str(path)}) if options.json else path,

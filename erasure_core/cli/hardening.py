@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..boundary.exploration import Exploration
 from ..boundary.explore import ExploreSettings
 from ..boundary.subject import GUIDANCE
 from .explore import seconds
-from .terminal import printable
+from .terminal import printable, say
 
 
 def add_harden_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,4 +42,4 @@ def search_settings(options: argparse.Namespace) -> ExploreSettings:
 
 def tell_round(number: int, found: Exploration) -> None:
     """Say on standard error what a round found."""
-    print(f"Round {number}: {printable(found.summary())}", file=sys.stderr)
+    say(f"Round {number}: {printable(found.summary())}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _as_text(described: dict[str, Any]) -> str:
-    lines = [f"{described['path']}: {described['layers']} layers, {described['form']}, {described['bytes']} bytes"]
+    lines = [
+        f"{printable(described['path'])}: {described['layers']} layers, {described['form']}, {described['bytes']} bytes"
+    ]
     manifest = described.get("manifest")
     if manifest is None:
         return "\n".join([*lines, "  no manifest: a plain LoRA that was not made by this software"])
@@ -59,7 +62,28 @@ def _as_text(described: dict[str, Any]) -> str:
         "steps": manifest["steps_done"],
         "base": f"{manifest['family']}, fingerprint {manifest['base_fingerprint'][:16]}",
         "stored as": f"{manifest['dtype']}, relative error {manifest['storage_error']:.1e}",
-        "measured": json.dumps(manifest["measured"]) if manifest["measured"] else "nothing yet",
+        "measured": "" if manifest["measured"] else "nothing yet",
         "fits": described.get("fits", "(not checked; give --model)"),
     }
-    return "\n".join([*lines, *(f"  {name:<10} {printable(value)}" for name, value in rows.items())])
+    lines += [f"  {name:<10} {printable(value)}".rstrip() for name, value in rows.items()]
+    place = 1 + list(rows).index("measured") + 1
+    return "\n".join([*lines[:place], *_told(manifest["measured"], 2), *lines[place:]])
+
+
+def _told(value: dict[str, Any] | list[Any], depth: int) -> Iterator[str]:
+    """What a manifest says of measurements, which may be anything, as indented lines; shares as the report card has
+    them."""
+    named = value.items() if isinstance(value, dict) else (("-", item) for item in value)
+    for name, item in named:
+        label = "  " * depth + printable(name) + (":" if isinstance(value, dict) else "")
+        if isinstance(item, dict) and _is_share(item):
+            yield f"{label} {item['share']:.0%} of {item['count']} ({item['low']:.0%} to {item['high']:.0%})"
+        elif isinstance(item, (dict, list)) and item:
+            yield label
+            yield from _told(item, depth + 1)
+        else:
+            yield f"{label} {printable(item)}"
+
+
+def _is_share(item: dict[str, Any]) -> bool:
+    return item.keys() == {"share", "count", "low", "high"} and all(type(n) in (int, float) for n in item.values())

@@ -8,6 +8,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ..errors import ErasureError, OutOfMemory, OutputError, is_out_of_memory
 from ..version import __version__
@@ -28,9 +30,27 @@ CLOSED_PIPE = 141
 """As shells tell of a program that a closed pipe ended."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and leaves the options to --help; takes no empty path, which Python reads as
+    the present folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, _path)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help.\n")
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="concept-erasure",
         description="Make a Stable Diffusion model unable to paint a concept, as a small file that any UI loads.",
         epilog=EXIT_CODES,
@@ -55,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
     _ready_streams()
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()

@@ -16,6 +16,7 @@ from ..safe_files import check_regular, write_bytes
 from .erasure_arguments import bind_all
 from .generate import png
 from .model_arguments import add_model_arguments, load_chosen_model
+from .numbering import next_number
 from .picture_arguments import PATCH
 from .terminal import check_folder, terminal_progress
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture", type=Path, action="append", required=True, help="picture file or folder; may be repeated"
     )
     parser.add_argument("--caption", required=True, help="what the pictures show, in words that say the concept")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG); none in it is replaced")
     parser.add_argument("--share", type=float, default=0.8, help="how far to go back to noise, 0 to 1 (default 0.8)")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps of the whole way (default 50)")
     parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance scale (default 5)")
@@ -63,14 +64,15 @@ def run(options: argparse.Namespace) -> None:
     _, height, width = model.latent_shape
     size = (PATCH * height, PATCH * width)
     check_folder(options.out)
+    first = next_number(options.out)
     with terminal_progress() as progress:
         for start in range(0, len(paths), options.batch):
             batch = paths[start : start + options.batch]
             latents = model.latents_of(torch.stack([read_picture(path, size) for path in batch]))
             captions = [options.caption] * len(batch)
             clean = purify(model, latents, captions, erasures, options.steps, options.guidance, options.share, progress)
-            for place, (source, picture) in enumerate(zip(batch, model.decode(clean), strict=True), start):
-                path = options.out / f"{place:04d}_{source.stem[:LONGEST_STEM]}.png"
+            for number, (source, picture) in enumerate(zip(batch, model.decode(clean), strict=True), first + start):
+                path = options.out / f"{number:04d}_{source.stem[:LONGEST_STEM]}.png"
                 write_bytes(path, png(picture))
                 print(json.dumps({"source": str(source), "path": str(path)}) if options.json else path, flush=True)
 

@@ -78,6 +78,11 @@ def load_model(path: Path, device: str, pictures: bool = True, prediction: str |
     return DiffusersModel.load(path, device, pictures, prediction)
 
 
+def say(text: str) -> None:
+    """Print a line on standard error above a progress bar that may be there, which is drawn again below it."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def printable(value: object) -> str:
     """A stranger's text without control characters, which could rewrite the terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(value))

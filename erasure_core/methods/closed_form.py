@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..broken_model import check_model
 from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings, ModelError
@@ -175,6 +176,7 @@ def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) 
     keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
     kept = kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
     if not all(bool(rows.sum().isfinite()) for rows in (subject, instead, kept)):
+        check_model(model)
         raise ModelError(
             "The text encoder gives no finite numbers. Either its weights hold numbers that are too large or none, or "
             "its format is too narrow for them: load the model anew, or in float32."

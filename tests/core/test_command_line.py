@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from erasure_core import read_erasure
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
+from erasure_core.cli.terminal import say, terminal_progress
+from erasure_core.progress import Report
 from erasure_core.safe_files import LONGEST_NAME
 
 QUICK = [
@@ -117,6 +120,21 @@ def test_strength_zero_paints_the_untouched_picture(model: Path, erased: Path, t
     untouched = paint("a")
     assert np.array_equal(paint("b", "--erasure", f"{erased}:0"), untouched)
     assert not np.array_equal(paint("c", "--erasure", f"{erased}:5"), untouched)
+
+
+def test_no_picture_is_ever_replaced(model: Path, erased: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    options = ["generate", "--model", model, "--prompt", "a ball", "--prompt", "a cat", "--steps", 1, "--out", out]
+    assert run(*options) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(before) == ["0000_0.png", "0001_0.png"]
+    (out / "00041-7.png").write_bytes(b"the web UI's")
+    assert run(*options) == 0
+    assert sorted({path.name for path in out.iterdir()} - before.keys()) == ["00041-7.png", "0042_0.png", "0043_0.png"]
+    given = ["--erasure", erased, "--caption", "a ball", "--picture", out / "0000_0.png", "--steps", 2, "--out", out]
+    assert run("purify", "--model", model, *given) == 0
+    assert (out / "0044_0000_0.png").exists()
+    assert all((out / name).read_bytes() == content for name, content in before.items())
 
 
 def test_one_picture_does_not_depend_on_its_batch(model: Path, tmp_path: Path) -> None:
@@ -240,6 +258,7 @@ def test_bad_generate(model: Path, erased: Path, tmp_path: Path, capsys: pytest.
         (["--prompt", "a", "--erasure", "x" * 300 + ".safetensors"], "File name too long"),
         (["--prompt", "a \udcff"], "holds bytes that are no UTF-8"),
         (["--prompt", "a", "--erasure", f"{erased}:lots"], "'lots'"),
+        (["--prompt", "a", "--erasure", ""], "name of an erasure file is empty; write FILE"),
         (["--prompt", "a", "--erasure", f"{erased}:nan"], "is not a strength"),
         (["--prompt", "a", "--erasure", tmp_path / "broken.safetensors"], "cut short"),
         (["--prompt", "a", "--steps", "0"], "--steps is 0"),
@@ -310,6 +329,61 @@ def test_help_tells_what_differs_between_methods(capsys: pytest.CaptureFixture[s
     assert run("bake", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--model MODEL the .safetensors checkpoint to build them in; folders cannot be baked --" in shown
+
+
+def test_a_wrong_command_line_is_told_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["generate", "--model", tmp_path, "--prompt", "a"]
+    for arguments, says in (
+        (base, "the following arguments are required: --out"),
+        ([*base, "--out", "p", "--steps", "many"], "invalid int value: 'many'"),
+        ([*base, "--out", ""], "argument --out: the path is empty"),
+        ([*base, "--out", "p", "--what"], "unrecognized arguments: --what"),
+        (["paint"], "invalid choice: 'paint'"),
+    ):
+        assert run(*arguments) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and told.startswith("concept-erasure") and says in told, told
+        assert told.endswith(" --help.\n")
+
+
+def test_a_model_of_no_finite_numbers_is_blamed_itself(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith("attn2.to_q.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    out = ["--out", tmp_path / "x.safetensors"]
+    for command in (
+        ["erase", "--concept", "ball", *QUICK, *out],
+        ["generate", "--prompt", "a", "--steps", 1, "--out", tmp_path / "p"],
+    ):
+        assert run(*command, "--model", folder) == 3
+        assert f"weights are not all finite numbers (unet.{name.removesuffix('.weight')})" in sentence(capsys)
+    assert not any(path.suffix in (".safetensors", ".partial", ".png") for path in tmp_path.rglob("x*"))
+
+
+def test_rounds_are_told_above_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal_progress() as progress:
+        progress.update(Report("searching", 1, 9))
+        say("Round 1: nothing.")
+    assert "\rRound 1: nothing.\n" in capsys.readouterr().err.replace(" " * 5, "").replace("\r\r", "\r")
+
+
+def test_measurements_are_told_line_by_line(erased: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, manifest = load_file(erased), read_erasure(erased).manifest
+    assert manifest is not None
+    share = {"share": 0.25, "count": 8, "low": 0.1, "high": 0.5}
+    found = {"report_card": {"leak": {"named": share}, "verdict": ["It\nleaks.\x1b[2J"], "odd": {**share, "low": "x"}}}
+    save_file(tensors, erased, {"erasure": replace(manifest, measured=found).to_json()})
+    assert run("inspect", erased) == 0
+    told = capsys.readouterr().out
+    assert "  measured\n    report_card:\n      leak:\n        named: 25% of 8 (10% to 50%)\n" in told
+    assert "      verdict:\n        - It?leaks.?[2J\n" in told and "{" not in told
+    assert told.splitlines()[-1].startswith("  fits")
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
