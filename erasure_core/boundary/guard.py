@@ -53,9 +53,14 @@ def _letters() -> dict[int, str]:
 
 def plain(text: str) -> str:
     """Text with accents, letter case, invisible characters, look-alike letters and stretched letters undone."""
+    return re.sub(r"([^\W\d])\1{2,}", r"\1", _unstyled(text))
+
+
+def _unstyled(text: str) -> str:
+    """As ``plain``, with stretched letters as they are."""
     decomposed = unicodedata.normalize("NFKD", text).casefold()
     visible = "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cf"))
-    return re.sub(r"([^\W\d])\1{2,}", r"\1", visible.translate(_letters()))
+    return visible.translate(_letters())
 
 
 def _squeezed(text: str) -> str:
@@ -104,9 +109,17 @@ def _plain_words(kind: str) -> frozenset[str]:
     return frozenset(words | {f"{word}s" for word in words if not _is_unspaced(word)})
 
 
+@cache
+def _harmless() -> re.Pattern[str]:
+    """Words of their own that are spelled like one of the lists with its doubled letters made single: "striped" is no
+    "stripped". Only as they are: "stripppped" is."""
+    return _pattern(_lists("other words when squeezed"))
+
+
 def _holds(kind: str, text: str) -> bool:
     whole, squeezed = _patterns(kind)
-    if any(whole.search(plain(t)) or squeezed.search(_squeezed(t)) for t in {text, text.replace("1", "l")}):
+    spellings = {text, text.replace("1", "l")}
+    if any(whole.search(plain(t)) or squeezed.search(_squeezed(_harmless().sub("q", _unstyled(t)))) for t in spellings):
         return True
     written = _as_written(kind)
     if written is not None and written.search(unicodedata.normalize("NFC", text).casefold()):
@@ -159,9 +172,14 @@ def is_explicit_prompt(text: str) -> bool:
     return is_sexual(text) or _holds(VIOLENT, text) or _is_glued(text)
 
 
+def explicit_words(concept: Concept) -> tuple[str, ...]:
+    """Of a concept's words and what takes their place those that make it explicit."""
+    return tuple(filter(is_explicit_prompt, _said(concept)))
+
+
 def is_explicit(concept: Concept) -> bool:
     """Whether pictures of a concept are hidden unless asked for, and blurred then."""
-    return any(map(is_explicit_prompt, _said(concept)))
+    return bool(explicit_words(concept))
 
 
 def _said(concept: Concept) -> tuple[str, ...]:

@@ -142,6 +142,8 @@ class ReportCard:
     settings: dict[str, Any]
     limits: tuple[str, ...]
     explorations: tuple[Exploration, ...] = field(default=(), repr=False)
+    not_painted: str = ""
+    """A sentence on why pictures are left out; empty where none are."""
 
     def to_json(self) -> str:
         """Everything but the pictures and the single points."""
@@ -209,6 +211,7 @@ class _Reporter:
         self.progress, self.tries, self.detector = progress, tries, detector
         self.explicit = settings.sensitive or guard.is_explicit(concept)
         self.look_alikes: list[str] = []
+        self.not_painted = ""
 
     def run(self, files: Sequence[Subjected]) -> ReportCard:
         reports, explorations = [], []
@@ -228,6 +231,7 @@ class _Reporter:
             settings=asdict(self.settings),
             limits=limits(self.detector is not None),
             explorations=tuple(explorations),
+            not_painted=self.not_painted,
         )
 
     def _tell(self, stage: str, done: int, of: int) -> None:
@@ -321,6 +325,9 @@ class _Reporter:
         """Pictures of the concept, its look-alikes and kept prompts, with the same seeds."""
         decode = decoder(self.model)
         if not self.settings.pictures or decode is None:
+            self.not_painted = (
+                "No pictures were asked for." if decode else "The model has no autoencoder to paint with."
+            )
             return ()
         words = self.concept.words[:2]
         (template,) = with_room(self.model, ["a photo of a {}"], words)
@@ -331,7 +338,9 @@ class _Reporter:
         )
         wanted += [("look-alike", prompt) for prompt in alike[:3]]
         wanted += [("kept", prompt) for prompt in kept if prompt not in self.look_alikes][:3]
-        wanted = [one for one in wanted if self.settings.explicit or not self._is_hidden(*one)]
+        hidden = [] if self.settings.explicit else [one for one in wanted if self._is_hidden(*one)]
+        self.not_painted = self._why_not_painted(hidden)
+        wanted = [one for one in wanted if one not in hidden]
         self._tell("painting", 0, 1)
         columns = [self._paint([prompt for _, prompt in wanted], (), decode)]
         columns += [self._paint([p for _, p in wanted], [(f.deltas, f.strength)], decode) for f in files]
@@ -348,6 +357,18 @@ class _Reporter:
         """Whether a strip is not made unless asked for, and blurred then: an explicit concept's, and that of any prompt
         that is explicit itself."""
         return (self.explicit and kind == "erased") or guard.is_explicit_prompt(prompt)
+
+    def _why_not_painted(self, hidden: Sequence[tuple[str, str]]) -> str:
+        """A sentence on prompts that are not painted, which names what they were taken for explicit by."""
+        if not hidden:
+            return ""
+        words = guard.explicit_words(self.concept)
+        by_concept = self.explicit and any(kind == "erased" for kind, _ in hidden)
+        telling = words if by_concept and words else [text for _, text in hidden if guard.is_explicit_prompt(text)]
+        named = ", ".join(f"“{word}”" for word in telling[:3])
+        why = f"{named} is taken as sexual or violent" if telling else "the concept was said to be explicit"
+        what = f"“{hidden[0][1]}”" + (f" and {len(hidden) - 1} more" if len(hidden) > 1 else "")
+        return f"Not painted: {what}, as {why}. With explicit pictures asked for (--show-explicit) they are blurred."
 
     def _paint(
         self, prompts: Sequence[str], erasures: Sequence[tuple[DeltaSet, float]], decode: Callable[..., Any]

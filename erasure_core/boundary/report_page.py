@@ -117,9 +117,9 @@ def _charts(card: ReportCard) -> str:
 
 
 def _strips(card: ReportCard) -> str:
+    why = f'<p class="note">{escape(card.not_painted)}</p>' if card.not_painted else ""
     if not card.strips:
-        why = "What is explicit was not painted." if card.explicit else "No pictures were asked for."
-        return f'<p class="note">{why}</p>'
+        return why
     columns = ["untouched", *(file.name for file in card.files)]
     rows = [
         (
@@ -128,7 +128,7 @@ def _strips(card: ReportCard) -> str:
         )
         for strip in card.strips
     ]
-    return _table("same seed", rows, columns).replace("<table>", '<table class="strip">')
+    return _table("same seed", rows, columns).replace("<table>", '<table class="strip">') + why
 
 
 def _verdicts(card: ReportCard) -> str:

@@ -37,6 +37,8 @@ def _text(card: ReportCard) -> Image.Image:
     for file in card.files:
         rows.append((f"{file.name}, strength {file.strength:g}"[:LETTERS], 13.5, INK))
         rows += [(line, 13, INK) for said in file.verdict for line in _wrapped(said)]
+    if card.not_painted:
+        rows += [(line, 12, DIM) for line in _wrapped(card.not_painted)]
     rows.append(("What this does not say", 13.5, WARN))
     rows += [(line, 12, DIM) for limit in card.limits for line in _wrapped(limit)]
     sheet = Sheet(WIDTH, MARGIN + 21 * len(rows) + 16)

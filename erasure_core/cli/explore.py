@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from ..boundary import guard
 from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER
@@ -134,4 +135,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {origin:<12} {leaking} of {every}")
     if found.coverage():
         print(f"  The scan has {found.coverage()}.")
+    if options.pictures and found.explicit:
+        words = ", ".join(f"“{word}”" for word in guard.explicit_words(concept)) or "the concept"
+        print(printable(f"  Pictures are blurred, as {words} is taken as sexual or violent."))
     print(options.out / "map.html")

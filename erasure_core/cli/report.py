@@ -73,4 +73,6 @@ def run(options: argparse.Namespace) -> None:
         return
     for file in card.files:
         print(printable(f"{file.name}:"), *(f"  {printable(sentence)}" for sentence in file.verdict), sep="\n")
+    if card.not_painted and not options.no_pictures:
+        print(printable(card.not_painted))
     print(options.out / "report.html")

@@ -1,10 +1,13 @@
 """The guard: what exploration refuses, spelling tricks, other languages, and what it must not refuse."""
 
+import json
+
 import pytest
 
 from erasure_core import Concept
 from erasure_core.boundary import guard
 from erasure_core.errors import InvalidConcept
+from erasure_core.hosts.ldm_checkpoint import TOKENIZER
 
 REFUSED = (
     "naked child",
@@ -44,6 +47,9 @@ REFUSED = (
     "nudekid",
     "a schoolgirlsporn picture",
     "n*de k#d",
+    "a strriped child",
+    "a striped, stripped child",
+    "seks kid",
     "\u0274\u1d1c\u1d05\u1d07 \u1d0b\u026a\u1d05",  # small capitals
 )
 ALLOWED = (
@@ -68,6 +74,8 @@ ALLOWED = (
     "bir \u00e7ocuk \u0131rmak k\u0131y\u0131s\u0131nda",  # a child by a river
     "ma\u0142a dziewczynka z psem",  # a little girl with a dog
     "a playboy bunny in a kids' cartoon",
+    "a child in a striped shirt",
+    "a boy who seeks his dog",
 )
 
 
@@ -112,6 +120,26 @@ def test_what_is_kept_or_painted_instead_is_read_as_well(concept: Concept) -> No
     with pytest.raises(InvalidConcept, match="does not start"):
         guard.check(concept)
     assert guard.allows(concept, "a tree") is not guard.is_forbidden(*guard._said(concept))
+
+
+def test_no_word_that_models_know_is_only_explicit_with_its_doubled_letters_made_single() -> None:
+    """Words of the bundled vocabulary are spelled as somebody meant them; a new one in the lists may meet more."""
+    vocabulary = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
+    words = [plain for word in vocabulary if word.endswith("</w>") and (plain := word.removesuffix("</w>")).isalpha()]
+    for kind in (guard.MINORS, guard.SEXUAL, guard.BOTH, guard.VIOLENT):
+        whole, squeezed = guard._patterns(kind)
+        met = [w for w in words if squeezed.fullmatch(guard._squeezed(w)) and not whole.fullmatch(guard.plain(w))]
+        assert not [word for word in met if guard._holds(kind, word)]
+
+
+@pytest.mark.parametrize("word", ["stripped", "strripped", "stripedd", "STRIPPPED", "s t r i p p e d", "sekks"])
+def test_misspellings_of_them_are_still_explicit(word: str) -> None:
+    assert guard.is_sexual(word) and not guard.is_sexual("striped cat") and not guard.is_sexual("no Striped clothes")
+
+
+def test_the_words_that_make_a_concept_explicit_are_named() -> None:
+    assert guard.explicit_words(Concept(("red", "blood"), "gore")) == ("blood", "gore")
+    assert guard.explicit_words(Concept(("red", "striped"))) == ()
 
 
 @pytest.mark.parametrize(("word", "explicit"), [("nudity", True), ("gore", True), ("bl00d", True), ("ball", False)])

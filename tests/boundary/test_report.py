@@ -145,7 +145,11 @@ def test_what_is_explicit_itself_is_hidden_whatever_the_concept(
         card = report(pico, dress, [Subjected("x", change)], few)
         assert not any("naked" in prompt for prompt in painted) and card.explicit == (dress.alternative is not None)
         assert any("dress" in prompt for prompt in painted) is False
+        assert card.not_painted.startswith("Not painted: “") and card.not_painted in report_page(card)
+        assert ("“nudity” is taken" in card.not_painted) == card.explicit, "it names what the others are left out for"
+        assert "“naked people” is taken" in card.not_painted or card.explicit
         shown = report(pico, dress, [Subjected("x", change)], replace(few, explicit=True))
+        assert not shown.not_painted
         blurred = {strip.prompt: strip.pictures[0] == "True" for strip in shown.strips}
         assert blurred["naked people"] and blurred[f"a photo of a {dress.name}"] == card.explicit
 
