@@ -215,6 +215,8 @@ def _unfinished(path: Path, parts: Iterable[Iterable[bytes | memoryview]]) -> It
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         target = Path(os.path.realpath(path))
+        if os.path.lexists(target) and not os.path.isfile(target):  # a link to /dev/null must not replace that
+            raise OutputError(f"{path} cannot be written: it is a folder, a pipe or a device; choose another name.")
         # Not tempfile: its files are private to the user, and a web UI may run as somebody else.
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         with part.open("xb") as file:
@@ -255,6 +257,8 @@ def exclusive(path: Path) -> Iterator[None]:
 def _locked(path: Path, lock: Path) -> IO[str]:
     """The lock file, open and locked; closing it frees the lock."""
     while True:
+        if os.path.exists(lock) and not os.path.isfile(lock):  # a pipe would be waited for
+            raise OutputError(f"{path} cannot be written: {lock} is in its way and no file; remove that.")
         try:
             file = lock.open("a")
         except OSError as error:

@@ -108,7 +108,7 @@ def check_new_file(path: Path, overwrite: bool, model: Path) -> None:
 
     Raises:
         OutputError: not a .safetensors file, of a name that is too long or no UTF-8, existing and not to be replaced,
-            the model itself or a part of it, or in a folder that cannot be written.
+            no file, the model itself or a part of it, or in a folder that cannot be written.
     """
     if path.suffix != ".safetensors":
         raise OutputError(f"{path} must end in .safetensors.")
@@ -123,6 +123,10 @@ def check_new_file(path: Path, overwrite: bool, model: Path) -> None:
         raise OutputError(f"{path} exists already; choose another name or add --overwrite.")
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; choose another name.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path} is a pipe or a device, which is never replaced; choose another name.")
+    if os.path.islink(path) and not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise OutputError(f"{path} is a link into a folder that does not exist; choose another name.")
     place, own = os.path.realpath(path), os.path.realpath(model)
     if os.path.exists(path) and (place == own or place.startswith(own + os.sep)):
         raise OutputError(f"{path} is the model itself or a part of it, which is never changed; choose another name.")

@@ -68,6 +68,26 @@ def test_the_model_is_never_the_result(
     refused(capsys, 5, "UTF-8", *erase, "--model", one, "--out", strange)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+def test_what_is_no_file_is_never_replaced(
+    pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root, a link to /dev/null would have replaced the device of the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    link = tmp_path / "x.safetensors"
+    link.symlink_to(tmp_path / "pipe")
+    for write in (lambda: write_bytes(link, b""), lambda: write_bytes(tmp_path / "pipe", b"")):
+        with pytest.raises(OutputError, match="a pipe or a device"):
+            write()
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+    erase = ("erase", "--model", pico_folders["sd1"], "--concept", "ball", "--method", "closed_form", "--out")
+    refused(capsys, 5, "a pipe or a device", *erase, link, "--overwrite")
+    (tmp_path / "lost.safetensors").symlink_to(tmp_path / "nowhere" / "y.safetensors")
+    refused(capsys, 5, "a link into a folder that does not exist", *erase, tmp_path / "lost.safetensors")
+    os.mkfifo(tmp_path / ".y.safetensors.lock")
+    refused(capsys, 5, "is in its way", *erase, tmp_path / "y.safetensors")
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
