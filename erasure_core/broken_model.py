@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .errors import ModelError
 from .model import LoadedModel
 
 
-def broken_layer(model: LoadedModel) -> str | None:
-    """The first layer of a model whose own weights are not all finite; slow, so only asked after a failure."""
-    for name, layer in model.layers().items():
-        bias = getattr(layer, "bias", None)
-        if not all(bool(torch.isfinite(held).all()) for held in (model.base_weight(name), bias) if held is not None):
-            return name
-    return None
+def broken_weight(model: LoadedModel) -> str | None:
+    """The first of a model's own weights that are not all finite; slow, so only asked after a failure. Most hosts tell
+    of the layers alone, some of every parameter."""
+    layers = ((f"{name}.weight", model.base_weight(name)) for name in model.layers())
+    every: Any = getattr(model, "every_parameter", None)
+    held: Iterable[tuple[str, Tensor]] = layers if every is None else every()
+    return next((name for name, weight in held if not torch.isfinite(weight).all()), None)
 
 
 def check_model(model: LoadedModel) -> None:
@@ -23,6 +27,6 @@ def check_model(model: LoadedModel) -> None:
     Raises:
         ModelError: the model's own weights are not.
     """
-    broken = broken_layer(model)
+    broken = broken_weight(model)
     if broken is not None:
         raise ModelError(f"The model's own weights are not all finite numbers ({broken}); get a fresh copy of it.")

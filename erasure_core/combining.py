@@ -13,6 +13,7 @@ from .concept import Concept, apart_from
 from .delta import Delta, DeltaSet, LowRankDelta
 from .erasing import describe
 from .erasure_file import Erasure, StoredErasure
+from .errors import InvalidSettings
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
@@ -24,6 +25,8 @@ LOSS = "conversion_error"
 """Under this name a manifest's settings hold the relative error of a conversion."""
 SMALL_LOSS = 1e-3
 """Up to this error, which is about that of half precision, a conversion keeps the figures that were measured."""
+CANCELLED = 1e-5
+"""Up to this share of its parts a sum is rounding: the factors of files have half precision, sums are in single."""
 MERGED = "made from finished erasures; figures of the parts do not carry over"
 
 
@@ -65,15 +68,24 @@ def merge(
 
     Raises:
         Cancelled: the user stopped.
+        InvalidSettings: nothing but rounding is left of them.
         WrongBase: a part was made for another model.
     """
     reading = told(parts, "matching to the model", progress)
     bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in reading]
     deltas = merged(bound, progress)
+    if _size(deltas) <= CANCELLED * sum(_size(part) for part, _ in bound):
+        raise InvalidSettings(
+            "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
+        )
     origin = [_origin(part) for part in parts]
     known = [part.stored.manifest for part in parts if part.stored.manifest is not None]
     manifest = describe(model, deltas, all_words(known), "merge", MERGED, {"parts": origin})
     return Erasure(deltas, manifest)
+
+
+def _size(deltas: DeltaSet) -> float:
+    return float(sum(delta.norm() ** 2 for delta in deltas.deltas.values()) ** 0.5)
 
 
 def _origin(part: Part) -> dict[str, Any]:

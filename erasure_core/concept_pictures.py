@@ -107,6 +107,8 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
             picture = upright_rgb(opened)
     except InvalidFile:
         raise
+    except Image.DecompressionBombError as error:
+        raise InvalidFile(f"{path} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.") from error
     except Exception as error:  # the decoders raise many types for damaged files
         reason = "it is no PNG, JPEG, WebP or BMP" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
         raise InvalidFile(

@@ -74,7 +74,7 @@ def load_model(path: Path, device: str, pictures: bool = True, prediction: str |
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in ("diffusers", "transformers", "transformers.tokenization_utils_base"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what fails is told by us
     return DiffusersModel.load(path, device, pictures, prediction)
 
 

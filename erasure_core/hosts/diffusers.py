@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..broken_model import check_model
 from ..delta import weight_of
-from ..errors import InvalidConcept, InvalidFile, ModelError, PromptTooLong
+from ..errors import InvalidConcept, InvalidFile, ModelError, PromptTooLong, is_out_of_memory
 from ..model import Conditioning
 from ..safe_files import check_regular_inside, read_header, read_text
 from ..schedule import NoiseSchedule
@@ -25,6 +27,8 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 LARGEST_SIDE = 4096
 """Latent pixels along a side that a model may say it was made for."""
 MOST_TIMESTEPS = 100_000
+SHORTEST_ROW = 3
+"""Tokens of a prompt that says anything: its begin, one of its own, its end."""
 DECODED_AT_ONCE = 64 * 64
 """Latent pixels decoded in one call: one picture of 512 x 512, or many small ones."""
 
@@ -167,6 +171,12 @@ class DiffusersModel:
     def weight(self, name: str) -> Tensor:
         return self.base_weight(name)
 
+    def every_parameter(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights, by part and name."""
+        parts = [("unet", self.unet), *zip(TEXT_ENCODERS, self.text_encoders, strict=False)]
+        for part, module in [*parts, *([] if self.vae is None else [("vae", self.vae)])]:
+            yield from ((f"{part}.{name}", parameter) for name, parameter in module.named_parameters())
+
     def other_parameters(self) -> dict[str, Tensor]:
         """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
         weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers() if name.startswith("unet.")}
@@ -207,6 +217,11 @@ class DiffusersModel:
         # A few at a time: decoding needs far more memory than denoising.
         pieces = scaled.to(next(vae.parameters()).dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
         pictures = torch.cat([vae.decode(piece).sample.float().cpu() for piece in pieces])
+        if not torch.isfinite(pictures).all():  # as a picture it would be black
+            check_model(self)
+            raise ModelError(
+                "The model's autoencoder gives no finite numbers; get a fresh copy of it, or load it in float32."
+            )
         return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     @torch.no_grad()
@@ -328,6 +343,10 @@ def _check_parts(path: Path, parts: ModelParts) -> None:
         raise ModelError(
             f"The model {path} says that its pictures are {str(size)[:60]} latent pixels large; that cannot be."
         )
+    vae: Any = parts.vae
+    scales = [] if vae is None else [vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 1.0]
+    if not all(isinstance(scale, (int, float)) and scale and math.isfinite(scale) for scale in scales):
+        raise ModelError(f"The model {path} has an autoencoder whose scale is {str(scales)[:60]}; that cannot be.")
     encoders: list[Any] = parts.text_encoders
     width, reads = sum(int(encoder.config.hidden_size) for encoder in encoders), config.cross_attention_dim
     if set(reads if isinstance(reads, (list, tuple)) else [reads]) != {width}:
@@ -336,6 +355,9 @@ def _check_parts(path: Path, parts: ModelParts) -> None:
             "belong to different models."
         )
     for encoder, tokenizer in zip(encoders, parts.tokenizers, strict=True):
+        longest = tokenizer.model_max_length
+        if not (isinstance(longest, (int, float)) and longest >= SHORTEST_ROW):
+            raise ModelError(f"The model {path} has a tokenizer that says it reads {str(longest)[:60]} tokens.")
         if len(tokenizer) > len(_token_layer(encoder).weight):
             raise ModelError(f"The model {path} has a tokenizer with more words than its text encoder knows.")
 
@@ -403,6 +425,8 @@ def _read_folder(folder: Path, dtype: torch.dtype, pictures: bool) -> ModelParts
     except ModelError:
         raise
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
+        if is_out_of_memory(error):
+            raise
         told = _damage(folder, wanted) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {folder} is incomplete or damaged ({told}); get a fresh copy.") from error
     return ModelParts(unet, encoders, tokenizers, schedule, vae)
@@ -439,9 +463,9 @@ def _damage(folder: Path, networks: Sequence[str]) -> str | None:
     for part in ("scheduler", *networks):
         for path in sorted((folder / part).glob("*")):
             try:
-                if path.suffix == ".json":
-                    json.loads(read_text(path))
-                elif path.suffix == ".safetensors":
+                if path.suffix == ".json" and not isinstance(json.loads(read_text(path)), dict):
+                    return f"{path} is no JSON object"
+                if path.suffix == ".safetensors":
                     read_header(path)
             except InvalidFile as error:
                 return str(error).rpartition("; ")[0]

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, is_out_of_memory
 from ..safe_files import read_header
 from ..schedule import NoiseSchedule
 from . import ldm_config, ldm_keys
@@ -58,6 +58,8 @@ def read_checkpoint(path: Path, dtype: torch.dtype, prediction: str | None, pict
     except ModelError as error:
         raise ModelError(f"The model {path} cannot be used: {error}.") from error
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, StopIteration, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {path} is incomplete or damaged ({first}); get a fresh copy.") from error
 

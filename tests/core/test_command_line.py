@@ -362,8 +362,24 @@ def test_a_model_of_no_finite_numbers_is_blamed_itself(
         ["generate", "--prompt", "a", "--steps", 1, "--out", tmp_path / "p"],
     ):
         assert run(*command, "--model", folder) == 3
-        assert f"weights are not all finite numbers (unet.{name.removesuffix('.weight')})" in sentence(capsys)
+        assert f"weights are not all finite numbers (unet.{name})" in sentence(capsys)
     assert not any(path.suffix in (".safetensors", ".partial", ".png") for path in tmp_path.rglob("x*"))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_a_part_of_no_finite_numbers_paints_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    """A broken autoencoder paints black pictures; the embedding of a text encoder is no layer that erasures change."""
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    path = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith(("token_embedding.weight", "decoder.conv_in.weight")))
+    save_file({**tensors, name: tensors[name] * float("inf")}, path, {"format": "pt"})
+    assert run("generate", "--model", folder, "--prompt", "a", "--steps", 1, "--out", tmp_path / "p") == 3
+    assert f"weights are not all finite numbers ({part}." in sentence(capsys)
+    assert not list((tmp_path / "p").iterdir())
 
 
 def test_rounds_are_told_above_the_bar(capsys: pytest.CaptureFixture[str]) -> None:

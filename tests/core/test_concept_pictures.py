@@ -116,6 +116,10 @@ def test_broken_pictures_are_told_with_what_to_do(tmp_path: Path) -> None:
     for name, reason in (("cut.png", "damaged: "), ("text.png", "it is no PNG, JPEG, WebP or BMP")):
         with pytest.raises(InvalidFile, match=f"{reason}.*; save it anew as PNG or JPEG, or take it out"):
             read_picture(tmp_path / name, (8, 8))
+    with (tmp_path / "bomb.png").open("wb") as file:
+        Image.new("1", (20_000, 20_000)).save(file, format="PNG")
+    with pytest.raises(InvalidFile, match="megapixels; make it smaller"):
+        read_picture(tmp_path / "bomb.png", (8, 8))
     with pytest.raises(InvalidFile, match=r"does not exist.*check the path"):
         read_pictures(tmp_path / "nowhere", (8, 8))
     with pytest.raises(InvalidFile, match="is no folder; give the folder"):

@@ -287,6 +287,8 @@ def test_changes_that_cancel_out_are_no_erasure(
     out = ["--model", str(pico_folders["sd1"]), "--out", str(tmp_path / "nothing.safetensors")]
     assert main(["merge", f"{files[0]}:0", f"{files[1]}:0", *out]) == 3
     assert "cancel out or are zero" in capsys.readouterr().err
+    assert main(["merge", f"{files[0]}:1", f"{files[0]}:-1", *out]) == 3, "what is left is rounding"
+    assert "cancel out or are zero" in capsys.readouterr().err
     assert main(["convert", str(files[0]), "--rank", "-1", *out]) == 3
     assert "--rank is -1" in capsys.readouterr().err
     assert not (tmp_path / "nothing.safetensors").exists()

@@ -174,6 +174,10 @@ def edited(folder: Path, part: str, **values: Any) -> Path:
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "noise schedule that cannot be"),
         ("scheduler/scheduler_config.json", {"beta_end": 5.0}, "noise schedule that cannot be"),
         ("scheduler/scheduler_config.json", {"beta_start": None}, "noise schedule that cannot be"),
+        ("vae/config.json", {"scaling_factor": 0}, "an autoencoder whose scale is"),
+        ("vae/config.json", {"scaling_factor": "x"}, "an autoencoder whose scale is"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "says it reads x tokens"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 1}, "says it reads 1 tokens"),
     ],
 )
 def test_configurations_that_cannot_be(tmp_path: Path, part: str, values: dict[str, Any], says: str) -> None:
