@@ -110,6 +110,7 @@ class StoredErasure:
             return
         apart = distance(manifest.base_sketch, sketch(model, names))
         if not apart <= tolerance_of(model, names):  # a stranger's sketch may give no number at all
+            check_model(model)
             raise WrongBase(
                 f"{self.path} was made on another base model: the weights it changes differ by about {apart:.1%}. "
                 "Use it with the model it was made on, or allow another base and judge the pictures yourself."

@@ -20,6 +20,9 @@ from ..hosts.diffusers import DiffusersModel
 from ..progress import Report
 from ..safe_files import LONGEST_NAME, is_unicode, read_text
 
+NOTES = ("not saved: ", "too little memory")
+"""How stages begin that are news and no work: a bar would cut them, and is gone when the work is done."""
+
 
 class TerminalProgress:
     """A ``Progress`` on standard error; standard output stays free for results."""
@@ -27,9 +30,15 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
         self._stage = ""
+        self._told: set[str] = set()
         self._stop = False
 
     def update(self, report: Report) -> None:
+        if report.stage.startswith(NOTES):
+            if report.stage not in self._told:
+                self._told.add(report.stage)
+                say(printable(f"{report.stage[:1].upper()}{report.stage[1:]}"))
+            return
         if self._bar is None or report.stage != self._stage:
             self.close()
             self._stage = report.stage

@@ -359,7 +359,10 @@ def _check_parts(path: Path, parts: ModelParts) -> None:
         if not (isinstance(longest, (int, float)) and longest >= SHORTEST_ROW):
             raise ModelError(f"The model {path} has a tokenizer that says it reads {str(longest)[:60]} tokens.")
         if len(tokenizer) > len(_token_layer(encoder).weight):
-            raise ModelError(f"The model {path} has a tokenizer with more words than its text encoder knows.")
+            raise ModelError(
+                f"The model {path} has a tokenizer with more words than its text encoder knows: they belong to "
+                "different models."
+            )
 
 
 def _schedule(folder: Path) -> NoiseSchedule:

@@ -60,7 +60,9 @@ def read_checkpoint(path: Path, dtype: torch.dtype, prediction: str | None, pict
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, StopIteration, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        # Behind torch's heading "Error(s) in loading state_dict for …:" stands what is wrong.
+        lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
+        first = (lines or [type(error).__name__])[0]
         raise ModelError(f"The model {path} is incomplete or damaged ({first}); get a fresh copy.") from error
 
 
@@ -76,7 +78,14 @@ class _Source:
         return {key.removeprefix(prefix): self.get(key) for key in self.shapes if key.startswith(prefix)}
 
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> nn.Module:
-        """Load tensors into a module and make it ready for inference in the wanted type."""
+        """Load tensors into a module and make it ready for inference in the wanted type.
+
+        Raises:
+            TypeError: one is made of whole or complex numbers, which would become weights without a word.
+        """
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() and not name.endswith("position_ids"):
+                raise TypeError(f"it holds {name} as {tensor.dtype}")
         typed = {name: tensor.to(dtype or self.dtype) for name, tensor in tensors.items()}
         module.load_state_dict(typed, strict=True, assign=True)
         return module.eval().requires_grad_(False)

@@ -389,6 +389,15 @@ def test_rounds_are_told_above_the_bar(capsys: pytest.CaptureFixture[str]) -> No
     assert "\rRound 1: nothing.\n" in capsys.readouterr().err.replace(" " * 5, "").replace("\r\r", "\r")
 
 
+def test_what_could_not_be_saved_stays_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal_progress() as progress:
+        for step in range(3):
+            progress.update(Report("training", step, 9))
+            progress.update(Report("not saved: x cannot be written; free some space.", step, 9))
+    told = capsys.readouterr().err
+    assert told.count("Not saved: x cannot be written; free some space.\n") == 1 and "space.:" not in told
+
+
 def test_measurements_are_told_line_by_line(erased: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors, manifest = load_file(erased), read_erasure(erased).manifest
     assert manifest is not None

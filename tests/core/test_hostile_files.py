@@ -236,7 +236,7 @@ def hostile_weights(folder: Path, model: DiffusersModel) -> list[tuple[Path, str
     factors: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         "one_factor": ({"unet.conv_out.lora_A.weight": down}, "incomplete or unknown"),
         "unknown_layer": ({name.replace("conv_out", "nose"): t for name, t in pair.items()}, "incomplete or unknown"),
-        "other_shape": (pair | {"unet.conv_out.lora_A.weight": down[:, :3]}, "which this model's is not"),
+        "other_shape": (pair | {"unet.conv_out.lora_A.weight": down[:, :3]}, "give the base model that it was made on"),
         "other_rank": (pair | {"unet.conv_out.lora_A.weight": down[:1]}, "incomplete or unknown"),
         "no_rank": ({name: t[:0] if "A" in name else t[:, :0] for name, t in pair.items()}, "incomplete or unknown"),
         "dora": (pair | {"unet.conv_out.lora_magnitude_vector": torch.ones(shape[0])}, "no plain LoRA"),

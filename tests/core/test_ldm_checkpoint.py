@@ -91,12 +91,16 @@ def test_damaged_and_foreign_files(both: tuple[DiffusersModel, Path], tmp_path: 
         "one_missing": {k: v for k, v in tensors.items() if not k.endswith("out.2.weight")},
         "inpainting": tensors | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)},
         "lora": {"lora_unet_x.diff": torch.zeros(2, 2)},
+        "whole": {k: v.int() if k.endswith("out.2.weight") else v for k, v in tensors.items()},
+        "narrow": {k: v[:, :1].contiguous() if k.endswith("out.2.weight") else v for k, v in tensors.items()},
     }
+    says = {"whole": "torch.int32", "narrow": "size mismatch"}
     for name, content in cases.items():
         save_file(content, tmp_path / name)
         with pytest.raises(ModelError) as caught:
             DiffusersModel.load(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert says.get(name, "") in str(caught.value)
     (tmp_path / "cut").write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InvalidFile):
         DiffusersModel.load(tmp_path / "cut")
