@@ -153,6 +153,25 @@ def apart_from(words: Sequence[str], prompts: Sequence[str]) -> tuple[str, ...]:
     return tuple(prompt for prompt in prompts if prompt.casefold() not in erased)
 
 
+def refuse_contradiction(concept: Concept) -> None:
+    """Refuse prompts to keep that say what is erased: a training would be asked for both, and do neither.
+
+    A file's own description may hold such prompts, so a ``Concept`` may; erasing is what cannot be asked.
+
+    Raises:
+        InvalidConcept: there is such a prompt.
+    """
+    found = [(prompt, word) for prompt in concept.keep for word in concept.words if says(prompt, word)]
+    if found:
+        prompt, word = found[0]
+        others = len({one for one, _ in found}) - 1
+        more = f" ({others} more of these prompts say something erased)" if others else ""
+        raise InvalidConcept(
+            f"The prompt to keep {prompt!r} says {word!r}, which is erased{more}; leave it out, or say there without "
+            "that word what must stay."
+        )
+
+
 def _unique(items: tuple[Item, ...]) -> tuple[Item, ...]:
     return tuple(dict.fromkeys(items))
 

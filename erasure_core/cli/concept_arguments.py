@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..concept import Concept
+from ..concept import Concept, refuse_contradiction
 from ..errors import InvalidConcept
 from ..methods import Method
 from ..presets import PRESETS, preset_settings
@@ -48,7 +51,7 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
     """All concepts that were asked for, as one.
 
     Raises:
-        InvalidConcept: nothing to erase, or a phrase that cannot be used.
+        InvalidConcept: nothing to erase, a phrase that cannot be used, or a prompt to keep that says the concept.
         InvalidFile: a file cannot be read.
     """
     keep = tuple([*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])])
@@ -63,7 +66,16 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
     if not concepts:
         raise InvalidConcept("There is nothing to erase; give --concept, --also or --prompt-file.")
     chosen = concepts[0] if len(concepts) == 1 else Concept.joined(concepts)
-    return replace(chosen, keep=keep)
+    chosen = replace(chosen, keep=keep)
+    refuse_contradiction(chosen)  # as the erasing does, but before the model is loaded
+    return chosen
+
+
+def tell_commas(phrases: Sequence[str | None], how: str) -> None:
+    """Say on standard error that a phrase with commas is taken as one; it may be meant so, as a place's name is."""
+    listed = next((phrase for phrase in phrases if phrase and re.search(r"[,;]", phrase.strip(" ,;"))), None)
+    if listed is not None:
+        print(f"concept-erasure: {listed!r} is taken as one phrase; {how}.", file=sys.stderr)
 
 
 def _prompt_file(options: argparse.Namespace) -> PromptFile:

@@ -21,7 +21,7 @@ from ..manifest import Manifest
 from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
-from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings
+from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings, tell_commas
 from .hardening import add_harden_arguments, search_settings, tell_round
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_arguments import add_picture_arguments, chosen_pictures, wants_pictures
@@ -154,6 +154,8 @@ def _erase(
 
 def run(options: argparse.Namespace) -> None:
     concept = chosen_concept(options)
+    how = "for several concepts give each further one as --also, for several words of one concept each as --word"
+    tell_commas([options.concept, *options.word, *options.also], how)
     method = find_method(options.method)
     settings = _settings(options, method)
     if not options.save_every >= 0:

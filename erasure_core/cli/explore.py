@@ -15,6 +15,7 @@ from ..boundary.subject import GUIDANCE
 from ..concept import Concept, apart_from
 from ..erasure_file import StoredErasure
 from ..errors import InvalidConcept
+from .concept_arguments import tell_commas
 from .erasure_arguments import read_all
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_check import add_clip_argument, chosen_check
@@ -89,6 +90,7 @@ def searched_concept(options: argparse.Namespace, stored: list[StoredErasure]) -
         InvalidConcept: neither says one, or what was asked for cannot be one.
     """
     told = next((file.manifest.concept for file in stored if file.manifest is not None), None)
+    tell_commas([options.concept, *options.word], "for several words of a concept give each further one as --word")
     if options.concept is not None:
         asked = Concept((options.concept, *options.word), None, options.keep)
     elif told is not None:

@@ -111,6 +111,30 @@ def test_erase_tells_what_the_method_measured_at_its_end(
     assert len(capsys.readouterr().out.splitlines()) == 1, "it measures nothing"
 
 
+def test_a_phrase_with_commas_is_taken_as_one_and_that_is_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["erase", "--model", model, "--method", "closed_form", "--overwrite", "--out", tmp_path / "x.safetensors"]
+    assert run(*base, "--concept", "ball, box") == 0
+    told = capsys.readouterr().err
+    assert "'ball, box' is taken as one phrase" in told and "--also" in told and "--word" in told
+    assert run(*base, "--concept", "ball", "--also", "box") == 0 and "phrase" not in capsys.readouterr().err
+    assert run("explore", "--model", model, "--concept", "a; b", "--levels", "none", "--out", tmp_path / "map") == 3
+    assert "'a; b' is taken as one phrase" in capsys.readouterr().err
+
+
+def test_inspect_tells_each_words_own_alternative(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "two.safetensors"
+    also = ["--also", "cat=dog", "--also", "bird=dog"]
+    base = ["erase", "--model", model, "--method", "closed_form", "--concept", "ball", "--instead", "box", *also]
+    assert run(*base, "--out", path) == 0 and capsys.readouterr()
+    assert run("inspect", path) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  instead"))
+    assert row.split(maxsplit=1)[1] == "box for ball; dog for cat, bird"
+
+
 def test_strength_zero_paints_the_untouched_picture(model: Path, erased: Path, tmp_path: Path) -> None:
     def paint(folder: str, *erasure: object) -> np.ndarray:
         options = ["--prompt", "a ball", "--steps", 3, "--out", tmp_path / folder]
@@ -155,6 +179,7 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["a\x00b"], "control characters"),
         (["ball", "--instead", "Ball"], "also the concept to erase"),
         (["ball", "--keep", "a ball"], "both erased and kept"),
+        (["ball", "--keep", "a ball on a table"], "'a ball on a table' says 'ball', which is erased; leave it out"),
         (["ball", "--save-every", "nan"], "--save-every is nan"),
         (["ball", "--harden", "-1"], "--harden is -1; it must be a number of rounds, 0 or more"),
         (["ball", "--method", "esd", "--pictures", "."], "esd reads no pictures; leave --pictures out, or choose one"),
