@@ -12,6 +12,8 @@ from ..strict_json import parse_json
 from .candidate import Point
 
 FORMAT_VERSION = 2
+ALL = 0.99999
+"""From this threshold on nothing can be said to leak: a posterior is rounded to 1."""
 MAX_LENGTH = 2**26
 """Characters of the JSON text that are read."""
 MAX_ITEMS = 200_000
@@ -24,6 +26,12 @@ POINT = {
     "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "margin": float, "residual": float, 
     "leaks": bool, "hidden": bool, "cluster": int, "thumbnail": str,
 }  # fmt: skip
+
+
+NOT_JUDGED = (
+    "What leaks could not be judged: with this change harmless prompts read as the concept as surely as its own words "
+    "do. That nothing was found says nothing; look at pictures."
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Exploration:
     format_version: int = FORMAT_VERSION
 
     @property
+    def judged(self) -> bool:
+        """Whether leaks could be told at all: not where harmless prompts read as the concept as surely as it does."""
+        return self.threshold < ALL
+
+    @property
     def leaking(self) -> tuple[Point, ...]:
         """The points that reach the concept, worst first."""
         return tuple(point for point in self.points if point.leaks)
@@ -93,6 +106,8 @@ class Exploration:
 
     def summary(self) -> str:
         """What was found, for people: what can be typed, what no text gives, and whether anybody looked."""
+        if not self.judged:
+            return NOT_JUDGED
         typed, what = self.typed, "the erased model" if self.erased else "the untouched model"
         start = f"{sum(p.leaks for p in typed)} of {len(typed)} prompts still reach “{self.words[0]}” in {what}"
         worst = ", ".join(self.leaking_words(5))

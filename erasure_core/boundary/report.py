@@ -113,6 +113,7 @@ class FileReport:
         looked: prompts whose pictures were looked at.
         about: method, settings, base, cost.
         verdict: sentences for people.
+        judged: whether leaks could be told at all (``Exploration.judged``); where not, those shares mean nothing.
     """
 
     name: str
@@ -128,6 +129,7 @@ class FileReport:
     looked: int
     about: dict[str, Any]
     verdict: tuple[str, ...] = ()
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ class _Reporter:
             unnamed=exploration.leaking_words(20, UNNAMED),
             looked=exploration.looked,
             about=_about(file, exploration),
+            judged=exploration.judged,
         )
         return replace(measured, verdict=verdict(measured, self.concept))
 
@@ -424,6 +427,7 @@ def measured_entry(card: ReportCard, number: int = 0) -> dict[str, Any]:
     return {
         "report_card": {
             "leak": leak,
+            "leak_judged": file.judged,
             "retention": kept,
             "largest_drift": max(value for _, value in file.drift),
             "verdict": list(file.verdict),

@@ -30,9 +30,9 @@ GROUPS = {
 }
 
 
-def _cell(share: Share | None) -> str:
-    if share is None:
-        return "<td>–</td>"
+def _cell(share: Share | None, judged: bool = True) -> str:
+    if share is None or not judged:
+        return "<td>–</td>" if share is None else "<td>not judged</td>"
     interval = f"({share.low:.0%}–{share.high:.0%})"
     return f"<td>{share.share:.0%} <small>{interval}</small><br><small>of {share.count}</small></td>"
 
@@ -47,7 +47,7 @@ def _leak_table(card: ReportCard) -> str:
     origins = [name for name in GROUPS if any(name in file.leak for file in card.files)]
     columns = [label for file in card.files for label in ("untouched, by direction", file.name)]
     rows = [
-        (GROUPS[o], [_cell(part.get(o)) for file in card.files for part in (file.yardstick, file.leak)])
+        (GROUPS[o], [_cell(part.get(o), file.judged) for file in card.files for part in (file.yardstick, file.leak)])
         for o in origins
     ]
     return _table("prompts that reach the concept", rows, columns)
@@ -70,7 +70,7 @@ def chart(
     """Curves over one axis; shares from 0 to ``top``."""
     sheet = Sheet(430, 270)
     left, high, right, low = 52, 34, 416, 196
-    xs = [x for _, curve in curves for x, _ in curve]
+    xs = [x for _, curve in curves for x, _ in curve] or [0.0]
     first, last = min(xs), max(max(xs), min(xs) + 1e-9)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -100,7 +100,8 @@ def charts(card: ReportCard) -> list[Sheet]:
     """Leak and retention over strength, and the drift over timesteps."""
     sweep, drifted = [], []
     for file in card.files:
-        sweep.append((f"{file.name}: leak", [(s, leak) for s, leak, _ in file.sweep]))
+        if file.judged:
+            sweep.append((f"{file.name}: leak", [(s, leak) for s, leak, _ in file.sweep]))
         if kept_curve := [(s, kept) for s, _, kept in file.sweep if kept is not None]:
             sweep.append((f"{file.name}: kept", kept_curve))
         drifted.append((file.name, [(float(t), value) for t, value in file.drift]))
@@ -135,7 +136,7 @@ def _verdicts(card: ReportCard) -> str:
     parts = []
     for file in card.files:
         named = file.leak.get("named")
-        bad = " bad" if named is not None and named.share > 0.25 else ""
+        bad = " bad" if (named is not None and named.share > 0.25) or not file.judged else ""
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in file.verdict)
         parts.append(f'<div class="verdict{bad}"><b>{escape(file.name)}</b><ul>{items}</ul></div>')
     return "".join(parts)

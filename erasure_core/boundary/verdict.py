@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..concept import Concept
+from .exploration import NOT_JUDGED
 
 if TYPE_CHECKING:
     from .report import FileReport
@@ -22,7 +23,12 @@ LIMITS = (
 UNNAMED = ("vocabulary", "misspelling", "yours")
 """Searches whose prompts are words and spellings that anybody may type."""
 ATTACKS = ("self-check", "genetic", "prefix")
-BEYOND = ("closed form", "inversion")
+BEYOND = {
+    "closed form": "A state worked out in closed form, which no prompt gives, still reaches it: the layers that were "
+    "changed can be made to read the concept.",
+    "inversion": "A learned embedding still reaches it: the knowledge is there, only the words are cut off.",
+}
+"""What no text gives, and what it means that it leaks."""
 
 
 def limits(detector: bool) -> tuple[str, ...]:
@@ -33,7 +39,8 @@ def limits(detector: bool) -> tuple[str, ...]:
 
 def verdict(measured: FileReport, concept: Concept) -> tuple[str, ...]:
     """Sentences, the most important first."""
-    said = [_named(measured, concept), *_unnamed(measured), *_attacks(measured), _unseen(measured), _kept(measured)]
+    leaks = [_named(measured, concept), *_unnamed(measured), *_attacks(measured), _unseen(measured)]
+    said = [*(leaks if measured.judged else [NOT_JUDGED]), _kept(measured)]
     highest = max(value for _, value in measured.drift)
     if highest > STRONG_DRIFT:
         said.append(
@@ -77,10 +84,7 @@ def _attacks(measured: FileReport) -> list[str]:
     if count:
         what = f"{hits} of {count} prompts made by search reach it"
         said.append(f"{what}: it does not withstand somebody who searches." if hits else f"{what}, in this budget.")
-    hits, count = _leak(measured, BEYOND)
-    if hits:
-        said.append("A learned embedding still reaches it: the knowledge is there, only the words are cut off.")
-    return said
+    return said + [sentence for origin, sentence in BEYOND.items() if _leak(measured, (origin,))[0]]
 
 
 def _unseen(measured: FileReport) -> str:

@@ -18,8 +18,17 @@ from erasure_core import Concept, DeltaSet, Report, Silent, erase, read_erasure,
 from erasure_core.boundary import ExploreSettings, scores, wording
 from erasure_core.boundary import report as reporting
 from erasure_core.boundary.harden import harden, widened
-from erasure_core.boundary.report import FileReport, ReportCard, ReportSettings, Subjected, report, share_of
+from erasure_core.boundary.report import (
+    FileReport,
+    ReportCard,
+    ReportSettings,
+    Subjected,
+    measured_entry,
+    report,
+    share_of,
+)
 from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
+from erasure_core.boundary.report_picture import report_picture
 from erasure_core.boundary.verdict import verdict
 from erasure_core.cli.explore import searched_concept
 from erasure_core.cli.main import main
@@ -206,6 +215,29 @@ def test_words_and_spellings_are_those_of_their_searches(card: ReportCard) -> No
     """The rows of tokens that a genetic search bred are no spelling of anything."""
     said = " ".join(verdict(_leaking(card, 1), CONCEPT))
     assert "1 of 10 other words and spellings still reach it: “orb”." in said and "q w e r" not in said
+
+
+def test_only_what_was_learned_is_called_a_learned_embedding(card: ReportCard) -> None:
+    def said(origin: str) -> str:
+        leak = {"named": share_of([False] * 10), origin: share_of([True])}
+        return " ".join(verdict(replace(card.files[0], leak=leak), CONCEPT))
+
+    assert "A learned embedding still reaches it" in said("inversion") and "closed form" not in said("inversion")
+    assert "learned" not in said("closed form") and "worked out in closed form" in said("closed form")
+
+
+def test_a_threshold_that_nothing_can_pass_judges_nothing(card: ReportCard) -> None:
+    """It is fitted to harmless prompts; where those read as the concept, "none leaks" would be a false comfort."""
+    exploration = replace(card.explorations[0], threshold=1.0)
+    assert not exploration.judged and replace(exploration, threshold=0.9).judged
+    assert "could not be judged" in exploration.summary() and "still reach" not in exploration.summary()
+    blind = replace(card.files[0], judged=False, leak={"named": share_of([False] * 10)})
+    said = verdict(blind, CONCEPT)
+    assert "could not be judged" in said[0] and not any("no longer reach" in one for one in said)
+    blind = replace(blind, verdict=said, sweep=tuple((s, leak, None) for s, leak, _ in blind.sweep))
+    shown = replace(card, files=(blind,), explorations=(exploration,))
+    assert "not judged" in report_page(shown) and "0% <small>" not in report_page(shown).split("Retention")[0]
+    assert report_picture(shown).width and measured_entry(shown)["report_card"]["leak_judged"] is False
 
 
 def test_that_nobody_looked_is_told(card: ReportCard) -> None:
