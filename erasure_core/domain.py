@@ -19,6 +19,7 @@ from .batches import Batches
 from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says
 from .errors import Cancelled
 from .everyday import PROMPTS
+from .kinds import common_kinds, kinds, of_kind
 from .model import LoadedModel, PromptModel, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
@@ -59,6 +60,8 @@ KIN = 0.3
 """A word of a prompt to keep that steers pictures less alike than this is another kind of thing: in the place of a
 colour it would leave what has none. Then the model's own words are looked at too."""
 
+KIN_WORDS = 12
+"""Words used as the concept's are, that may take its place where nothing is named to keep."""
 STOP_WORDS = frozenset(["a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "painting", "portrait"])
 """Words of kept prompts that say nothing about what is kept."""
 
@@ -75,6 +78,7 @@ class Survey:
         margin: so much more like the concept than like any word that is kept must such a word be.
         around_kept: nearest words of each word of the user's prompts to keep, that are judged as well.
         group: so much more like each other than like the concept may the words that belong to it be.
+        kin: other words used as the concept's are, as a colour say, that are judged as well.
         seed: of the pictures.
     """
 
@@ -85,6 +89,7 @@ class Survey:
     margin: float = 0.05
     around_kept: int = 2
     group: float = 2.0
+    kin: int = 0
     seed: int = 0
 
 
@@ -255,7 +260,8 @@ def survey(
     anchors += [part for part in parts if part not in anchors]
     near = _around(model, user, settings.around_kept)
     close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
-    words = [word for word in dict.fromkeys([*close, *near]) if word not in anchors]
+    kin = [word for words in concept.each for word in of_kind(words, settings.kin)]
+    words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
@@ -267,7 +273,10 @@ def survey(
     judged = judged.where(judged.strength >= FAINT)
     belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
     told = [replace(one, kept=one.word in user) for one in kept.found() if one.word in user or one.word in parts]
+    offered = {*kin} - {*close, *near}
     for one, in_it in zip(judged.found(), belongs.tolist(), strict=True):
+        if in_it and one.word in offered:
+            continue  # nobody was near it: too alike to take the concept's place, and no other word for it
         told.append(replace(one, belongs=in_it, near=near.get(one.word, "")))
     return sorted(told, key=lambda one: -one.likeness)
 
@@ -303,21 +312,28 @@ def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool
     """``with_likest`` for a user who named nothing to keep: any word that was judged may take the concept's place, as
     long as the model does not read it as the concept. It is the one that steers furthest the concept's way: one that
     is hardly known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may
-    stand: what steers pictures most alike there is explicit too.
+    stand, of whatever kind: what steers pictures most alike there is explicit too.
     """
     known = [one for one in found if one.strength >= FAINT and not one.belongs and one.likeness < STAND_IN_LIKENESS]
-    return _with_best(concept, [one for one in known if one.kept or not explicit], 0.0, by_strength=True)
+    offered = [one for one in known if one.kept or not explicit]
+    return _with_best(concept, offered, 0.0, by_strength=True, any_kind=explicit)
 
 
-def _with_best(concept: Concept, offered: Sequence[Found], least: float, by_strength: bool = False) -> Concept:
+def _with_best(
+    concept: Concept, offered: Sequence[Found], least: float, by_strength: bool = False, any_kind: bool = False
+) -> Concept:
     """A concept without an alternative gets the word that steers most alike, and at least so much, but none that its
-    own phrases say; of several that are erased at once each gets its own."""
+    own phrases say, and none that is used otherwise: in the place of a colour a thing would leave what has none. Of
+    several concepts that are erased at once each gets its own."""
     offered = [one for one in offered if not any(says(word, one.word) for word in concept.words)]
     chosen: list[tuple[str, str]] = []
     for words in concept.unanswered():
         places = [i for i, word in enumerate(concept.words) if word in words]
+        wanted = common_kinds(words)
         rated = []
         for one in offered:
+            if not (any_kind or kinds(one.word) & wanted):
+                continue
             like = max((one.each[i] for i in places if i < len(one.each)), default=one.likeness)
             if like > least:
                 rated.append((like * (min(one.strength, 1.0) if by_strength else 1.0), one.word))
@@ -338,7 +354,8 @@ def everyday_survey(
     at: nobody asked to keep either.
     """
     concept = with_everyday_keep(model, concept)
-    found = survey(model, concept, replace(settings, around_kept=0, group=GROUP), progress, named=False)
+    look = replace(settings, around_kept=0, group=GROUP, kin=KIN_WORDS)
+    found = survey(model, concept, look, progress, named=False)
     return without_alike(concept, found, settings.alike)
 
 

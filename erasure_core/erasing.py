@@ -14,6 +14,7 @@ from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .domain import (
     FRAMES_READ,
+    KIN_WORDS,
     Survey,
     everyday_survey,
     likest_kept,
@@ -140,7 +141,7 @@ def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress:
         return with_known_stand_in(concept, found, is_explicit(concept))
     concept = with_likest(concept, likest_kept(model, concept, seed, progress))
     if concept.unanswered():
-        found = survey(model, concept, replace(look, around_kept=0), progress, everyday=False)
+        found = survey(model, concept, replace(look, around_kept=0, kin=KIN_WORDS), progress, everyday=False)
         concept = with_known_stand_in(concept, found, is_explicit(concept))
     return concept
 

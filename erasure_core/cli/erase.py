@@ -25,7 +25,7 @@ from .concept_arguments import add_concept_arguments, chosen_concept, implied_se
 from .hardening import add_harden_arguments, search_settings, tell_round
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_arguments import add_picture_arguments, chosen_pictures, wants_pictures
-from .terminal import check_new_file, terminal_progress
+from .terminal import check_new_file, in_place, printable, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +152,15 @@ def _erase(
     return manifest, len(erasure.deltas), history.figures[-1][1] if history.figures else {}
 
 
+def _chosen(concept: Concept, manifest: Manifest) -> str:
+    """What takes the concept's place and which words were added to it, by the method where the user named none."""
+    place = in_place(manifest.alternative, manifest.instead)
+    found = " (found in the model)" if concept.unanswered() and place else ""
+    added = ", ".join(manifest.words[len(concept.words) :])
+    said = f"in its place: {place}{found}" if place else "nothing takes its place"
+    return f"{said}; words added: {added}" if added else said
+
+
 def run(options: argparse.Namespace) -> None:
     concept = chosen_concept(options)
     how = "for several concepts give each further one as --also, for several words of one concept each as --word"
@@ -173,6 +182,9 @@ def run(options: argparse.Namespace) -> None:
         "path": str(options.out),
         "method": method.name,
         "words": list(concept.words),
+        "added": list(manifest.words[len(concept.words) :]),
+        "alternative": manifest.alternative,
+        "instead": [list(pair) for pair in manifest.instead],
         "layers": layers,
         "steps": manifest.steps_done,
         "bytes": options.out.stat().st_size,
@@ -183,6 +195,7 @@ def run(options: argparse.Namespace) -> None:
         json.dump(result, sys.stdout)
         print()
     else:
-        print(f"{options.out}: {', '.join(concept.words)} erased with {method.title} in {result['seconds']} s")
+        done = f"{', '.join(concept.words)} erased with {method.title} in {result['seconds']} s"
+        print(printable(f"{options.out}: {done}; {_chosen(concept, manifest)}."))
         if figures:
             print("At the end of training: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
 from ..methods import METHODS
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import printable
+from .terminal import in_place, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +46,6 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(described) if options.json else _as_text(described))
 
 
-def _instead(alternative: str | None, own: Sequence[Sequence[str]]) -> str:
-    """What takes the concept's place: one alternative for all words, and those that words have for themselves."""
-    words: dict[str, list[str]] = {}
-    for word, other in own:
-        words.setdefault(other, []).append(word)
-    said = [f"{other} for {', '.join(of)}" for other, of in words.items()]
-    rest = ([f"{alternative} for all others"] if said else [alternative]) if alternative else []
-    return "; ".join([*said, *rest]) or "(not chosen)"
-
-
 def _as_text(described: dict[str, Any]) -> str:
     lines = [
         f"{printable(described['path'])}: {described['layers']} layers, {described['form']}, {described['bytes']} bytes"
@@ -66,7 +56,7 @@ def _as_text(described: dict[str, Any]) -> str:
     method = METHODS.get(manifest["method"])
     rows = {
         "erased": ", ".join(manifest["words"]),
-        "instead": _instead(manifest["alternative"], manifest["instead"]),
+        "instead": in_place(manifest["alternative"], manifest["instead"]) or "(not chosen)",
         "kept": f"{len(manifest['keep'])} prompts",
         "method": f"{method.title if method else manifest['method']} ({manifest['method_status']})",
         "steps": manifest["steps_done"],

@@ -66,6 +66,7 @@ ALLOWED = (
     "a boy on a meadow",
     "the essex countryside",
     "Pikachu",
+    "children in striped shirts",  # "stripped" with its doubled letter single
     "a portrait of Emily Dickson and her son",
     "bambino con mal di gola",  # a throat, which Polish spells as one of its words without a stroke
     "a baby in a pram, 50% off, #photography",

@@ -19,7 +19,7 @@ from pico import write_pico
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from erasure_core import read_erasure
+from erasure_core import Concept, read_erasure
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 from erasure_core.cli.terminal import say, terminal_progress
@@ -76,6 +76,7 @@ def test_erase_generate_inspect(model: Path, tmp_path: Path, capsys: pytest.Capt
     arguments = ["--concept", "ball", "--word", "orb", "--instead", "box", "--keep", "cat", "--keep-file", keep]
     assert run("erase", "--model", model, *arguments, "--method", "esd", "--out", out, "--json", *QUICK) == 0
     result = json.loads(capsys.readouterr().out)
+    assert (result["added"], result["alternative"], result["instead"]) == ([], "box", [])
     assert result["steps"] == 3 and result["words"] == ["ball", "orb"] and result["bytes"] == out.stat().st_size
     assert [path.name for path in out.parent.iterdir()] == ["ball.safetensors"]
 
@@ -109,6 +110,24 @@ def test_erase_tells_what_the_method_measured_at_its_end(
     assert figures and all(f"{name} {value:.3g}" in last for name, value in figures.items())
     assert run(*base, "--method", "esd") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1, "it measures nothing"
+
+
+def test_erase_tells_what_was_chosen_for_the_user(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of the result says it, for nobody reads a manifest to learn what else is erased."""
+    base = ["erase", "--model", model, "--method", "closed_form", "--overwrite", "--out", tmp_path / "x.safetensors"]
+    assert run(*base, "--concept", "ball", "--instead", "box", "--also", "cat=dog") == 0
+    assert capsys.readouterr().out.endswith("; in its place: box for ball; dog for cat.\n")
+    assert run(*base, "--concept", "ball", "--no-replace") == 0
+    assert capsys.readouterr().out.endswith("; nothing takes its place.\n")
+
+    def found(model: object, concept: Concept, *_: object) -> Concept:
+        return replace(concept.grown([("orb", "ball")]), alternative="ring")
+
+    monkeypatch.setattr("erasure_core.erasing._complete", found)
+    assert run(*base, "--concept", "ball") == 0
+    assert capsys.readouterr().out.endswith("; in its place: ring (found in the model); words added: orb.\n")
 
 
 def test_a_phrase_with_commas_is_taken_as_one_and_that_is_told(

@@ -281,6 +281,28 @@ def test_a_word_of_another_kind_takes_no_place() -> None:
     assert with_likest(Concept(("red ball",)), [part]).alternative is None, "nor does a part of the phrase itself"
 
 
+def test_a_thing_takes_no_colours_or_patterns_place_however_alike_it_is() -> None:
+    """Many houses are red: the model reads them as more alike than another colour. A hole is better than a house."""
+    house, blue = Found("house", 0.6, False, True), Found("blue", 0.4, False)
+    for concept in (Concept(("red",)), Concept(("red", "blood"))):
+        assert with_likest(concept, [house]).alternative is None
+        assert with_known_stand_in(concept, [house, blue], explicit=False).alternative == "blue"
+    assert with_known_stand_in(Concept(("striped",)), [house, blue], explicit=False).alternative is None
+    assert with_known_stand_in(Concept(("cottage",)), [house, blue], explicit=False).alternative == "house"
+    assert with_known_stand_in(Concept(("cottage",)), [blue], explicit=False).alternative is None, "nor the other way"
+    assert with_known_stand_in(Concept(("naked",)), [house], explicit=True).alternative == "house", "there any will do"
+
+
+def test_words_of_the_kind_are_looked_at_and_never_erased(pico: DiffusersModel) -> None:
+    """They were not found near the concept: what is too alike among them takes no place, and is no name of it."""
+    look = Survey(candidates=3, alike=-1.0, margin=-2.0, kin=6)
+    found = survey(pico, Concept(("red",)), look, everyday=False)
+    bare = survey(pico, Concept(("red",)), replace(look, kin=0), everyday=False)
+    assert {one.word for one in found if one.belongs} <= {one.word for one in bare}
+    judged = survey(pico, Concept(("red",)), replace(look, alike=1.0), everyday=False)
+    assert {"blue", "green"} & {one.word for one in judged} and not any(one.belongs for one in judged)
+
+
 def test_where_no_kept_word_is_alike_the_models_own_are_asked(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

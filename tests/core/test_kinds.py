@@ -1,0 +1,49 @@
+"""How words are used: as a colour or a style is, which are said of things, or as a thing."""
+
+from __future__ import annotations
+
+import pytest
+
+from erasure_core.concept import Concept
+from erasure_core.kinds import THING, common_kinds, describes, kinds, of_kind, said_of_things
+
+
+@pytest.mark.parametrize(
+    ("phrase", "kind"),
+    [
+        ("red", "colour"), ("Bright Red", "colour"), ("the scarlet", "colour"), ("striped", "pattern"),
+        ("wooden", "material"), ("cubist", "style"), ("Van Gogh style", "style"), ("in the style of Monet", "style"),
+        ("anime style", "style"), ("colourless", "quality"), ("greenish", "quality"), ("haunted", "quality"),
+        ("ball", THING), ("red ball", THING), ("bed", THING), ("dish", THING), ("Ada Lovelace", THING),
+        ("球", THING), ("", THING),
+    ],
+)  # fmt: skip
+def test_a_word_is_used_as(phrase: str, kind: str) -> None:
+    assert kind in kinds(phrase)
+    assert describes([phrase or "x"]) == (kind != THING)
+
+
+def test_words_of_two_kinds_are_told_by_the_others() -> None:
+    assert {"colour", THING} <= kinds("emerald") and not describes(["emerald"])
+    assert common_kinds(["emerald", "green"]) == {"colour"} and describes(["emerald", "green"])
+    assert common_kinds(["red", "blood"]) == {"colour"}, "with nothing in common, the first says it"
+
+
+def test_other_words_of_the_kind_are_offered() -> None:
+    offered = of_kind(["red", "scarlet"], 12)
+    assert len(offered) == 12 and {"blue", "green"} <= set(offered) and not {"red", "scarlet"} & set(offered)
+    assert of_kind(["ball"], 12) == of_kind(["gold"], 12) == [], "things are without number"
+
+
+def test_a_colour_is_said_of_what_is_kept_and_of_everyday_things() -> None:
+    said = said_of_things(Concept(("red",), None, ("a blue barn", "a landscape, oil on canvas, 4k", "a big old red")))
+    assert said[0] == ("red", "a red barn", "a barn") and ("red", "a red house", "a house") in said_of_things(
+        Concept(("red",), None, ("a house",))
+    )
+    assert all(prompt.startswith("a red ") and without for _, prompt, without in said) and len(said) == 5
+    assert said == said_of_things(Concept(("red",), None, ("a blue barn",))), "no chance is in it"
+    name = said_of_things(Concept(("Ada Lovelace",)))
+    assert [prompt for _, prompt, _ in name[:2]] == ["a house by Ada Lovelace", "a tree in the style of Ada Lovelace"]
+    assert said_of_things(Concept(("ball", "red ball"))) == []
+    both = said_of_things(Concept.joined([Concept(("ball",)), Concept(("striped",))]))
+    assert {word for word, _, _ in both} == {"striped"}
