@@ -6,10 +6,11 @@ No model is asked, for none tells it: in the place of "red" the likest word may 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .concept import ARTICLES, Concept, frame, is_name
+from .concept import ARTICLES, BEFORE, Concept, frame, is_name, says
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
 THING, STYLE, QUALITY = "thing", "style", "quality"
@@ -20,8 +21,12 @@ THINGS = ("a house", "a tree", "a car", "a flower", "a bird")
 """Everyday things that words are said of."""
 MOST_WORDS = 3
 """Words of a kept prompt whose last one is taken for a thing: of longer ones it may be anything."""
-THINGS_SAID = 5
-"""Things that each word is said of."""
+MOST_SAID = 4
+"""Words of a concept that are said of things."""
+RIVALS = 4
+"""Other words of its kind that a word said of a thing is compared with."""
+MOST_KEPT, THINGS_SAID = 3, 6
+"""Kept things that each word is said of, evenly spread over all of them, and with everyday ones."""
 
 
 @cache
@@ -73,19 +78,39 @@ def of_kind(words: Sequence[str], most: int) -> list[str]:
     return every[:most] if describes(words) else []
 
 
-def said_of_things(concept: Concept) -> list[tuple[str, str, str]]:
-    """Each word of a concept that is used as a colour or a style is, and each name, said of things that are kept or of
-    everyday ones: the word, the prompt, and the prompt without it.
+@dataclass(frozen=True)
+class SaidOfThing:
+    """A prompt that says a word of a thing.
+
+    Args:
+        word: of the concept.
+        prompt: "a red house".
+        against: what it could say in its place, first without the word: "a house", "a blue house".
+    """
+
+    word: str
+    prompt: str
+    against: tuple[str, ...]
+
+
+def said_of_things(concept: Concept) -> list[SaidOfThing]:
+    """The first words of each concept that are used as colours and styles are, and names, said of things that are kept
+    and of everyday ones; thing by thing.
 
     A colour alone paints anything; whether red houses are gone, only "a red house" tells.
     """
-    said = []
+    own, wanted = dict(concept.instead), []
     for words in concept.each:
-        for word in words:
-            if is_name(word) or describes(words):
-                for number, thing in enumerate(_things(concept)):
-                    room = frame(thing, number % 2 if is_name(word) else 1, word=word)
-                    said.append((word, room.say(word), room.without))
+        used = [word for word in words if is_name(word) or (describes(words) and kinds(word) & common_kinds(words))]
+        others = [other for other in of_kind(words, len(concept.words) + RIVALS) if other not in concept.words]
+        wanted += [(word, others[:RIVALS]) for word in used[:MOST_SAID]]
+    said = []
+    for number, thing in enumerate(_things(concept)):
+        for word, others in wanted:
+            chosen = own.get(word, concept.alternative)
+            room = frame(thing, number % 2 if is_name(word) else BEFORE, word=word)
+            rivals = [room.say(other) for other in dict.fromkeys([*([chosen] if chosen else []), *others])]
+            said.append(SaidOfThing(word, room.say(word), (room.without, *rivals)))
     return said
 
 
@@ -93,5 +118,9 @@ def _things(concept: Concept) -> list[str]:
     """Things with an article, those of the prompts to keep first."""
     short = [prompt.split() for prompt in concept.keep if 1 < len(prompt.split()) <= MOST_WORDS]
     kept = [f"a {words[-1]}" for words in short if words[-1].isalpha() and kinds(words[-1]) == {THING}]
-    every = dict.fromkeys([*kept, *THINGS])
-    return [thing for thing in every if not any(word.casefold() in thing for word in concept.words)][:THINGS_SAID]
+    kept, everyday = (
+        [thing for thing in dict.fromkeys(things) if not any(says(thing, word) for word in concept.words)]
+        for things in (kept, THINGS)
+    )
+    few = kept[:: -(-len(kept) // MOST_KEPT) or 1]
+    return list(dict.fromkeys([*few, *everyday]))[:THINGS_SAID]

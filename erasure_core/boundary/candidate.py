@@ -19,6 +19,8 @@ class Candidate:
         embeddings: for each text encoder the token embeddings [n, D] that no text gives; they take the place of
             ``ids``, which must be as many.
         states: what the diffusion network reads, [L, D], where not even token embeddings give it.
+        against: where the prompt says the concept of a thing, "a red house", what it could say in its place, first
+            nothing: "a house", "a blue house". The thing would else drown the concept in every comparison.
     """
 
     text: str
@@ -28,6 +30,7 @@ class Candidate:
     embeddings: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
 
     states: Tensor | None = field(default=None, repr=False, compare=False)
+    against: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:

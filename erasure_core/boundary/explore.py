@@ -14,7 +14,7 @@ from ..concept import Concept, worded
 from ..delta import DeltaSet
 from ..errors import Cancelled, ErasureError, InvalidConcept, InvalidSettings
 from ..methods.registry import check_settings, option
-from ..model import PromptModel
+from ..model import PromptModel, has_room
 from ..progress import Progress, Report, Silent
 from . import guard
 from .candidate import Candidate, Point
@@ -43,6 +43,8 @@ SKETCH = 64
 MOST_POINTS = 5000
 Found = Callable[[Sequence[Point]], None]
 """Told all points so far, in the order in which they were found, each time that some were added."""
+Eyes = Callable[[Tensor, Sequence[Candidate]], Sequence[float]]
+"""From clean latents and what they were made of, how much each shows the concept, above 0 where it does."""
 Detector = Callable[[Tensor], Sequence[float]]
 """From pictures, uint8 [B, 3, H, W], the probability that each shows the concept: a host's CLIP, or any other."""
 
@@ -237,7 +239,7 @@ class _Explorer:
                     margin=round(score.margin, 9),
                     residual=round(score.residual, 5),
                     leaks=leaks,
-                    hidden=leaks and candidate.is_text and similarity < HIDDEN_BELOW,
+                    hidden=leaks and candidate.is_text and not candidate.against and similarity < HIDDEN_BELOW,
                 )
             )
         self.notify(self.points)
@@ -255,7 +257,7 @@ class _Explorer:
             self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
         self._look_at([place for place in worst if place not in self.seen], 0, see, cost)
 
-    def _look_at(self, places: Sequence[int], sight: int, see: Callable[[Tensor], Sequence[float]], cost: int) -> None:
+    def _look_at(self, places: Sequence[int], sight: int, see: Eyes, cost: int) -> None:
         """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
         while places and not self.subject.stopped():
             many = self.subject.affordable(min(LOOKED_AT_ONCE, len(places)), cost)
@@ -265,21 +267,33 @@ class _Explorer:
             some, places = places[:many], places[many:]
             candidates = [self.candidates[self.points[i].text.casefold()] for i in some]
             latents = paint(self.subject, candidates, derived(self.settings.seed, sight))
-            for place, latent, evidence in zip(some, latents, see(latents), strict=True):
+            for place, latent, evidence in zip(some, latents, see(latents, candidates), strict=True):
                 self._judge(place, latent, evidence)
 
-    def _eyes(self) -> tuple[Callable[[Tensor], Sequence[float]], int]:
+    def _eyes(self) -> tuple[Eyes, int]:
         """What says of clean latents how much they show the concept, above 0 where they do; and the predictions that
         painting a picture and looking at it takes."""
         detector, decode = self.detector, getattr(self.subject.model, "decode", None)
         if detector is not None and decode is not None:
-            return lambda latents: [share - 0.5 for share in detector(decode(latents))], PAINTING
+            return lambda latents, _: [share - 0.5 for share in detector(decode(latents))], PAINTING
         # One wording of each word: a concept of many words would make every look many times as long.
         words = self.concept.words[:3]
         (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
         said = [worded(template, word) for word in words]
         evidence = Evidence(self.subject, said, self.field.scorer.rivals(), self.settings.seed)
-        return evidence, PAINTING + evidence.cost
+
+        def see(latents: Tensor, candidates: Sequence[Candidate]) -> list[float]:
+            judges = [self._of_thing(one) if one.against else evidence for one in candidates]
+            return [judge(latent[None])[0] for judge, latent in zip(judges, latents, strict=True)]
+
+        return see, PAINTING + evidence.cost
+
+    def _of_thing(self, candidate: Candidate) -> Evidence:
+        """Looks whether a picture shows the concept, be it of another thing, rather than that thing alone or as another
+        word of the kind says: red, and not blue or of any colour."""
+        said = [candidate.text, worded("a photo of a {}", candidate.word)]
+        said = said if has_room(self.subject.model, said[1]) else said[:1]
+        return Evidence(self.subject, said, self.field.scorer.rivals_of(candidate), self.settings.seed)
 
     def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
         point = self.points[place]

@@ -24,6 +24,7 @@ from .exploration import Exploration
 from .explore import Detector, ExploreSettings, explore
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import Scorer
+from .searches.lexical import of_things
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
 from .verdict import UNNAMED, limits, verdict
@@ -294,14 +295,18 @@ class _Reporter:
 
     def _yardstick(self, scorer: Scorer, exploration: Exploration) -> dict[str, Share]:
         """What the untouched model makes of the same prompts; of some of those that can be typed."""
-        shares = {}
+        shares, of_thing = {}, self._of_things()
         for origin in exploration.shares():
             texts = [point.text for point in exploration.points if point.origin == origin and point.word]
             some = texts[:: -(-len(texts) // YARDSTICK_PROMPTS) or 1]
             if some:
-                scores = scorer([Candidate(text, origin) for text in some], erased=False)
+                scores = scorer([of_thing.get(text, Candidate(text, origin)) for text in some], erased=False)
                 shares[origin] = share_of(score.leak > scorer.threshold for score in scores)
         return shares
+
+    def _of_things(self) -> dict[str, Candidate]:
+        """The prompts that say the concept of things, which are judged in their own way, wherever they are asked."""
+        return {one.text: one for one in of_things(self.model, self.concept)}
 
     @torch.no_grad()
     def _sweep(
@@ -311,6 +316,8 @@ class _Reporter:
         which looks at the file's own strength, holds for all."""
         words = self.concept.words
         named = [worded(template, word) for word in words for template in with_room(self.model, TEMPLATES, words)]
+        of_thing = self._of_things()
+        named += [point.text for point in exploration.points if point.text in of_thing]
         worst = [point.text for point in exploration.points if point.leaks and point.word]
         leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
         others = [one.text for one in kept[:SWEEP_PROMPTS]]
@@ -319,7 +326,8 @@ class _Reporter:
             self._tell(f"measuring {file.name} at strength {strength:g}", number, len(STRENGTHS))
             with self._subject((file.deltas, strength)).opened() as subject:
                 here = scorer.on(subject, scorer.threshold)
-                leaks = [s.leak > here.threshold for s in here([Candidate(text, "sweep") for text in leaking])]
+                asked = [of_thing.get(text, Candidate(text, "sweep")) for text in leaking]
+                leaks = [s.leak > here.threshold for s in here(asked)]
                 stays = [one.recognised for one in kept_prompts(here, others)]
             curve.append((strength, sum(leaks) / len(leaks), sum(stays) / len(stays) if stays else None))
         return tuple(curve)

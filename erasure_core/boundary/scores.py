@@ -35,6 +35,8 @@ HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
 """How prompts are worded that the scores are calibrated on: not as those they were made of."""
 FALSE_ALARMS = 0.01
 """Share of neutral prompts that the threshold may let pass."""
+APART = 0.5
+"""Share of the squared distance that the concept makes in a prompt; another word of its kind has to be that far off."""
 MAX_EXPONENT = 60.0
 RIVALS = 6
 """Prompts that pictures are compared with. With look-alikes alone pictures of nothing passed for the concept; with all
@@ -154,12 +156,50 @@ class Scorer:
         each = self.at_once
         scores: list[Score] = []
         for start in range(0, len(candidates), each):
-            directions = self.directions(candidates[start : start + each], erased)
-            margins, residuals = finite(self.margins(directions)), self._residuals(directions)
+            batch = candidates[start : start + each]
+            directions = self.directions(batch, erased)
+            margins, residuals = self.margins(directions), self._residuals(directions)
+            for i, candidate in enumerate(batch):
+                if candidate.against:
+                    margins[i], residuals[i] = self._of_thing(directions[i], candidate)
+            margins = finite(margins)
             scores += [
                 Score(float(m), self._posterior(float(m)), float(r)) for m, r in zip(margins, residuals, strict=True)
             ]
         return scores
+
+    def _of_thing(self, direction: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        """Margin and residual of a prompt that says the concept of a thing: how much nearer its direction [F] is to
+        what the original model makes of the same prompt than to what it could say in its place.
+
+        In units of the margin that the concept's own words have: with them it shares the threshold.
+        """
+        prompts = [candidate.text, *self.rivals_of(candidate)]
+        own, without, *others = self.original_directions(prompts)
+        rivals = torch.stack([without, *others])
+        apart = _distances(own[None], rivals).amin().clamp_min(1e-12)
+        nearer = _distances(direction[None], rivals).amin() - _distances(direction[None], own[None])[0, 0]
+        way = own - without
+        residual = (direction - without) @ way / way.pow(2).sum().clamp_min(1e-12)
+        return nearer / apart * self.margins(self.towards).median(), residual
+
+    def rivals_of(self, candidate: Candidate) -> list[str]:
+        """What a prompt that says the concept of a thing is compared with: nothing in its place, and what of the rest
+        the original model does not read as the same."""
+        own, without, *others = self.original_directions([candidate.text, *candidate.against])
+        usual = (own - without).pow(2).sum()
+        far = [float((own - other).pow(2).sum()) >= APART * float(usual) for other in others]
+        return [candidate.against[0], *(p for p, is_far in zip(candidate.against[1:], far, strict=True) if is_far)]
+
+    @torch.no_grad()
+    def telling(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those prompts that say the concept of a thing in which it makes a difference in the original model."""
+        if not candidates:
+            return []
+        own = self.original_directions([one.text for one in candidates])
+        without = self.original_directions([one.against[0] for one in candidates])
+        known = self.knows(own - without).tolist()
+        return [one for one, is_known in zip(candidates, known, strict=True) if is_known]
 
     @property
     def at_once(self) -> int:

@@ -288,6 +288,17 @@ def test_what_was_not_looked_at_is_believed_as_far_as_the_others(
     assert found.looked == 2 < len(found.points) and {point.leaks for point in found.points} == {believed}
 
 
+def test_a_colour_is_tried_on_things(pico: DiffusersModel) -> None:
+    """That "a red" is gone says nothing of red boxes."""
+    red = Concept(("red",), None, ("a box", "a cat"))
+    found = explore(pico, red, (), ExploreSettings(**QUICK | {"look": 4, "levels": "lexical"}))
+    said = {point.text: point for point in found.points if point.origin == "named"}
+    assert "a red box" in said and said["a red box"].word == "red" and not said["a red box"].hidden
+    assert said["a red box"].leak > 0.5, "in the untouched model it is there"
+    least = explore(pico, red, (), ExploreSettings(**QUICK | {"calls": 1, "levels": "lexical"}))
+    assert not any("box" in point.text for point in least.points), "where the budget suffices"
+
+
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
     found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
     assert found.levels == ("lexical",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from erasure_core.boundary.evidence import Evidence, paint
 from erasure_core.boundary.probe import Probe, fisher_ratio, neutral_latents
 from erasure_core.boundary.reading import Reading, _moments, end_vectors
 from erasure_core.boundary.scores import Scorer, reads_as
+from erasure_core.boundary.searches.lexical import of_things
 from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.errors import DeviceOutOfMemory
 from erasure_core.everyday import everyday_words
@@ -141,6 +143,24 @@ def test_neutral_prompts_far_away_do_not_raise_the_threshold(scorer: Scorer, mon
     margins[0] = -30.0
     monkeypatch.setattr(Scorer, "margins", lambda self, directions: margins)
     assert scorer._fit_threshold() == 0.5
+
+
+def test_a_colour_of_a_thing_is_told_by_the_colour(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its whole direction "a red box" is a box, also in the untouched model: no leak of red would be seen."""
+    scorer = Scorer(subject, Concept(("red",), None, ("a box", "a cat")), states=3)
+    said = of_things(subject.model, scorer.concept)
+    assert [one.text for one in said[:2]] == ["a red box", "a red cat"] and said[0].against[0] == "a box"
+    assert scorer.telling(said)
+    box, cat = scorer(said[:2], erased=False)
+    own = float(scorer.margins(scorer.towards).median())
+    assert box.margin == pytest.approx(own, rel=1e-3) == cat.margin and box.residual == pytest.approx(1.0, abs=1e-3)
+    for text in scorer.rivals_of(said[0]):  # an erased model that paints a box of no colour, or of another
+        other = scorer.original_directions([text])
+        monkeypatch.setattr(scorer, "directions", lambda *_, d=other: d)
+        assert scorer(said[:1])[0].margin < 0
+        monkeypatch.undo()
+    same = replace(said[0], against=("a box", "a red box", "a blue box"))
+    assert "a red box" not in scorer.rivals_of(same), "another name of the concept is no rival"
 
 
 def test_other_strengths_keep_what_the_original_says(scorer: Scorer, subject: Subject) -> None:

@@ -37,13 +37,15 @@ def test_other_words_of_the_kind_are_offered() -> None:
 
 def test_a_colour_is_said_of_what_is_kept_and_of_everyday_things() -> None:
     said = said_of_things(Concept(("red",), None, ("a blue barn", "a landscape, oil on canvas, 4k", "a big old red")))
-    assert said[0] == ("red", "a red barn", "a barn") and ("red", "a red house", "a house") in said_of_things(
-        Concept(("red",), None, ("a house",))
-    )
-    assert all(prompt.startswith("a red ") and without for _, prompt, without in said) and len(said) == 5
+    assert (said[0].word, said[0].prompt, said[0].against[:2]) == ("red", "a red barn", ("a barn", "a blue barn"))
+    assert len(said) == 6 and [one.prompt for one in said[1:3]] == ["a red house", "a red tree"]
     assert said == said_of_things(Concept(("red",), None, ("a blue barn",))), "no chance is in it"
+    own = said_of_things(Concept(("red", "blood", "scarlet"), "teal"))
+    assert own[0].against[:2] == ("a house", "a teal house"), "what takes its place comes first"
+    assert {one.word for one in own} == {"red", "scarlet"} and not any("scarlet" in one.against[2] for one in own)
     name = said_of_things(Concept(("Ada Lovelace",)))
-    assert [prompt for _, prompt, _ in name[:2]] == ["a house by Ada Lovelace", "a tree in the style of Ada Lovelace"]
+    assert [one.prompt for one in name[:2]] == ["a house by Ada Lovelace", "a tree in the style of Ada Lovelace"]
+    assert name[0].against == ("a house",)
     assert said_of_things(Concept(("ball", "red ball"))) == []
     both = said_of_things(Concept.joined([Concept(("ball",)), Concept(("striped",))]))
-    assert {word for word, _, _ in both} == {"striped"}
+    assert {one.word for one in both} == {"striped"}

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...concept import TEMPLATES, worded
+from ...concept import TEMPLATES, Concept, worded
 from ...domain import nearest_words
+from ...kinds import said_of_things
+from ...model import LoadedModel
 from ..candidate import Candidate
 from ..field import Field
+from ..wording import fitting
 
 MISSPELLINGS = 10
 """Of each word."""
@@ -30,11 +33,29 @@ def misspelled(word: str) -> list[str]:
     return [slip for slip in dict.fromkeys(slips) if slip.strip() and slip != word]
 
 
+def of_things(model: LoadedModel, concept: Concept) -> list[Candidate]:
+    """The concept's words said of things, where they are used so: "a red house"."""
+    said = [one for one in said_of_things(concept) if len(fitting(model, [one.prompt, *one.against[:1]])) == 2]
+    return [
+        Candidate(one.prompt, "named", one.word, against=(one.against[0], *fitting(model, one.against[1:])))
+        for one in said
+    ]
+
+
+def _of_things(field: Field) -> list[Candidate]:
+    """Those of them in which the word makes a difference, as many as the whole budget suffices for."""
+    said, probe = of_things(field.subject.model, field.concept), field.scorer.probe
+    cost = len(probe) * (3 + max((len(one.against) for one in said), default=0))
+    many = field.subject.affordable(len(said), cost, shape=tuple(probe.latents.shape[1:]))
+    return field.scorer.telling(said[:many])
+
+
 def lexical(field: Field) -> Iterator[list[Candidate]]:
     """Batches of candidates: the user's prompts, the concept's own, its misspellings, its nearest words."""
     yield [Candidate(text, "yours") for text in field.tries]
     words = field.concept.words
     yield [Candidate(worded(template, word), "named", word) for word in words for template in TEMPLATES]
+    yield _of_things(field)
     for word in words:
         slips = misspelled(word)
         spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]
