@@ -36,6 +36,9 @@ BELIEVED = 0.75
 LOOKED_AT_ONCE = 8
 SIGHTS = 3
 """Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
+HEARD = 0.25
+"""Share of the concept's guidance from which a prompt that says it of a thing is looked at, whatever its direction is
+nearest to: the bundled model still paints red houses with 0.42 of it. Without a look it does not count."""
 HIDDEN_BELOW = 0.5
 """Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
 SKETCH = 64
@@ -228,7 +231,8 @@ class _Explorer:
         similar = self.field.reading.similarity(vectors).tolist()
         self.sketches += list(_sketch(vectors))
         for candidate, score, similarity in zip(batch, scores, similar, strict=True):
-            leaks = score.leak > self.field.scorer.threshold
+            heard = bool(candidate.against) and score.residual >= HEARD
+            leaks = score.leak > self.field.scorer.threshold or heard
             self.points.append(
                 Point(
                     text=candidate.text,
@@ -307,7 +311,11 @@ class _Explorer:
 
     def _settle(self) -> None:
         """Decide on the suspects that the budget left no look at by what became of the others."""
-        looked_at = [place for place in self.suspects if place in self.seen]
+        threshold = self.field.scorer.threshold
+        for place, point in enumerate(self.points):
+            if point.leaks and point.leak <= threshold and place not in self.seen:
+                self.points[place] = replace(point, leaks=False)
+        looked_at = [p for p in self.suspects if p in self.seen and self.points[p].leak > threshold]
         confirmed = sum(self.points[place].leaks for place in looked_at)
         if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at, which the summary says then
             return

@@ -299,6 +299,19 @@ def test_a_colour_is_tried_on_things(pico: DiffusersModel) -> None:
     assert not any("box" in point.text for point in least.points), "where the budget suffices"
 
 
+@pytest.mark.parametrize(("shown", "look"), [(1.0, 40), (-1.0, 40), (1.0, 0)])
+def test_pictures_decide_where_some_of_a_colour_is_left(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, shown: float, look: int
+) -> None:
+    """The bundled model paints red houses though its direction is nearer to any house. Without a look it is no leak."""
+    monkeypatch.setattr(Scorer, "_of_thing", lambda *_: (torch.tensor(-1e-9), torch.tensor(0.4)))
+    monkeypatch.setattr(evidence.Evidence, "__call__", lambda self, latents: [shown] * len(latents))
+    red = Concept(("red",), None, ("a box", "a cat"))
+    settings = ExploreSettings(**QUICK | {"look": look, "levels": "lexical"})
+    (said,) = (p for p in explore(pico, red, (), settings).points if p.text == "a red box")
+    assert said.leaks == (shown > 0 and look > 0) and not said.hidden
+
+
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:
     found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical", "look": 0}))
     assert found.levels == ("lexical",)
