@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import ModelError
+from .finite import all_finite
 from .model import LoadedModel
 
 
@@ -18,7 +18,7 @@ def broken_weight(model: LoadedModel) -> str | None:
     layers = ((f"{name}.weight", model.base_weight(name)) for name in model.layers())
     every: Any = getattr(model, "every_parameter", None)
     held: Iterable[tuple[str, Tensor]] = layers if every is None else every()
-    return next((name for name, weight in held if not torch.isfinite(weight).all()), None)
+    return next((name for name, weight in held if not all_finite(weight)), None)
 
 
 def check_model(model: LoadedModel) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidFile
+from .finite import all_finite
 from .safe_files import MAX_SIZE, check_regular, is_unicode, read_tensors
 
 MAX_FOLDERS = 1000
@@ -73,7 +74,7 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
     plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not plain or tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidFile(f"{path} holds {name[:80]!r} in a form that weights do not have; it cannot be converted.")
-    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+    if not all_finite(tensor):
         raise InvalidFile(f"{path} holds values that are not finite (in {name[:80]!r}); it cannot be converted.")
 
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .errors import InvalidFile, OutputError
+from .finite import all_finite
 from .safe_header import Header, parse_header
 
 MAX_HEADER = 16 * 2**20
@@ -152,7 +153,7 @@ def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor
     except Exception as error:  # the parser raises its own type for every kind of damage
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise InvalidFile(f"{path} holds values that are not finite (in {name!r}); it cannot be used.")
     return tensors, metadata
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..delta import weight_of
 from ..errors import InvalidSettings, ModelError
+from ..finite import all_finite
 from ..hosts.diffusers import DiffusersModel
 from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
 from ..progress import Progress, told
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     metadata = read_header(options.model).get("__metadata__", {})
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
     for key in changed:
-        if not torch.isfinite(tensors[key].float()).all():
+        if not all_finite(tensors[key]):
             raise InvalidSettings(f"{key} becomes too large for the type of {options.model}; lower the strength.")
     write_tensors(options.out, tensors, metadata)
     result = {"path": str(options.out), "changed": len(changed), "bytes": options.out.stat().st_size}
