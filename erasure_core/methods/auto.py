@@ -38,6 +38,7 @@ class AutoSettings(CheckSettings):
 
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     without: str = option(

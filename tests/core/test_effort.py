@@ -9,14 +9,16 @@ import pytest
 import torch
 from stopping import StopAt
 
-from erasure_core import Concept, Report, erase
+from erasure_core import METHODS, Concept, Report, erase
 from erasure_core.cli.main import main
 from erasure_core.effort import EFFORTS, needed, plan
 from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import TrainingSettings
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
 from erasure_core.sampling import scaled_sides
+from proving_ground.variants import VARIANTS
 
 SMALL = EsdSettings(rank=2, steps=4, trajectories=5, trajectory_steps=2, batch=4)
 CONCEPT = Concept(("ball",), None, ("a red box",))
@@ -177,3 +179,9 @@ def test_smaller_pictures_are_never_larger_and_never_nothing(pico: DiffusersMode
 
 def test_twice_as_much_is_at_most_what_is_allowed(pico: DiffusersModel) -> None:
     assert plan("thorough", EsdSettings(batch=200, steps=60_000), pico).settings.batch == 256
+
+
+def test_the_bench_measures_auto_with_the_effort_fast(pico: DiffusersModel) -> None:
+    settings = METHODS["auto"].settings()
+    assert isinstance(settings, TrainingSettings)
+    assert plan("fast", settings, pico).settings == replace(settings, **VARIANTS["auto, fast"].settings)
