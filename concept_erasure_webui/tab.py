@@ -5,6 +5,7 @@ One source for gradio 3.41 and 4.40.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,9 @@ def _library(blocks: Any, tab: Any) -> None:
             0.05, 2.0, value=1.0, step=0.05, label="Their strength", elem_id=f"{PREFIX}_profile_strength"
         )
         make = gr.Button("Make the profile", elem_id=f"{PREFIX}_profile_make")
-    lists = [table, name, files]
-
-    def now(text: str) -> list[Any]:
-        return [show.library(places.library(), text), gr.update(choices=choices()), gr.update(choices=choices()[1:])]
-
+    chosen, lists = [search, name, files], [table, name, files]
     for event in (refresh.click, tab.select, blocks.load):
-        event(now, inputs=[search], outputs=lists)
+        event(_lists, inputs=chosen, outputs=lists)
     search.change(lambda text: show.library(places.library(), text), inputs=[search], outputs=[table])
     for button, work, inputs in (
         (rename, guarded(shelf.rename), [name, new]),
@@ -116,7 +113,18 @@ def _library(blocks: Any, tab: Any) -> None:
     ):
         done = button.click(work, inputs=inputs, outputs=[said])
         # What was ticked for one file must not delete the next.
-        done.then(lambda text: [*now(text), False], inputs=[search], outputs=[*lists, sure])
+        done.then(lambda *now: [*_lists(*now), False], inputs=chosen, outputs=[*lists, sure])
+
+
+def _lists(text: str, name: str | None, files: Sequence[str] | None) -> list[Any]:
+    """Table and lists as they are now; what was deleted or renamed is chosen no longer."""
+    listed = choices()
+    kept = [file for file in files or () if file in listed]
+    return [
+        show.library(places.library(), text),
+        gr.update(choices=listed, value=name if name in listed else NONE),
+        gr.update(choices=listed[1:], value=kept),
+    ]
 
 
 def _uploaded(file: Any) -> Path | None:

@@ -79,7 +79,16 @@ def test_the_box_that_confirms_a_deletion_is_ticked_for_one_file(page: fake_grad
     sure = page.of("sure")
     after = [(work, outputs) for _, work, _, outputs, _ in page.events if sure in outputs]
     assert len(after) == 5  # after every button that does something to a file
-    assert all(work("")[outputs.index(sure)] is False for work, outputs in after)
+    assert all(work("", "None", [])[outputs.index(sure)] is False for work, outputs in after)
+
+
+def test_what_was_deleted_or_renamed_is_chosen_no_longer(page: fake_gradio.Page, library: Path) -> None:
+    lists = [work for _, work, inputs, outputs, _ in page.events if page.of("library") in outputs and len(inputs) == 3]
+    for renamed, chosen in (("ball", ("ball", ["ball", "words"])), ("box", ("None", ["words"]))):
+        (library / "ball.safetensors").replace(library / f"{renamed}.safetensors")
+        for _, name, files, *_ in [work("", "ball", ["ball", "words"]) for work in lists]:
+            assert renamed in name["choices"] and (name["value"], files["value"]) == chosen
+    assert len(lists) == 8
 
 
 def test_labels_and_ids_are_unique_and_known_to_the_script(page: fake_gradio.Page) -> None:
@@ -95,7 +104,7 @@ def test_lists_are_read_again_when_a_sub_tab_is_opened(page: fake_gradio.Page, l
     (library / "late.safetensors").write_bytes((library / "ball.safetensors").read_bytes())
     opened = [(work, outputs) for c, work, _, outputs, _ in page.events if c.kind == "TabItem"]
     lists = {outputs[0].given["elem_id"]: work() for work, outputs in opened if len(outputs) == 1}
-    (whole,) = [work("") for work, outputs in opened if len(outputs) == 3]
+    (whole,) = [work("", "None", None) for work, outputs in opened if len(outputs) == 3]
     assert "late.safetensors" in whole[0] and "late" in whole[1]["choices"]
     assert {name.removeprefix("concept_erasure_") for name in lists} == {
         "explore_with", "report_erasures", "report_saved", "purify_with",
