@@ -91,7 +91,7 @@ def build(tab: Any, form: Form) -> None:
                 table = gr.HTML(elem_id=f"{PREFIX}_explore_candidates")
             live = gr.Button("Refresh the candidates", elem_id=f"{PREFIX}_explore_live")
     plot = gr.HTML(elem_id=f"{PREFIX}_map")
-    with gr.Row():
+    with gr.Column():  # in a row the button would grow with the list
         selected = gr.Textbox(
             label="Selected on the map, to be erased too (one for each line)", lines=3,
             elem_id=f"{PREFIX}_selected",

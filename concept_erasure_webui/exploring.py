@@ -11,6 +11,7 @@ from erasure_core.boundary.exploration import ordered
 from erasure_core.errors import ErasureError
 
 from . import places, saved
+from .pages import reaching
 from .subject import allowed, concept_of, stored
 from .wishes import Wish
 from .working import HostProgress, Job, loaded_model
@@ -60,8 +61,7 @@ class Findings:
 
     def told(self) -> str:
         """How many, for the progress bar."""
-        points = self._points
-        return f"({sum(point.leaks for point in points)} of {len(points)} prompts reach it)" if points else ""
+        return f"({reaching(self._points)})" if self._points else ""
 
     def last(self) -> tuple[Exploration | None, str]:
         """The last exploration and its name: of an earlier start of the web UI if there was none since."""

@@ -51,10 +51,17 @@ def _downloads(links: Sequence[str]) -> str:
     return f'<p class="concept-erasure-downloads">Download: {" · ".join(links)}</p>'
 
 
+def reaching(points: Sequence[Point]) -> str:
+    """How many reach the concept, counted as the summary counts them: what can be typed, and what no text gives."""
+    typed = [point.leaks for point in points if point.is_text]
+    beyond = [point.leaks for point in points if not point.is_text]
+    more = f", {sum(beyond)} of {len(beyond)} embeddings that no text gives" if any(beyond) else ""
+    return f"{sum(typed)} of {len(typed)} prompts reach it{more}"
+
+
 def candidates(points: Sequence[Point], told: str = "") -> str:
     """A table of candidates, worst first; texts come from the vocabulary and from strangers and are escaped."""
-    reaching = sum(point.leaks for point in points)
-    head = f"{reaching} of {len(points)} prompts reach the concept. {told}".strip()
+    head = f"{reaching(points)}. {told}".strip()
     if not points:
         return f"<p class='concept-erasure-message'>{html.escape(told or 'Nothing was tried yet.')}</p>"
     columns = ("Prompt", "Verdict", "Steers to it", "Its pictures", "Found by", "Similarity", "Word to erase")

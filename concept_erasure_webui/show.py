@@ -68,7 +68,8 @@ def _row(entry: Entry) -> str:
     if entry.manifest is None:
         return _cells([entry.name, "a LoRA without a description", "", "", "", ""])
     m = entry.manifest
-    method = f"{m.method} ({m.method_status}), {m.steps_done} steps"
+    steps = f", {m.steps_done} steps" if m.steps_done else ""
+    method = f"{m.method} ({m.method_status}){steps}"
     return _cells([entry.name, ", ".join(m.words), m.alternative or "", method, m.family, measured(m.measured)])
 
 

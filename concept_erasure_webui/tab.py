@@ -33,7 +33,7 @@ def tabs() -> list[tuple[Any, str, str]]:
         gr.HTML(show.message(HONEST))
         with gr.Row():
             loaded = gr.HTML(model_line_at_start(), elem_id=f"{PREFIX}_model")
-            refresh = gr.Button("Refresh", elem_id=f"{PREFIX}_refresh_model")
+            refresh = gr.Button("Refresh", scale=0, elem_id=f"{PREFIX}_refresh_model")
             refresh.click(model_line, inputs=[], outputs=[loaded])
             blocks.load(model_line_at_start, inputs=[], outputs=[loaded])
         with gr.Tabs(elem_id=f"{PREFIX}_tabs"):
@@ -80,7 +80,7 @@ def _library(blocks: Any, tab: Any) -> None:
     table = gr.HTML(show.library(places.library()), elem_id=f"{PREFIX}_library")
     with gr.Row():
         name = gr.Dropdown(choices(), value=NONE, label="Erasure", elem_id=f"{PREFIX}_chosen")
-        refresh = gr.Button("Refresh the list", elem_id=f"{PREFIX}_refresh")
+        refresh = gr.Button("Refresh the list", scale=0, elem_id=f"{PREFIX}_refresh")
     said = gr.HTML(elem_id=f"{PREFIX}_library_message")
     with gr.Row():
         new = gr.Textbox(label="New name", elem_id=f"{PREFIX}_new_name")
@@ -91,8 +91,9 @@ def _library(blocks: Any, tab: Any) -> None:
     with gr.Row():
         given = gr.File(label="Import (.safetensors: an erasure, a LoRA, or ESD, UCE or similar weights)",
                         elem_id=f"{PREFIX}_import_file")  # fmt: skip
-        words = gr.Textbox(label="It erases (if the file does not say)", elem_id=f"{PREFIX}_import_words")
-        take = gr.Button("Import", elem_id=f"{PREFIX}_import")
+        with gr.Column():
+            words = gr.Textbox(label="It erases (if the file does not say)", elem_id=f"{PREFIX}_import_words")
+            take = gr.Button("Import", elem_id=f"{PREFIX}_import")
     with gr.Row():
         profile = gr.Textbox(label="Name of a safety profile", elem_id=f"{PREFIX}_profile_name")
         files = gr.Dropdown(choices()[1:], multiselect=True, label="Its erasures", elem_id=f"{PREFIX}_profile_files")

@@ -58,6 +58,7 @@ async function erase() {
   await page.waitForFunction(() => /Wrote .*safetensors/.test(document.querySelector("#concept_erasure_result").innerText), null, { timeout: 900000 });
   const seen = { said: await text("result"), job: await text("last_job") };
   seen.live = await page.locator("#concept_erasure_live").count();
+  await picture("erase");
   await page.reload({ waitUntil: "domcontentloaded" });
   await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
   await page.waitForTimeout(3000);

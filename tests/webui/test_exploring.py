@@ -77,7 +77,7 @@ def test_what_is_found_can_be_seen_while_it_runs(part: Any, a1111: SimpleNamespa
     assert len(seen) > 1 and all("Searching: lexical." in table for table, _ in seen)
     counts = [int(told.split(" of ")[1].split()[0]) for _, told in seen]
     assert counts == sorted(set(counts)) and "prompts reach it" in a1111.shared.state.textinfo
-    assert f"of {len(exploring.FINDINGS.found.points)} prompts" in tab.so_far()
+    assert f"of {len(exploring.FINDINGS.found.typed)} prompts" in tab.so_far()
 
 
 def test_interrupt_keeps_what_was_found(part: Any, a1111: SimpleNamespace, same_model: None) -> None:

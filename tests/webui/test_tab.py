@@ -313,6 +313,15 @@ def test_foreign_texts_stay_texts(part: Any) -> None:
     assert "script" not in _Seen(pages.verdicts(card)).tags
 
 
+def test_the_table_counts_as_the_summary_does(part: Any) -> None:
+    """What no text gives is no prompt: above the table it was counted as one, and below it was not."""
+    found = made_up(300)
+    beyond = replace(found.leaking[0], word="", origin="inversion")
+    found = replace(found, points=(*found.typed, beyond))
+    told = part("pages").candidates(found.points)
+    assert found.summary().split(" still reach")[0] + " reach it, 1 of 1 embeddings that no text gives" in told
+
+
 def test_what_matters_of_a_candidate_stands_left(part: Any) -> None:
     """The column is narrow: what is to the right of it is seen only by who scrolls."""
     worst = replace(next(point for point in made_up(300).points if point.leaks), hidden=False)
