@@ -123,7 +123,7 @@ def run_erase(request: Request) -> Job:
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
         job.message = (
-            f"Wrote {made.path.name}.{again}{_hardened(made)}{_unread(request)} "
+            f"Wrote {made.path.name}.{again}{_found(request, made)}{_hardened(made)}{_unread(request)} "
             f"Use it with <erase:{made.path.stem}:1>, or in the panel."
         )
     except Cancelled as stopped:
@@ -141,6 +141,14 @@ def run_erase(request: Request) -> Job:
         job.seconds = time.monotonic() - progress.started
         JOBS.note()
     return job
+
+
+def _found(request: Request, made: Made) -> str:
+    """What is painted instead, if the method found it: nobody asked for that word, so it is told."""
+    instead = made.erasure.manifest.alternative
+    if request.concept.alternative or not instead:
+        return ""
+    return f" Nothing was named to paint instead; {instead!r} was found for it."
 
 
 def _hardened(made: Made) -> str:

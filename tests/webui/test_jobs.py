@@ -43,6 +43,14 @@ def test_a_training_writes_a_file_and_leaves_the_model(jobs: Any, a1111: SimpleN
     assert jobs.JOBS.shown().file == job.file
 
 
+def test_what_is_painted_instead_is_told_where_nobody_named_it(jobs: Any, library: Path) -> None:
+    closed = find_method("closed_form")
+    for named in (None, "box"):
+        job = jobs.run_erase(jobs.Request(Concept(("ball",), named, ("a red star",)), closed, closed.settings(), 8))
+        instead = read_erasure(library / job.file).manifest.alternative
+        assert instead and (f"{instead!r} was found for it" in job.message) is (named is None)
+
+
 def test_erasures_and_loras_come_off_before_a_training(
     jobs: Any, a1111: SimpleNamespace, lora: Any, library: Path
 ) -> None:
