@@ -133,7 +133,7 @@ class _Explorer:
         self.started, self.explicit = monotonic(), settings.sensitive or guard.is_explicit(concept)
         self.painted: dict[str, Tensor] = {}
         self.notify = notify
-        self._tell("preparing")
+        subject.progress.update(Report("preparing", 0, 100))  # nothing of the budget, which begins after it
         scorer = scorer.on(subject) if scorer else Scorer(subject, concept, settings.states, settings.seed)
         reading = Reading(subject, scorer.inside, [prompt for prompt in scorer.outside if prompt])
         self.field = Field(subject, concept, reading, scorer, tries, settings.seed)

@@ -62,9 +62,19 @@ def test_what_no_text_reaches_cannot_be_erased_in_another_round(explored: Explor
 def test_a_long_preparation_takes_nothing_from_the_search(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a slow machine it takes longer than the budget: then only the concept's own words would be tried."""
+    """On a slow machine it takes longer than the budget: then only the concept's own words would be tried. Nor is it
+    told as a part of the search, out of which a host would reckon hours that are left."""
     clock = SimpleNamespace(now=time.monotonic())
     monkeypatch.setattr(subject, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    told: list[Report] = []
+    monkeypatch.setattr(Silent, "update", lambda self, report: told.append(report))
+    encode = pico.encode
+
+    def slowly(prompts: Any) -> Any:
+        clock.now += 3
+        return encode(prompts)
+
+    monkeypatch.setattr(pico, "encode", slowly)
 
     def slow(*given: Any) -> Scorer:
         clock.now += 1000
@@ -73,6 +83,7 @@ def test_a_long_preparation_takes_nothing_from_the_search(
     monkeypatch.setattr(sys.modules["erasure_core.boundary.explore"], "Scorer", slow)
     found = explore(pico, CONCEPT, settings=ExploreSettings(60.0, 2500, levels="lexical+vocabulary", states=2, look=0))
     assert found.levels == ("lexical", "vocabulary") and "vocabulary" in {point.origin for point in found.points}
+    assert (told[0].stage, told[0].step) == ("preparing", 0)
 
 
 def test_looks_at_the_worst(explored: Exploration) -> None:
