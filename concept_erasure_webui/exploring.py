@@ -98,7 +98,7 @@ def run_explore(search: Search) -> Job:
         job.file = saved.save_exploration(found, f"{concept.name[:50]}-{where}")
         FINDINGS.found, FINDINGS.name = found, job.file
         job.status = "stopped" if found.stopped else "done"
-        stopped = " Stopped early; this is what was found until then." if found.stopped else ""
+        stopped = " Stopped early; this is what was found until then." if found.stopped else _left_out(found, settings)
         job.message = f"{found.summary()}{stopped} Saved as {saved.EXPLORATIONS}/{job.file}.{unkept}"
     except ErasureError as error:
         job.status, job.message = "failed", places.told(error)
@@ -107,3 +107,9 @@ def run_explore(search: Search) -> Job:
             job.status, job.message = "failed", "An unexpected error ended the search; see the console."
         job.seconds = time.monotonic() - started
     return job
+
+
+def _left_out(found: Exploration, settings: ExploreSettings) -> str:
+    """Says so if searches that were asked for were not made: that nothing leaks would mean more otherwise."""
+    missing = [level for level in settings.levels.split("+") if level not in found.levels]
+    return f" Not searched, most often for want of seconds: {', '.join(missing)}." if missing else ""

@@ -22,6 +22,7 @@ import fakes
 from fake_host import web_framework
 from made_up import HOSTILE, made_up
 
+from erasure_core.boundary import ExploreSettings
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.methods import find_method
 from erasure_core.presets import preset_settings
@@ -180,6 +181,16 @@ def test_the_button_explore_shows_table_map_and_summary(part: Any, monkeypatch: 
     table, plot, said = tab.explore("task", *FORM)
     assert "concept_erasure_candidates_table" in table and "<iframe" in plot and "still reach" in said
     assert tab.shown() == [table, plot, tab.shown()[2]]
+
+
+def test_searches_that_were_not_made_are_told(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow host the seconds sufficed for the concept's own words, and "0 of 46 prompts reach it" stood alone."""
+    exploring = part("exploring")
+    monkeypatch.setattr(exploring, "explore", lambda *a, notify, **k: made_up(30))  # lexical and vocabulary
+    for levels, told in (("lexical+vocabulary", ""), ("lexical+genetic+vocabulary+prefix", "genetic, prefix.")):
+        search = exploring.Search(("ball",), (), (), None, ExploreSettings(levels=levels), 8)
+        job = exploring.run_explore(search)
+        assert ("Not searched" in job.message) is bool(told) and told in job.message
 
 
 def test_selected_words_go_to_the_erase_form(part: Any) -> None:
