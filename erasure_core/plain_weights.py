@@ -74,7 +74,7 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
     plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not plain or tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidFile(f"{path} holds {name[:80]!r} in a form that weights do not have; it cannot be converted.")
-    if not all_finite(tensor):
+    if not all_finite(tensor.float()):
         raise InvalidFile(f"{path} holds values that are not finite (in {name[:80]!r}); it cannot be converted.")
 
 

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     metadata = read_header(options.model).get("__metadata__", {})
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
     for key in changed:
-        if not all_finite(tensors[key]):
+        if not all_finite(tensors[key].float()):
             raise InvalidSettings(f"{key} becomes too large for the type of {options.model}; lower the strength.")
     write_tensors(options.out, tensors, metadata)
     result = {"path": str(options.out), "changed": len(changed), "bytes": options.out.stat().st_size}
