@@ -51,7 +51,12 @@ def build(tab: Any, form: Form) -> None:
                 0.0, 2.0, value=1.0, step=0.05, label="Strength of that erasure", elem_id=f"{PREFIX}_explore_strength"
             )
             seconds = gr.Slider(
-                5, 900, value=60, step=5, label="Budget in seconds", elem_id=f"{PREFIX}_explore_seconds"
+                5,
+                900,
+                value=60,
+                step=5,
+                label="Seconds of searching (preparing comes on top: minutes on a CPU)",
+                elem_id=f"{PREFIX}_explore_seconds",
             )
             with gr.Accordion("More about the search", open=False, elem_id=f"{PREFIX}_explore_more"):
                 keep = gr.Textbox(label="Prompts near it that are meant to stay (one for each line)", lines=2,

@@ -34,8 +34,10 @@ def build(tab: Any) -> None:
             erasures = erasure_list(tab, "Erasures to measure, side by side", "report_erasures", several=True)
             strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength of the measured erasures",
                                  elem_id=f"{PREFIX}_report_strength")  # fmt: skip
-            seconds = gr.Slider(5, 900, value=60, step=5, label="Seconds of searching for each erasure",
-                                elem_id=f"{PREFIX}_report_seconds")  # fmt: skip
+            seconds = gr.Slider(
+                5, 900, value=60, step=5, elem_id=f"{PREFIX}_report_seconds",
+                label="Seconds of searching for each erasure (preparing comes on top: minutes on a CPU)",
+            )  # fmt: skip
             pictures = gr.Checkbox(not places.is_in_force(), label="Pictures before and after, same seeds",
                                    elem_id=f"{PREFIX}_report_pictures")  # fmt: skip
             with gr.Accordion("More about the measurement", open=False, elem_id=f"{PREFIX}_report_more"):
