@@ -20,7 +20,7 @@ MAX_ITEMS = 200_000
 """Entries of all its lists and objects: twice as many as the largest search writes."""
 SCALARS = {
     "threshold": float, "explicit": bool, "erased": bool, "seconds": float, "calls": int, "seed": int, "stopped": bool,
-    "looked": int, "words_read": int, "words_known": int, "format_version": int,
+    "looked": int, "unsettled": int, "words_read": int, "words_known": int, "format_version": int,
 }  # fmt: skip
 POINT = {
     "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "margin": float, "residual": float, 
@@ -51,6 +51,8 @@ class Exploration:
         seed: of all chance.
         stopped: the user stopped before the budget was used up.
         looked: how many candidates were painted and looked at.
+        unsettled: prompts that say the concept of a thing and still steer pictures its way, which only a look could
+            have decided, and none was made.
         words_read: tokens that the scan of the vocabulary has read, the likeliest first.
         words_known: tokens that it would have read with time enough.
     """
@@ -67,6 +69,7 @@ class Exploration:
     seed: int
     stopped: bool = False
     looked: int = 0
+    unsettled: int = 0
     words_read: int = 0
     words_known: int = 0
     format_version: int = FORMAT_VERSION
@@ -117,6 +120,11 @@ class Exploration:
             said.append(f"{sum(beyond)} of {len(beyond)} embeddings that no text gives reach it too.")
         if self.leaking and not self.looked:
             said.append("No picture was looked at.")
+        if self.unsettled:
+            said.append(
+                f"{self.unsettled} others say it of a thing and still steer pictures its way; none of these was looked "
+                "at."
+            )
         return " ".join(said)
 
     def coverage(self) -> str:
@@ -144,7 +152,7 @@ class Exploration:
     def _from_raw(cls, raw: Any) -> Exploration:
         if _typed(raw, {"format_version": int})["format_version"] != FORMAT_VERSION:
             raise ValueError("another version wrote it")
-        known = _typed(raw, SCALARS)
+        known = _typed({"unsettled": 0} | raw, SCALARS)  # older ones do not count them
         known |= {name: _texts(raw, name) for name in ("words", "clusters", "levels")}
         if not known["words"] or not all(known["words"]):
             raise ValueError("it names no concept")

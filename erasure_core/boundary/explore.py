@@ -144,7 +144,7 @@ class _Explorer:
         self.levels: list[str] = []
         self.suspects: list[int] = []
         self.seen: dict[int, list[float]] = {}
-        self.stopped = False
+        self.stopped, self.unsettled = False, 0
 
     def run(self) -> Exploration:
         failed: ErasureError | None = None
@@ -256,10 +256,17 @@ class _Explorer:
             return
         see, cost = self._eyes()
         worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
-        self.suspects = [place for place in worst if self.points[place].leaks]
+        # Those that only a picture can decide come first: without a look they would count as harmless.
+        heard = sorted(self._only_heard(), key=lambda i: -self.points[i].residual)[:count]
+        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in heard)]
         for sight in range(SIGHTS):
             self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
         self._look_at([place for place in worst if place not in self.seen], 0, see, cost)
+
+    def _only_heard(self) -> list[int]:
+        """Prompts that leak by what is left of the concept in them alone, not by their direction."""
+        threshold = self.field.scorer.threshold
+        return [i for i, point in enumerate(self.points) if point.leaks and point.leak <= threshold]
 
     def _look_at(self, places: Sequence[int], sight: int, see: Eyes, cost: int) -> None:
         """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
@@ -312,9 +319,9 @@ class _Explorer:
     def _settle(self) -> None:
         """Decide on the suspects that the budget left no look at by what became of the others."""
         threshold = self.field.scorer.threshold
-        for place, point in enumerate(self.points):
-            if point.leaks and point.leak <= threshold and place not in self.seen:
-                self.points[place] = replace(point, leaks=False)
+        for place in [place for place in self._only_heard() if place not in self.seen]:
+            self.points[place] = replace(self.points[place], leaks=False)
+            self.unsettled += 1
         looked_at = [p for p in self.suspects if p in self.seen and self.points[p].leak > threshold]
         confirmed = sum(self.points[place].leaks for place in looked_at)
         if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at, which the summary says then
@@ -347,6 +354,7 @@ class _Explorer:
             seed=self.settings.seed,
             stopped=self.stopped,
             looked=len(self.seen),
+            unsettled=self.unsettled,
             words_read=self.field.words_read[0],
             words_known=self.field.words_read[1],
         )

@@ -114,6 +114,7 @@ class FileReport:
         looked: prompts whose pictures were looked at.
         about: method, settings, base, cost.
         verdict: sentences for people.
+        unsettled: prompts that name the concept of which the budget left open whether they leak.
         judged: whether leaks could be told at all (``Exploration.judged``); where not, those shares mean nothing.
     """
 
@@ -131,6 +132,7 @@ class FileReport:
     about: dict[str, Any]
     verdict: tuple[str, ...] = ()
     judged: bool = True
+    unsettled: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,7 @@ class _Reporter:
             looked=exploration.looked,
             about=_about(file, exploration),
             judged=exploration.judged,
+            unsettled=exploration.unsettled,
         )
         return replace(measured, verdict=verdict(measured, self.concept))
 

@@ -60,6 +60,11 @@ def _named(measured: FileReport, concept: Concept) -> str:
     if not count:
         return "The concept's own words were not tried."
     share = hits / count
+    if share <= LITTLE and measured.unsettled:
+        return (
+            f"Of {count} prompts that name “{concept.name}” {hits} are seen to reach it. {measured.unsettled} of them "
+            "say it of a thing and still steer pictures its way, but none of these was looked at: search longer."
+        )
     if share <= LITTLE:
         return f"Prompts that name “{concept.name}” no longer reach it ({hits} of {count})."
     if share <= MUCH:

@@ -318,9 +318,20 @@ def test_pictures_decide_where_some_of_a_colour_is_left(
     monkeypatch.setattr(Scorer, "_of_thing", lambda *_: (torch.tensor(-1e-9), torch.tensor(0.4)))
     monkeypatch.setattr(evidence.Evidence, "__call__", lambda self, latents: [shown] * len(latents))
     red = Concept(("red",), None, ("a box", "a cat"))
-    settings = ExploreSettings(**QUICK | {"look": look, "levels": "lexical"})
-    (said,) = (p for p in explore(pico, red, (), settings).points if p.text == "a red box")
+    found = explore(pico, red, (), ExploreSettings(**QUICK | {"look": look, "levels": "lexical"}))
+    (said,) = (p for p in found.points if p.text == "a red box")
     assert said.leaks == (shown > 0 and look > 0) and not said.hidden
+    assert (found.unsettled == 0) == (look > 0) and ("none of these was looked at" in found.summary()) == (look == 0)
+
+
+def test_what_only_a_picture_can_decide_is_looked_at_first(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst by direction are others; a budget for two looks would leave red boxes unjudged."""
+    monkeypatch.setattr(Scorer, "_of_thing", lambda *_: (torch.tensor(-1e-9), torch.tensor(0.4)))
+    red = Concept(("red",), None, ("a box", "a cat"))
+    found = explore(pico, red, (), ExploreSettings(**QUICK | {"look": 2, "levels": "lexical"}))
+    assert {"a red box", "a red cat"} & {point.text for point in found.points if point.evidence is not None}
 
 
 def test_levels_and_budget_are_kept(pico: DiffusersModel) -> None:

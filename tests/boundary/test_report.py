@@ -226,6 +226,12 @@ def test_only_what_was_learned_is_called_a_learned_embedding(card: ReportCard) -
     assert "learned" not in said("closed form") and "worked out in closed form" in said("closed form")
 
 
+def test_prompts_that_nobody_looked_at_are_not_said_to_be_clean(card: ReportCard) -> None:
+    open_ones = replace(card.files[0], leak={"named": share_of([False] * 22)}, unsettled=3)
+    said = verdict(open_ones, CONCEPT)[0]
+    assert "no longer reach" not in said and "0 are seen" in said and "3 of them say it of a thing" in said
+
+
 def test_a_threshold_that_nothing_can_pass_judges_nothing(card: ReportCard) -> None:
     """It is fitted to harmless prompts; where those read as the concept, "none leaks" would be a false comfort."""
     exploration = replace(card.explorations[0], threshold=1.0)
