@@ -11,7 +11,7 @@ from modules import errors
 from PIL import Image
 
 from erasure_core.checkpoint import checkpoint_path
-from erasure_core.concept import Concept
+from erasure_core.concept import Concept, left_out
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
 from erasure_core.library import SUFFIX, Hardening, Made, make_erasure, request_key, safe_stem
@@ -122,10 +122,8 @@ def run_erase(request: Request) -> Job:
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
-        job.message = (
-            f"Wrote {made.path.name}.{again}{_found(request, made)}{_hardened(made)}{_unread(request)} "
-            f"Use it with <erase:{made.path.stem}:1>, or in the panel."
-        )
+        told = f"{_found(request, made)}{_hardened(made)}{_unread(request)}{_left_out(request)}"
+        job.message = f"Wrote {made.path.name}.{again}{told} Use it with <erase:{made.path.stem}:1>, or in the panel."
     except Cancelled as stopped:
         job.status, job.message = "stopped", str(stopped)
     except ErasureError as error:
@@ -149,6 +147,11 @@ def _found(request: Request, made: Made) -> str:
     if request.concept.alternative or not instead:
         return ""
     return f" Nothing was named to paint instead; {instead!r} was found for it."
+
+
+def _left_out(request: Request) -> str:
+    told = left_out(request.concept)
+    return f" {told}" if told else ""
 
 
 def _hardened(made: Made) -> str:

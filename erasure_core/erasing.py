@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .boundary.guard import is_explicit
-from .concept import Concept, refuse_contradiction
+from .concept import Concept, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .domain import (
@@ -73,7 +73,7 @@ def erase(
     Raises:
         ErasureError: with one sentence that says what is wrong and what to do.
     """
-    refuse_contradiction(concept)
+    concept = without_contradictions(concept)
     chosen, progress = find_method(method), progress or Silent()
     settings = settings or chosen.settings()
     if not isinstance(settings, chosen.settings):

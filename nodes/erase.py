@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
 from ..erasure_core.boundary.explore import ExploreSettings
+from ..erasure_core.concept import left_out
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
@@ -108,7 +109,7 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         made = make_erasure(
             library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures, hardening=hardening
         )
-        say(node_id, _summary(made, replaced))
+        say(node_id, _summary(made, replaced, left_out(concept.concept)))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)
         shown = {"erasure": [badge_of(made.path.name, made.erasure.manifest) | _told(made)]}
@@ -155,10 +156,10 @@ def _hardening(request: ConceptRequest, values: dict[str, Any]) -> Hardening:
     return Hardening(values["harden"], search)
 
 
-def _summary(made: Made, replaced: str) -> str:
+def _summary(made: Made, replaced: str, not_kept: str) -> str:
     """What the node says when it is done."""
     reused = f"Made earlier with the same inputs, used again:\n{made.path.name}" if made.reused else ""
-    said = [replaced, reused, hardened(made.erasure.manifest)]
+    said = [replaced, reused, not_kept, hardened(made.erasure.manifest)]
     return "\n".join(filter(None, said)) or made.path.name
 
 

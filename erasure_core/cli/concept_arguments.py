@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..concept import Concept, refuse_contradiction
+from ..concept import Concept, left_out
 from ..errors import InvalidConcept
 from ..methods import Method
 from ..presets import PRESETS, preset_settings
@@ -67,7 +67,8 @@ def chosen_concept(options: argparse.Namespace) -> Concept:
         raise InvalidConcept("There is nothing to erase; give --concept, --also or --prompt-file.")
     chosen = concepts[0] if len(concepts) == 1 else Concept.joined(concepts)
     chosen = replace(chosen, keep=keep)
-    refuse_contradiction(chosen)  # as the erasing does, but before the model is loaded
+    if told := left_out(chosen):
+        print(told, file=sys.stderr)
     return chosen
 
 

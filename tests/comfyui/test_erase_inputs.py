@@ -204,3 +204,13 @@ def test_the_erasure_is_made_with_the_preset_and_the_node_says_so(
     settings = made.args[2][0].stored.manifest.settings
     assert settings["spare_layout"] == 0.2 and settings["rank"] == SMALL["rank"]
     assert "Preset style" in said[-1] and "spare_layout 0.2" in said[-1]
+
+
+def test_the_node_says_which_prompt_to_keep_it_left_out(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
+    asked = concept(nodes, keep="a star\na ball on a table")
+    made = nodes.run("Erase_leco", **graph, concept=asked, **FEW)
+    assert made.args[2][0].stored.manifest.keep == ("a star",) and "Not kept: " in said[-1]

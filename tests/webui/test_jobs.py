@@ -51,6 +51,13 @@ def test_what_is_painted_instead_is_told_where_nobody_named_it(jobs: Any, librar
         assert instead and (f"{instead!r} was found for it" in job.message) is (named is None)
 
 
+def test_a_prompt_to_keep_that_says_the_concept_is_left_out_and_told(jobs: Any, library: Path) -> None:
+    closed = find_method("closed_form")
+    job = jobs.run_erase(jobs.Request(Concept(("ball",), None, ("a star", "two balls")), closed, closed.settings(), 8))
+    assert "Not kept: 'two balls', as it says 'ball', which is erased." in job.message
+    assert read_erasure(library / job.file).manifest.keep == ("a star",)
+
+
 def test_erasures_and_loras_come_off_before_a_training(
     jobs: Any, a1111: SimpleNamespace, lora: Any, library: Path
 ) -> None:
