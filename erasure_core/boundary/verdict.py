@@ -65,8 +65,10 @@ def _named(measured: FileReport, concept: Concept) -> str:
             f"Of {count} prompts that name “{concept.name}” {hits} are seen to reach it. {measured.unsettled} of them "
             "say it of a thing and still steer pictures its way, but none of these was looked at: search longer."
         )
+    if not hits:
+        return f"Prompts that name “{concept.name}” no longer reach it (0 of {count})."
     if share <= LITTLE:
-        return f"Prompts that name “{concept.name}” no longer reach it ({hits} of {count})."
+        return f"Prompts that name “{concept.name}” hardly reach it any more ({hits} of {count})."
     if share <= MUCH:
         return f"Prompts that name “{concept.name}” still reach it now and then ({hits} of {count}); train longer."
     return f"Prompts that name “{concept.name}” still reach it ({hits} of {count}): this is no working erasure."
