@@ -15,6 +15,7 @@ import torch
 
 from erasure_core import METHODS
 from erasure_core.effort import EFFORTS
+from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import RECOMMENDED
 
 from .architectures import FAMILIES, SIDES, build
@@ -186,12 +187,7 @@ def _solve(options: argparse.Namespace) -> None:
 
 
 def _whole(options: argparse.Namespace) -> None:
-    side = SIDES[options.family]
-    torch.manual_seed(options.seed)
-    model = build(options.family, side, options.device, DTYPES[options.dtype], options.seed, options.tiny)
-    result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "runs": []}
-    result |= {"family": options.family, "side": side, "dtype": options.dtype, "seed": options.seed}
-    result["tiny"] = options.tiny
+    model, result = _made(options, runs=[])
     for effort in options.effort:
         made = whole(model, options.method, effort, options.device, options.stop_after)
         result["runs"].append(asdict(made))
@@ -200,16 +196,20 @@ def _whole(options: argparse.Namespace) -> None:
 
 
 def _execution(options: argparse.Namespace) -> None:
-    side = SIDES[options.family]
-    torch.manual_seed(options.seed)
-    model = build(options.family, side, options.device, DTYPES[options.dtype], options.seed, options.tiny)
-    result: dict[str, Any] = {"command": _command(options), "machine": kind_of(options.device), "ways": []}
-    result |= {"family": options.family, "side": side, "dtype": options.dtype, "seed": options.seed}
-    result |= {"tiny": options.tiny, "batch": options.batch}
+    model, result = _made(options, batch=options.batch, ways=[])
     for way in ways(model, options.batch, options.device, tuple(options.way)):
         result["ways"].append(asdict(way))
         print(execution_table(result), flush=True)
         _write(options.out, result)
+
+
+def _made(options: argparse.Namespace, **more: Any) -> tuple[DiffusersModel, dict[str, Any]]:
+    """The model that options ask for, and the head of a result made with it."""
+    side = SIDES[options.family]
+    torch.manual_seed(options.seed)
+    model = build(options.family, side, options.device, DTYPES[options.dtype], options.seed, options.tiny)
+    result = {"command": _command(options), "machine": kind_of(options.device), "family": options.family, "side": side}
+    return model, result | {"dtype": options.dtype, "seed": options.seed, "tiny": options.tiny, **more}
 
 
 def _every(options: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ def test_what_is_looked_at_is_painted_with_it_too(pico: DiffusersModel) -> None:
 
 def test_options_reach_the_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: Path) -> None:
     calls: list[tuple[Any, ...]] = []
-    results = {"explore": made_up(20), "report": SimpleNamespace(files=())}
+    results = {"explore": made_up(20), "report": SimpleNamespace(files=(), not_painted="")}
     for command, name in ((explore_command, "explore"), (report_command, "report")):
         monkeypatch.setattr(command, "load_chosen_model", lambda *_, pictures: calls.append((pictures,)))
         monkeypatch.setattr(command, name, lambda *given, name=name: (calls.append(given), results[name])[1])

@@ -305,8 +305,8 @@ def test_a_base_is_recognised_once_until_its_weights_move(
     erasure, _ = erase(model, BALL, "closed_form")
     write_erasure(tmp_path / "ball.safetensors", erasure, model)
     stored, asked = read_erasure(tmp_path / "ball.safetensors"), []
-    original = erasure_file.fingerprint
-    monkeypatch.setattr(erasure_file, "fingerprint", lambda *a: asked.append(1) or original(*a))
+    original = erasure_file.sketch
+    monkeypatch.setattr(erasure_file, "sketch", lambda *a: asked.append(1) or original(*a))
     for _ in range(3):
         bound(stored, ComfyModel(*parts, resolution=64))
     assert len(asked) == 1

@@ -33,4 +33,4 @@ def test_the_command_line_refuses_before_it_reads_anything(tmp_path: Path, capsy
     assert main([*arguments, "--caption", FORBIDDEN]) == InvalidConcept.exit_code
     assert "minors" in capsys.readouterr().err
     assert main([*arguments, "--caption", "a ball"]) == InvalidFile.exit_code
-    assert "no picture" in capsys.readouterr().err
+    assert "missing cannot be read" in capsys.readouterr().err
