@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from erasure_core.delta import DeltaSet, new_deltas
+from erasure_core.delta import new_deltas
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 
@@ -41,49 +41,35 @@ class Way:
 
 def ways(model: DiffusersModel, batch: int, device: str, names: tuple[str, ...] = WAYS) -> Iterator[Way]:
     """Measure each way with calls of ``batch`` latents; the network is as before afterwards."""
-    predict, step = _predicting(model, batch), _training(model, batch)
-    layers = select(model.layers(), "cross-attention-kv")
-    deltas = new_deltas(layers, 16, 0).to(model.device)
-    for name in names:
-        with model.trainable(), RUN_AS[name](model):
-            started = wall(device)
-            run = _graph(predict) if name == "CUDA graph" else predict
-            run()
-            if name != "CUDA graph":
-                with deltas.attached(layers):
-                    step(deltas)
-            prepared = wall(device) - started
-            predicting = seconds(run, device)
-            training = None
-            if name != "CUDA graph":
-                with deltas.attached(layers):
-                    training = seconds(lambda: step(deltas), device)
-        yield Way(name, predicting, training, prepared)
-
-
-def _predicting(model: DiffusersModel, batch: int) -> Work:
     z = torch.randn(batch, *model.latent_shape, device=model.device)
     t = torch.full((batch,), 500, device=model.device)
-    said = model.encode(["a ball"])[[0] * batch]
+    said = model.encode(["a ball"])[[0] * batch].detach()
+    layers = select(model.layers(), "cross-attention-kv")
+    deltas = new_deltas(layers, 16, 0).to(model.device)
 
     @torch.no_grad()
     def predict() -> None:
         model.predict(z, t, said)
 
-    return predict
-
-
-def _training(model: DiffusersModel, batch: int) -> Callable[[DeltaSet], None]:
-    z = torch.randn(batch, *model.latent_shape, device=model.device)
-    t = torch.full((batch,), 500, device=model.device)
-    said = model.encode(["a ball"])[[0] * batch].detach()
-
-    def step(deltas: DeltaSet) -> None:
+    def step() -> None:
         model.predict(z, t, said).square().mean().backward()  # type: ignore[no-untyped-call]
         for parameter in deltas.parameters():
             parameter.grad = None
 
-    return step
+    for name in names:
+        as_graph = name == "CUDA graph"
+        with model.trainable(), RUN_AS[name](model):
+            started = wall(device)
+            run = _graph(predict) if as_graph else predict
+            run()
+            training = None
+            with deltas.attached(layers):
+                if not as_graph:
+                    step()
+                prepared = wall(device) - started
+                if not as_graph:
+                    training = seconds(step, device)
+            yield Way(name, seconds(run, device), training, prepared)
 
 
 def _graph(work: Work) -> Work:

@@ -153,31 +153,29 @@ def apart_from(words: Sequence[str], prompts: Sequence[str]) -> tuple[str, ...]:
     return tuple(prompt for prompt in prompts if prompt.casefold() not in erased)
 
 
+def without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
+    """Those prompts that do not say the concept."""
+    return tuple(prompt for prompt in prompts if not any(says(prompt, word) for word in concept.words))
+
+
 def without_contradictions(concept: Concept) -> Concept:
     """A concept without the prompts to keep that say what is erased: a training would be asked for both and do neither.
 
     Only erasing leaves them out: a file's own description may hold such prompts and is read as it is.
     """
-    saying = {prompt for prompt, _ in _contradictions(concept)}
-    return (
-        replace(concept, keep=tuple(prompt for prompt in concept.keep if prompt not in saying)) if saying else concept
-    )
+    kept = without_concept(concept.keep, concept)
+    return concept if len(kept) == len(concept.keep) else replace(concept, keep=kept)
 
 
 def left_out(concept: Concept) -> str:
     """A sentence on the prompts that ``without_contradictions`` leaves out, for people; empty where there are none."""
-    found = _contradictions(concept)
+    found = [(prompt, word) for prompt in concept.keep for word in concept.words if says(prompt, word)]
     if not found:
         return ""
     prompt, word = found[0]
     others = len({one for one, _ in found}) - 1
     more = f", and {others} more like it" if others else ""
     return f"Not kept: {prompt!r}, as it says {word!r}, which is erased{more}. To keep that, say it without the word."
-
-
-def _contradictions(concept: Concept) -> list[tuple[str, str]]:
-    """Each prompt to keep that says a word of the concept, with that word."""
-    return [(prompt, word) for prompt in concept.keep for word in concept.words if says(prompt, word)]
 
 
 def _unique(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import Batches
-from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says
+from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS
 from .kinds import common_kinds, kinds, of_kind
-from .model import LoadedModel, PromptModel, has_room
+from .model import LoadedModel, PromptModel, fitting, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
@@ -474,14 +474,13 @@ def with_neighbours(model: LoadedModel, concept: Concept, near: Mapping[str, str
         else:
             said.append(frames[turn % len(frames)].say(word))
             turn += 1
-    short = [prompt for prompt in said if len(prompt) <= MAX_LENGTH and has_room(model, prompt)]
+    short = fitting(model, [prompt for prompt in said if len(prompt) <= MAX_LENGTH])
     return replace(concept, neighbours=without_concept((*concept.neighbours, *short), concept))
 
 
 def with_everyday_keep(model: LoadedModel, concept: Concept) -> Concept:
     """A concept that also keeps everyday prompts, those that the model reads whole, for a user who named none."""
-    everyday = [prompt for prompt in PROMPTS if has_room(model, prompt)]
-    return replace(concept, keep=without_concept((*concept.keep, *everyday), concept))
+    return replace(concept, keep=without_concept((*concept.keep, *fitting(model, PROMPTS)), concept))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
@@ -494,8 +493,3 @@ def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
 def _likest(one: Found) -> int:
     """The place of the concept's word that a find is likest to."""
     return one.each.index(max(one.each)) if one.each else 0
-
-
-def without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
-    """Those prompts that do not say the concept."""
-    return tuple(prompt for prompt in prompts if not any(says(prompt, word) for word in concept.words))

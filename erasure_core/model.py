@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,19 +183,22 @@ def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning
 
 def has_room(model: LoadedModel, prompt: str) -> bool:
     """Whether a model reads a prompt whole. Models that cannot be asked are taken to."""
-    return bool(with_room(model, [prompt]))
+    return bool(fitting(model, [prompt]))
 
 
-def with_room(model: LoadedModel, prompts: Sequence[str]) -> list[str]:
-    """Those prompts that a model reads whole, each once. All are looked up together: a tokenizer takes its time."""
+def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
+    """Those prompts that a model reads whole."""
+    given, asked = list(prompts), cast(Any, model)
+    known = tokens_with_room(asked, given) if hasattr(model, "token_rows") else given
+    return [prompt for prompt in given if prompt in known]
+
+
+def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, list[int]]:
+    """The token ids of those prompts that a model reads whole; all are looked up together: a tokenizer takes its
+    time."""
     distinct = list(dict.fromkeys(prompts))
-    if not hasattr(model, "token_rows"):
-        return distinct
-    asked: Any = model
-    rows = asked.tokenize(distinct)
-    if _fit(asked, rows):
-        return distinct
-    return [prompt for prompt, row in zip(distinct, rows, strict=True) if _fit(asked, [row])]
+    rows = dict(zip(distinct, model.tokenize(distinct), strict=True))
+    return rows if _fit(model, list(rows.values())) else {p: row for p, row in rows.items() if _fit(model, [row])}
 
 
 def _fit(model: PromptModel, rows: Sequence[Sequence[int]]) -> bool:

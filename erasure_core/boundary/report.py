@@ -15,7 +15,7 @@ from ..delta import DeltaSet
 from ..erasing import applied
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
-from ..model import PromptModel
+from ..model import PromptModel, fitting
 from ..progress import Progress, Report, Silent
 from ..sampling import sample
 from . import guard
@@ -28,7 +28,7 @@ from .searches.lexical import of_things
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
 from .verdict import UNNAMED, limits, verdict
-from .wording import fitting, unrelated_words, with_room
+from .wording import unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SWEEP_PROMPTS = 12

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..model import fitting
 from ..sampling import seeded_noise
 from .candidate import Candidate
 from .scores import Scorer
 from .subject import Subject, derived
-from .wording import fitting
 
 MODIFIERS = (
     "in red", "in blue", "made of glass", "made of wood", "at night", "in the snow", "as a watercolor painting",

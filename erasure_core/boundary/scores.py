@@ -22,13 +22,14 @@ from torch import Tensor
 
 from ..concept import Concept, worded
 from ..domain import FAINT
+from ..model import fitting
 from ..sampling import finite
 from ..self_check import similarity
 from . import guard
 from .candidate import Candidate
 from .probe import make_probe
 from .subject import Subject
-from .wording import fitting, unrelated_words, with_room
+from .wording import unrelated_words, with_room
 
 CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..concept import Concept, says, worded
 from ..everyday import everyday_words
@@ -12,11 +12,6 @@ from ..model import LoadedModel, has_room
 def unrelated_words(concept: Concept) -> list[str]:
     """Everyday words that do not say the concept, neither alone nor behind an article."""
     return [word for word in everyday_words() if not any(says(f"a {word}", erased) for erased in concept.words)]
-
-
-def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
-    """Those prompts that the model reads whole."""
-    return [prompt for prompt in prompts if has_room(model, prompt)]
 
 
 def with_room(model: LoadedModel, templates: Sequence[str], words: Sequence[str]) -> list[str]:

@@ -48,10 +48,10 @@ def add_concept_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_concept(options: argparse.Namespace) -> Concept:
-    """All concepts that were asked for, as one.
+    """All concepts that were asked for, as one; says on standard error which prompts to keep erasing will leave out.
 
     Raises:
-        InvalidConcept: nothing to erase, a phrase that cannot be used, or a prompt to keep that says the concept.
+        InvalidConcept: nothing to erase, or a phrase that cannot be used.
         InvalidFile: a file cannot be read.
     """
     keep = tuple([*options.keep, *(read_lines(options.keep_file) if options.keep_file else [])])

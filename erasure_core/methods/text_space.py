@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, worded
-from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept, without_concept
+from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, without_concept, worded
+from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning, with_room
+from ..model import Conditioning, tokens_with_room
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -146,18 +146,15 @@ def text_errors(trainer: Trainer, asked: Mapping[str, Sequence[Pair]]) -> dict[s
     """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share, for
     each of several lists of pairs. One call of each encoder reads them all: on a GPU, calls cost more than prompts."""
     model: Any = trainer.model
-    fitting = set(
-        with_room(model, [text for pairs in asked.values() for pair in pairs for text in (pair.prompt, pair.like)])
-    )
-    usable = {name: [p for p in pairs if p.prompt in fitting and p.like in fitting] for name, pairs in asked.items()}
+    said_at_all = (text for pairs in asked.values() for pair in pairs for text in (pair.prompt, pair.like))
+    tokens = tokens_with_room(model, said_at_all)
+    usable = {name: [p for p in pairs if p.prompt in tokens and p.like in tokens] for name, pairs in asked.items()}
     together = [pair for pairs in usable.values() for pair in pairs]
     if not together:
         return {name: torch.zeros((), device=model.device) for name in asked}
     with torch.no_grad(), trainer.deltas.off():
         wanted = model.encode([pair.like for pair in together])
     said = _encoded(trainer, [pair.prompt for pair in together])
-    distinct = list(dict.fromkeys(text for pair in together for text in (pair.prompt, pair.like)))
-    tokens = dict(zip(distinct, model.tokenize(distinct), strict=True))
     errors, start = {}, 0
     for name, pairs in usable.items():
         rows = range(start, start + len(pairs))

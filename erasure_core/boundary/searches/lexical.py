@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from ...concept import TEMPLATES, Concept, worded
 from ...domain import nearest_words
 from ...kinds import said_of_things
-from ...model import LoadedModel
+from ...model import LoadedModel, fitting
 from ..candidate import Candidate
 from ..field import Field
-from ..wording import fitting
 
 MISSPELLINGS = 10
 """Of each word."""
