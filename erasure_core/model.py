@@ -197,6 +197,8 @@ def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, li
     """The token ids of those prompts that a model reads whole; all are looked up together: a tokenizer takes its
     time."""
     distinct = list(dict.fromkeys(prompts))
+    if not distinct:  # which tokenizers cannot read
+        return {}
     rows = dict(zip(distinct, model.tokenize(distinct), strict=True))
     return rows if _fit(model, list(rows.values())) else {p: row for p, row in rows.items() if _fit(model, [row])}
 
