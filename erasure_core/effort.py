@@ -30,6 +30,10 @@ PICTURES = 3
 """Most predictions of one step for each picture of the batch: the concept's, a kept prompt's, and one of the method."""
 USABLE = 0.85
 """Share of the free memory that is planned with; the rest is for what libraries take and for fragments."""
+SHORT = "memory is short, going on with smaller pieces"
+"""The stage of a training that is told where it is stepped down."""
+SURELY = 2 / 3
+"""Share of the estimated need that any training has: not every method predicts for three ``PICTURES``."""
 FAST_STEPS = 10
 T = TypeVar("T")
 
@@ -123,6 +127,32 @@ def _fitting(settings: TrainingSettings, model: LoadedModel, free: int | None) -
     )
 
 
+def foreseen(
+    settings: TrainingSettings, model: LoadedModel, goes_on: bool, progress: Progress, free: int | None = None
+) -> TrainingSettings:
+    """Settings that are stepped down before the training where its memory surely does not suffice.
+
+    A device that runs out says so only after the trajectories are drawn, and a computer's main memory not at all: the
+    system ends the program.
+
+    Args:
+        settings: what was asked for.
+        model: the loaded model.
+        goes_on: whether a stopped training is gone on with. Its batch and its pictures' size stay as they were.
+        progress: is told.
+        free: bytes of free memory; measured if not given.
+    """
+    free = free_memory(model.device) if free is None else free
+    chosen = settings
+    while free is not None and SURELY * needed(chosen, model) > free and (smaller := _smaller(chosen)) is not None:
+        chosen = smaller
+    if goes_on:
+        chosen = replace(settings, checkpointing=chosen.checkpointing)
+    if chosen != settings:
+        progress.update(Report(SHORT, 0, chosen.steps))
+    return chosen
+
+
 def within_memory(
     work: Callable[[TrainingSettings], T], settings: TrainingSettings, progress: Progress, checkpoint: Path | None
 ) -> tuple[T, TrainingSettings]:
@@ -152,7 +182,7 @@ def within_memory(
             smaller = _smaller(settings)
             if smaller is None:
                 raise
-        progress.update(Report("memory is short, going on with smaller pieces", 0, smaller.steps))
+        progress.update(Report(SHORT, 0, smaller.steps))
         if checkpoint is not None and replace(smaller, checkpointing=settings.checkpointing) != settings:
             checkpoint.unlink(missing_ok=True)
         if torch.cuda.is_available():

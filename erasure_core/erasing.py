@@ -25,7 +25,7 @@ from .domain import (
     with_likest,
     with_neighbours,
 )
-from .effort import within_memory
+from .effort import foreseen, within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
 from .fingerprint import fingerprint, sketch
@@ -90,6 +90,7 @@ def erase(
             deltas, history = solved.to(model.device), History()
         else:
             assert isinstance(settings, TrainingSettings)
+            settings = foreseen(settings, model, checkpoint is not None and checkpoint.exists(), progress)
             (deltas, history), settings = within_memory(
                 lambda fitting: train(
                     model, concept, chosen, fitting, progress, checkpoint, save_every, pictures, start

@@ -9,9 +9,9 @@ import pytest
 import torch
 from stopping import StopAt
 
-from erasure_core import METHODS, Concept, Report, erase
+from erasure_core import METHODS, Concept, Report, effort, erase
 from erasure_core.cli.main import main
-from erasure_core.effort import EFFORTS, needed, plan
+from erasure_core.effort import EFFORTS, foreseen, needed, plan
 from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import TrainingSettings
@@ -103,6 +103,24 @@ def test_what_was_stepped_down_goes_on_as_it_was(
         erase(pico, CONCEPT, "esd", settings, StopAt(2), tmp_path / "other")
     with pytest.raises(OtherTraining, match="another concept"):
         erase(pico, CONCEPT, "esd", replace(settings, rank=1), None, tmp_path / "other")
+
+
+def test_what_surely_does_not_fit_is_stepped_down_before_it_is_tried(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(effort, "free_memory", lambda device: needed(replace(SMALL, checkpointing=True), pico) // 2)
+    refused, progress, state = refusing(monkeypatch, above=4), Listening(), tmp_path / "state"
+    with pytest.raises(Cancelled):
+        erase(pico, CONCEPT, "esd", SMALL, StopAt(2), state)
+    found, history = erase(pico, CONCEPT, "esd", SMALL, progress, state)
+    assert not refused and len(history.losses) == SMALL.steps and effort.SHORT in progress.stages
+    assert [found.manifest.settings[name] for name in ("checkpointing", "batch", "accumulate")] == [True, 2, 2]
+    # A training that was begun where there was more memory keeps its batch.
+    assert foreseen(SMALL, pico, True, Silent()) == replace(SMALL, checkpointing=True)
+    # What perhaps fits is tried, and what does not tell its memory.
+    for free in (needed(SMALL, pico), None):
+        monkeypatch.setattr(effort, "free_memory", lambda device, free=free: free)
+        assert foreseen(SMALL, pico, False, Silent()) == SMALL
 
 
 def test_computing_activations_again_changes_no_bit_of_the_result(
