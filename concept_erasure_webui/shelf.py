@@ -1,4 +1,4 @@
-"""What can be done with finished erasures: rename, delete, import, export, and make safety profiles of them."""
+"""What can be done with finished erasures: check, rename, delete, import, export, and make safety profiles of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules import shared
 
 from erasure_core.combining import LOSS, converted, reshaped
 from erasure_core.concept import Concept
 from erasure_core.delta import LowRankDelta
 from erasure_core.erasing import describe
-from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
+from erasure_core.erasure_file import Erasure, StoredErasure, read_erasure, write_erasure
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
 from erasure_core.foreign import looks_foreign, read_foreign
+from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import SUFFIX, history_path, safe_stem
 from erasure_core.profile import make_profile, write_profile
 
@@ -85,6 +87,39 @@ def delete(name: str | None, is_sure: bool) -> str:
     path.unlink()
     history_path(path).unlink(missing_ok=True)
     return f"{path.stem} was deleted."
+
+
+def check(name: str | None) -> str:
+    """Say whether an erasure belongs to the loaded checkpoint, or which of all do where none is chosen.
+
+    Returns:
+        A message.
+
+    Raises:
+        ErasureError: no model is loaded; the chosen file is damaged or was made for another model.
+    """
+    model, library = loaded_model(), places.library()
+    if name and name != NONE:
+        path = chosen(name)
+        if _fits(path, model).manifest is None:
+            return f"{path.stem} has layers as {model.title} has them, but does not say which model it was made on."
+        return f"{path.stem} fits {model.title}."
+    fitting, others = [], []
+    for file in library.names():
+        try:
+            _fits(library.find(file), model)
+            fitting.append(file.removesuffix(SUFFIX))
+        except ErasureError:
+            others.append(file.removesuffix(SUFFIX))
+    told = [f"{what}: {', '.join(files)}." for what, files in (("Fit", fitting), ("Do not fit", others)) if files]
+    return f"{model.title}. {' '.join(told) or 'There are no erasures yet.'}"
+
+
+def _fits(path: Path, model: WebuiModel) -> StoredErasure:
+    """The file, if it belongs to the model; raises as ``check``."""
+    stored = read_erasure(path)
+    stored.bind(model, device=torch.device("cpu"))
+    return stored
 
 
 def import_file(source: Path | None, words: str) -> str:

@@ -81,6 +81,7 @@ def _library(blocks: Any, tab: Any) -> None:
     with gr.Row():
         name = gr.Dropdown(choices(), value=NONE, label="Erasure", elem_id=f"{PREFIX}_chosen")
         refresh = gr.Button("Refresh the list", scale=0, elem_id=f"{PREFIX}_refresh")
+        check = gr.Button("Does it fit the loaded checkpoint?", scale=0, elem_id=f"{PREFIX}_check")
     said = gr.HTML(elem_id=f"{PREFIX}_library_message")
     with gr.Row():
         new = gr.Textbox(label="New name", elem_id=f"{PREFIX}_new_name")
@@ -105,6 +106,7 @@ def _library(blocks: Any, tab: Any) -> None:
     for event in (refresh.click, tab.select, blocks.load):
         event(_lists, inputs=chosen, outputs=lists)
     search.change(lambda text: show.library(places.library(), text), inputs=[search], outputs=[table])
+    check.click(queued(shelf.check), inputs=[name], outputs=[said])
     for button, work, inputs in (
         (rename, guarded(shelf.rename), [name, new]),
         (delete, guarded(shelf.delete), [name, sure]),

@@ -73,6 +73,9 @@ async function library() {
   await open("Library");
   await page.waitForTimeout(1500);
   const seen = { rows: await page.locator("#concept_erasure_table tbody tr").count(), table: await text("library") };
+  await at("check").click();
+  await page.waitForFunction(() => /Fit/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
+  seen.fit = await text("library_message");
   await choose("chosen", "img_src");
   await at("delete").click();
   await page.waitForFunction(() => /Tick the box/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });

@@ -210,6 +210,7 @@ def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> Non
     assert made["afterReload"] == made["job"] and "Loaded: " in made["model"]
     shelf = seen["library"]
     assert "<img src=x" in shelf["table"] and shelf["broken"] and "Tick the box" in shelf["refused"]
+    assert "Fit: " in shelf["fit"]
     assert shelf["left"] == shelf["rows"] - 1 and not shelf["sure"]
     panel = seen["panel"]
     assert "No picture was made" in panel["empty"] and f"Concept erasure: {ball}:1" in panel["erased"].replace('"', "")

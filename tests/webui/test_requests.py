@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.errors import ErasureError, InvalidSettings, WrongBase
 from erasure_core.methods import METHODS, find_method
 
 
@@ -182,6 +183,20 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
     for name in (None, "None", "sphere", "../studio", "/etc/passwd"):
         with pytest.raises(ErasureError):
             shelf.chosen(name)
+
+
+def test_which_erasures_fit_the_loaded_checkpoint(a1111: SimpleNamespace, package: Any, library: Path) -> None:
+    shelf = package("shelf")
+    (library / "bad.safetensors").write_bytes(b"no")
+    title = a1111.model.sd_checkpoint_info.title
+    assert shelf.check("ball") == f"ball fits {title}."
+    assert shelf.check("None") == f"{title}. Fit: ball, words. Do not fit: bad, other."
+    with torch.no_grad():
+        for weight in a1111.model.model.diffusion_model.parameters():
+            weight.mul_(1.5)
+    with pytest.raises(WrongBase, match="another base model"):
+        shelf.check("ball")
+    assert shelf.check(None) == f"{title}. Fit: words. Do not fit: bad, ball, other."  # "words" is of text alone
 
 
 def test_what_belongs_to_a_file_goes_with_it(package: Any, library: Path) -> None:
