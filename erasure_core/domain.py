@@ -8,7 +8,7 @@ than towards any kept prompt. Words that look near but steer elsewhere are its n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from .batches import Batches
 from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS
-from .kinds import common_kinds, kinds, of_kind
+from .kinds import common_kinds, describes, is_guessed, kinds, of_kind
 from .model import LoadedModel, PromptModel, fitting, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
@@ -54,11 +54,13 @@ GROUP = 0.25
 """Words that are so much more alike to each other than to the concept are another thing: of a coin all that is said of
 books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
 STAND_IN_LIKENESS = 0.7
-"""A word that no user chose is not put in the concept's place where it steers pictures more alike than this."""
+"""A word that steers pictures more alike than this is not put in the concept's place, if there is any other: what it
+paints still shows the concept. (Measured with the closed form: ``dotted``, 0.81 alike, leaves ``striped`` in 53 % of
+the pictures, ``plain``, 0.10 alike, in 3 %.)"""
 
 KIN = 0.3
-"""A word of a prompt to keep that steers pictures less alike than this is another kind of thing: in the place of a
-colour it would leave what has none. Then the model's own words are looked at too."""
+"""A word of a prompt to keep that steers pictures less alike than this is another kind of thing. Then the model's own
+words are looked at too. Of words that are said of things, as colours are, how they are used tells their kind."""
 
 KIN_WORDS = 12
 """Words used as the concept's are, that may take its place where nothing is named to keep."""
@@ -303,40 +305,57 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
 
 def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
-    something takes the concept's place, and the likest takes it with the least change."""
-    kept = [one for one in found if one.kept and one.strength >= FAINT]
-    return _with_best(concept, kept, KIN)
+    something takes the concept's place, and the likest takes it with the least change. But none that is too alike."""
+    return _with_best(concept, _known_and_kept(found), lambda one, like: like if like < STAND_IN_LIKENESS else None)
 
 
 def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
-    """``with_likest`` for a user who named nothing to keep: any word that was judged may take the concept's place, as
-    long as the model does not read it as the concept. It is the one that steers furthest the concept's way: one that
-    is hardly known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may
-    stand, of whatever kind: what steers pictures most alike there is explicit too.
+    """``with_likest`` for a user who kept nothing that may take the place: any word that was judged may, as long as the
+    model does not read it as the concept. It is the one that steers furthest the concept's way: one that is hardly
+    known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may stand, of
+    whatever kind: what steers pictures most alike there is explicit too. Where nothing else is left, the kept word that
+    is least alike takes the place, though it is too alike.
     """
     known = [one for one in found if one.strength >= FAINT and not one.belongs and one.likeness < STAND_IN_LIKENESS]
-    offered = [one for one in known if one.kept or not explicit]
-    return _with_best(concept, offered, 0.0, by_strength=True, any_kind=explicit)
+    offered = [one for one in known if one.kept or not (explicit or is_guessed(one.word))]
+    concept = _with_best(concept, offered, lambda one, like: like * min(one.strength, 1.0), 0.0, any_kind=explicit)
+    return concept if explicit else _with_best(concept, _known_and_kept(found), lambda one, like: -like)
+
+
+def _known_and_kept(found: Sequence[Found]) -> list[Found]:
+    return [one for one in found if one.kept and one.strength >= FAINT]
 
 
 def _with_best(
-    concept: Concept, offered: Sequence[Found], least: float, by_strength: bool = False, any_kind: bool = False
+    concept: Concept,
+    offered: Sequence[Found],
+    rating: Callable[[Found, float], float | None],
+    least: float = KIN,
+    any_kind: bool = False,
 ) -> Concept:
-    """A concept without an alternative gets the word that steers most alike, and at least so much, but none that its
-    own phrases say, and none that is used otherwise: in the place of a colour a thing would leave what has none. Of
-    several concepts that are erased at once each gets its own."""
+    """A concept without an alternative gets the word of the best rating, but none that its own phrases say, and none
+    that is used otherwise: in the place of a colour a thing would leave what has none. Of several concepts that are
+    erased at once each gets its own.
+
+    Args:
+        concept: the concept.
+        offered: words that may take its place.
+        rating: of a word and its likeness to the concept; ``None`` for one that must not.
+        least: a thing must be more alike than this.
+        any_kind: also words that are used otherwise.
+    """
     offered = [one for one in offered if not any(says(word, one.word) for word in concept.words)]
     chosen: list[tuple[str, str]] = []
     for words in concept.unanswered():
         places = [i for i, word in enumerate(concept.words) if word in words]
-        wanted = common_kinds(words)
+        wanted, is_said_of_things = common_kinds(words), describes(words)
         rated = []
         for one in offered:
-            if not (any_kind or kinds(one.word) & wanted):
-                continue
             like = max((one.each[i] for i in places if i < len(one.each)), default=one.likeness)
-            if like > least:
-                rated.append((like * (min(one.strength, 1.0) if by_strength else 1.0), one.word))
+            fits = any_kind or kinds(one.word) & wanted
+            rate = rating(one, like) if fits and (is_said_of_things or like > least) else None
+            if rate is not None:
+                rated.append((rate, one.word))
         if rated:
             best = max(rated, key=lambda one: one[0])[1]
             chosen += [(word, best) for word in words]

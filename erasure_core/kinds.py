@@ -13,9 +13,11 @@ from pathlib import Path
 from .concept import ARTICLES, BEFORE, Concept, frame, is_name, says
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
-THING, STYLE, QUALITY = "thing", "style", "quality"
+THING, STYLE, QUALITY, PATTERN = "thing", "style", "quality", "pattern"
 ENDINGS = ("ish", "ful", "less", "ous", "ed")
 """How words end that say what a thing is like; of ``SHORTEST`` letters and more, for "bed" and "fish" are things."""
+WORKED = "ed"
+"""What was worked on so may have got a pattern."""
 SHORTEST = 6
 THINGS = ("a house", "a tree", "a car", "a flower", "a bird")
 """Everyday things that words are said of."""
@@ -55,8 +57,15 @@ def kinds(phrase: str) -> frozenset[str]:
         return frozenset([STYLE])
     if known := _table().get(text) or _table().get(last):
         return known
-    describes = len(words) == 1 and len(last) >= SHORTEST and last.endswith(ENDINGS)
-    return frozenset([QUALITY if describes else THING])
+    if is_guessed(text):
+        return frozenset([QUALITY, PATTERN] if last.endswith(WORKED) else [QUALITY])
+    return frozenset([THING])
+
+
+def is_guessed(word: str) -> bool:
+    """Whether its ending alone tells how a word is used: "quartered" may be a pattern, "expected" is nothing to see."""
+    word = word.casefold()
+    return " " not in word and word not in _table() and len(word) >= SHORTEST and word.endswith(ENDINGS)
 
 
 def common_kinds(words: Sequence[str]) -> frozenset[str]:

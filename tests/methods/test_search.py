@@ -262,14 +262,37 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
 
 def test_of_several_concepts_each_gets_what_is_likest_to_it() -> None:
     several = Concept.joined([Concept(("ball", "orb"), "box"), Concept(("red",)), Concept(("star",))])
-    pink = Found("pink", 0.8, False, True, each=(0.1, 0.2, 0.8, 0.0))
-    moon = Found("moon", 0.7, False, True, each=(0.6, 0.7, 0.1, 0.5))
+    pink = Found("pink", 0.6, False, True, each=(0.1, 0.2, 0.6, 0.0))
+    moon = Found("moon", 0.6, False, True, each=(0.5, 0.6, 0.1, 0.5))
     told = with_likest(several, [pink, moon])
     assert dict(told.instead) == {"ball": "box", "orb": "box", "red": "pink", "star": "moon"}
     assert told.alternative is None
     crimson = Found("crimson", 0.9, True, each=(0.0, 0.1, 0.9, 0.2))
     assert expanded(told, [crimson], 5).instead[-1] == ("crimson", "pink"), "and so do its other names"
     assert with_likest(Concept(("ball", "orb")), [moon]).alternative == "moon"
+
+
+def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None:
+    """Where dots look as stripes do, dots in their place leave them; smooth things are the contrary of both."""
+    striped = Concept(("striped", "banded"))
+    dotted, plain = Found("dotted", 0.81, False, True), Found("plain", -0.59, False, True, strength=0.3)
+    assert with_likest(striped, [dotted, plain]).alternative == "plain"
+    assert with_likest(striped, [dotted]).alternative is None
+    checked = Found("chequered", 0.5, False)
+    assert with_known_stand_in(striped, [dotted, checked], explicit=False).alternative == "chequered"
+    assert with_known_stand_in(striped, [dotted], explicit=False).alternative == "dotted"
+    assert with_known_stand_in(striped, [dotted], explicit=True).alternative is None
+    kite, arrow = Found("kite", 0.75, False, True), Found("arrow", 0.31, False, True)
+    assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
+    assert with_known_stand_in(Concept(("tent",)), [replace(arrow, likeness=-0.1)], explicit=False).alternative is None
+
+
+def test_a_word_whose_use_is_only_guessed_takes_no_place_unless_it_is_kept() -> None:
+    quartered, plain = Concept(("quartered",)), Found("plain", -0.59, False, True)
+    expected = Found("expected", 0.1, False)
+    assert with_likest(quartered, [plain]).alternative == "plain"
+    assert with_known_stand_in(quartered, [expected], explicit=False).alternative is None
+    assert with_likest(quartered, [replace(expected, kept=True)]).alternative == "expected"
 
 
 def test_a_word_of_another_kind_takes_no_place() -> None:
