@@ -19,7 +19,7 @@ from .batches import Batches
 from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS
-from .kinds import common_kinds, describes, is_guessed, kinds, of_kind
+from .kinds import THING, common_kinds, describes, is_guessed, kinds, of_kind
 from .model import LoadedModel, PromptModel, fitting, has_room
 from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
@@ -305,25 +305,25 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
 
 def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
-    something takes the concept's place, and the likest takes it with the least change. But none that is too alike."""
-    return _with_best(concept, _known_and_kept(found), lambda one, like: like if like < STAND_IN_LIKENESS else None)
+    something takes the concept's place, and the likest takes it with the least change. One that is too alike does so
+    only where all kept things are: the least alike of them. For colours and patterns there are other words."""
+    kept = [one for one in found if one.kept and one.strength >= FAINT]
+    concept = _with_best(concept, kept, lambda one, like: like if like < STAND_IN_LIKENESS else None)
+    return _with_best(concept, kept, lambda one, like: -like if THING in kinds(one.word) else None)
 
 
 def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
     """``with_likest`` for a user who kept nothing that may take the place: any word that was judged may, as long as the
     model does not read it as the concept. It is the one that steers furthest the concept's way: one that is hardly
     known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may stand, of
-    whatever kind: what steers pictures most alike there is explicit too. Where nothing else is left, the kept word that
-    is least alike takes the place, though it is too alike.
+    whatever kind: what steers pictures most alike there is explicit too. Where no other colour is left, or pattern, it
+    is the kept one that is least alike, though it is too alike.
     """
     known = [one for one in found if one.strength >= FAINT and not one.belongs and one.likeness < STAND_IN_LIKENESS]
     offered = [one for one in known if one.kept or not (explicit or is_guessed(one.word))]
     concept = _with_best(concept, offered, lambda one, like: like * min(one.strength, 1.0), 0.0, any_kind=explicit)
-    return concept if explicit else _with_best(concept, _known_and_kept(found), lambda one, like: -like)
-
-
-def _known_and_kept(found: Sequence[Found]) -> list[Found]:
-    return [one for one in found if one.kept and one.strength >= FAINT]
+    kept = [one for one in found if one.kept and one.strength >= FAINT and not explicit]
+    return _with_best(concept, kept, lambda one, like: -like)
 
 
 def _with_best(

@@ -284,6 +284,7 @@ def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None
     assert with_known_stand_in(striped, [dotted], explicit=True).alternative is None
     kite, arrow = Found("kite", 0.75, False, True), Found("arrow", 0.31, False, True)
     assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
+    assert with_likest(Concept(("tent",)), [kite, replace(kite, word="hut", likeness=0.9)]).alternative == "kite"
     assert with_known_stand_in(Concept(("tent",)), [replace(arrow, likeness=-0.1)], explicit=False).alternative is None
 
 
