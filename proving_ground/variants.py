@@ -67,7 +67,10 @@ VARIANTS = ROWS | ABLATIONS
 
 
 def alternative_of(erased: lexicon.Concept) -> lexicon.Concept:
-    """Another concept of its kind, that is not its look-alike: the one after it, and around again."""
+    """Another concept of its kind that is not its look-alike, the one after it; for a pattern, a plain surface."""
+    plain = STYLES["plain"]
+    if erased.kind == "style" and erased is not plain:
+        return plain
     kind = next(kind for kind in (OBJECTS, COLOURS, STYLES) if erased.name in kind)
     names = [name for name in kind if name != erased.look_alike]
     return kind[names[(names.index(erased.name) + 1) % len(names)]]

@@ -53,7 +53,7 @@ class AutoSettings(CheckSettings):
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
     text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
     text_erase_weight: float = option(
-        0.25, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
+        1.0, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
     )
     text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
