@@ -81,7 +81,7 @@ def _library(blocks: Any, tab: Any) -> None:
     with gr.Row():
         name = gr.Dropdown(choices(), value=NONE, label="Erasure", elem_id=f"{PREFIX}_chosen")
         refresh = gr.Button("Refresh the list", scale=0, elem_id=f"{PREFIX}_refresh")
-        check = gr.Button("Does it fit the loaded checkpoint?", scale=0, elem_id=f"{PREFIX}_check")
+        check = gr.Button("Does it fit?", scale=0, elem_id=f"{PREFIX}_check")
     said = gr.HTML(elem_id=f"{PREFIX}_library_message")
     with gr.Row():
         new = gr.Textbox(label="New name", elem_id=f"{PREFIX}_new_name")
