@@ -139,21 +139,22 @@ def import_file(source: Path | None, words: str) -> str:
     target = library.free_path(source.stem)
     library.folders[0].mkdir(parents=True, exist_ok=True)
     model = loaded_model()
-    if not looks_foreign(source) and read_erasure(source).manifest is not None:
-        read_erasure(source).bind(model)
+    stored = None if looks_foreign(source) else read_erasure(source)
+    if stored is not None and stored.manifest is not None:
+        stored.bind(model)
         shutil.copyfile(source, target)
         return f"{target.stem} was imported."
     said = tuple(word.strip() for word in words.split(",") if word.strip())
     if not said:
         raise InvalidConcept(f"{source.name} does not say what it erases; write it, with commas between the words.")
     origin: dict[str, Any] = {"file": source.name}
-    if looks_foreign(source):
+    if stored is None:
         found = read_foreign(source, model, model.other_parameters())
         origin = found.source(source)
         deltas, error = reshaped(found.deltas, "low-rank", noise=found.noise)
         origin[LOSS] = error
     else:
-        deltas = read_erasure(source).bind(model)
+        deltas = stored.bind(model)
     status = "made by other software; converted to this format"
     manifest = describe(model, deltas, Concept(said), "converted", status, origin)
     write_erasure(target, Erasure(deltas, manifest), model)
