@@ -37,6 +37,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("erasures")
 
 
+def choose_checkpoint(web: WebUi, other_than: str | None) -> None:
+    names = [model["title"] for model in web.get("/sdapi/v1/sd-models")[1]]
+    own = next(name for name in names if not other_than or other_than not in name)
+    assert web.post("/sdapi/v1/options", {"sd_model_checkpoint": own})[0] == 200
+
+
 @pytest.fixture(scope="module")
 def web(library: Path) -> Iterator[WebUi]:
     lora = library / "lora"
@@ -44,6 +50,8 @@ def web(library: Path) -> Iterator[WebUi]:
     with installed(FOLDER):
         found = WebUi(FOLDER, interpreter(), ["--concept-erasure-dir", str(library), "--lora-dir", str(lora)])
         try:
+            # A host in which nobody has chosen one yet has nothing to go back to when a request used another.
+            choose_checkpoint(found, other_than=os.environ.get("WEBUI_OTHER"))
             yield found
         finally:
             found.close()
