@@ -121,13 +121,12 @@ def _chosen_method(name: str, preset: str | None) -> list[Any]:
 
 
 def erase(task: str, *values: Any) -> list[str]:
-    """The button "Erase": returns the last-job view and a closing line."""
+    """The button "Erase": returns the last-job view, which tells how it ended, and why nothing was begun."""
     try:
         request = request_of(*values)
     except ErasureError as error:
         return [show.job(jobs.JOBS.shown()), show.message(places.told(error), is_error=True)]
-    job = jobs.run_erase(request)
-    return [show.job(job), show.message(job.message, is_error=job.status == "failed")]
+    return [show.job(jobs.run_erase(request)), ""]
 
 
 def request_of(

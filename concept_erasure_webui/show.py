@@ -23,10 +23,11 @@ def job(found: Job | None) -> str:
     """The "last job" view."""
     if found is None:
         return message("Nothing was done yet.")
-    where = f"{found.stage} {found.step} of {found.total}" if found.total else ""
+    where = f", {found.stage} {found.step} of {found.total}" if found.total and found.status != "done" else ""
     left = f", about {found.left:.0f} s left of this" if found.status == "running" and found.left else ""
     head = f"<b>{html.escape(found.title)}</b>: {html.escape(found.status)}, {found.seconds:.0f} s"
-    return f"<div>{head} {html.escape(where)}{left}</div>{message(found.message)}{curve(found.losses)}"
+    told = message(found.message, is_error=found.status == "failed")
+    return f"<div>{head}{html.escape(where)}{left}</div>{told}{curve(found.losses)}"
 
 
 def curve(losses: Sequence[dict[str, float]]) -> str:

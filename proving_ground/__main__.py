@@ -12,6 +12,7 @@ import torch
 from .bench import BENCH_CONCEPTS, METHODS
 from .check import FLIPS
 from .lexicon import CONCEPTS
+from .several import FIVE
 from .tokens import MODEL_DIR
 from .variants import ROWS, VARIANTS
 
@@ -87,6 +88,19 @@ def _quality(options: argparse.Namespace) -> int:
     return 0 if report_quality(options.model, options.count, options.seed, options.out) else 1
 
 
+def _adapter(options: argparse.Namespace) -> int:
+    from .adapter_quality import report_adapter
+
+    if options.train:
+        from .training.image_adapter import train_image_adapter
+
+        if not train_image_adapter(None if options.budget is None else time.monotonic() + options.budget):
+            print("out of time; run again to continue")
+            return 1
+    report_adapter(options.count)
+    return 0
+
+
 def _words(options: argparse.Namespace) -> None:
     from .evaluation import KINDS
     from .painting import load_model
@@ -101,7 +115,8 @@ def _bench(options: argparse.Namespace) -> None:
     from .bench_table import cell_table, summary
 
     wanted = cells(options.method, options.concept, options.seeds)
-    for place, result in enumerate(run_bench(missing(wanted) if options.missing else wanted, options.budget)):
+    wanted = missing(wanted, options.searched) if options.missing else wanted
+    for place, result in enumerate(run_bench(wanted, options.budget, options.searched)):
         print(*cell_table([result])[0 if place == 0 else -1 :], sep="\n", flush=True)
     print("", summary(read_results()), sep="\n")
 
@@ -115,6 +130,19 @@ def _table(options: argparse.Namespace) -> None:
         print(options.write)
     else:
         print(tables(read_results()))
+
+
+def _strips(options: argparse.Namespace) -> None:
+    from .strips import write_strips
+
+    write_strips(options.concept, options.out, options.method)
+    print(options.out)
+
+
+def _several(options: argparse.Namespace) -> None:
+    from .several import report_several
+
+    report_several(options.method, options.concept, options.count)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -196,6 +224,10 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--count", type=int, default=1000, help="pictures to sample")
     quality.add_argument("--seed", type=int, default=0)
     quality.add_argument("--out", type=Path, help="folder for quality.json and contact_sheet.png")
+    adapter = add("adapter", _adapter, "what the bundled IP-Adapter tells the model of a picture")
+    adapter.add_argument("--train", action="store_true", help="train it first, for the bundled model as it is")
+    adapter.add_argument("--budget", type=seconds, help="stop training after so long, for example 20m")
+    adapter.add_argument("--count", type=int, default=200, help="pictures to show")
     words = add("words", _words, "how near the words of a concept are in what the UNet reads")
     words.add_argument("--model", type=Path, default=MODEL_DIR, help="diffusers folder")
     bench = add("bench", _bench, "measure erasing methods; every result is a file in results/")
@@ -209,9 +241,18 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--concept", nargs="+", default=list(BENCH_CONCEPTS), choices=list(CONCEPTS), metavar="CONCEPT")
     bench.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
     bench.add_argument("--missing", action="store_true", help="only what has no result file yet")
+    bench.add_argument("--searched", action="store_true", help="also search for prompts and embeddings that leak")
     bench.add_argument("--budget", type=seconds, help="stop after so long, for example 100m")
     table = add("table", _table, "print the benchmark's tables, made from the result files")
     table.add_argument("--write", type=Path, help="put them between the marks of this Markdown file instead")
+    strips = add("strips", _strips, "paint the same prompts with every method, in one picture")
+    strips.add_argument("--concept", default="ball", choices=list(CONCEPTS), metavar="CONCEPT")
+    strips.add_argument("--method", nargs="+", default=list(ROWS), metavar="ROW", help="as of bench")
+    strips.add_argument("--out", type=Path, default=Path("methods.png"), help="the picture")
+    several = add("several", _several, "erase several concepts in one run, and as files that are applied together")
+    several.add_argument("--method", default="closed_form", choices=list(VARIANTS), metavar="ROW", help="as of bench")
+    several.add_argument("--concept", nargs="+", default=list(FIVE), choices=list(CONCEPTS), metavar="CONCEPT")
+    several.add_argument("--count", type=int, default=24, help="pictures of each concept in each group")
     check = add("check", _check, "the benchmark in small, as CI runs it; exit code 1 if a bound is missed")
     check.add_argument("--flip", choices=FLIPS, help="turn a sign of ESD's loss round, to see the bounds fail")
     pool = add("pool", _pool, "the trajectory pool against ESD's published loop, in one run")

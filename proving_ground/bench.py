@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import re
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +19,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from erasure_core import Concept, DeltaSet, PictureModel, erase, read_erasure, write_erasure
+from erasure_core.concept_pictures import ConceptPictures, own_latents
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.image_prompt import ImageAdapter
 from erasure_core.methods import find_method
+from erasure_core.methods.co_erasing import CoErasingSettings
+from erasure_core.progress import Silent
 from erasure_core.safe_files import write_bytes
 
 from . import lexicon
+from .adapter_quality import ADAPTER, embedded
+from .bench_searches import SEARCHED, search_figures
 from .evaluation import evaluate, picture_distance, unconditional_drift
 from .figures import Figure, Measure, share_of
 from .judge import Judge, load_judge, sees
@@ -34,7 +40,11 @@ from .variants import VARIANTS, Variant, alternative_of
 
 RESULTS = Path(__file__).parent / "results"
 STATE_DIR = Path(__file__).parent / ".training"
+ERASURES = STATE_DIR / "erasures"
+"""Where the benchmark leaves the erasures, for pictures and stacks of them; they are not committed."""
 UNTOUCHED = "untouched"
+PAINTS_AND_JUDGES = ("judge", "scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
+"""How the names of those files of the bundled model begin whose change makes other pictures or verdicts."""
 ROUND = 3
 """Raised when the erasing itself changes in a way that no setting shows: earlier results are then of other methods."""
 METHODS = ("esd", "closed_form")
@@ -59,6 +69,11 @@ class Cell:
     def path(self) -> Path:
         folder = re.sub(r"\W+", "_", self.method).strip("_")
         return RESULTS / folder / f"{self.concept}_{self.seed}.json"
+
+    @property
+    def erasure_path(self) -> Path:
+        """Where its erasure is left."""
+        return ERASURES / self.path.parent.name / self.path.with_suffix(".safetensors").name
 
     @property
     def variant(self) -> Variant:
@@ -96,8 +111,10 @@ def concept_of(erased: lexicon.Concept, alternative: str | None = None) -> Conce
 
 
 def model_mark() -> str:
-    """A mark of the bundled model's weights: results of another model are no results."""
-    return hashlib.sha256((MODEL_DIR / "SHA256SUMS").read_bytes()).hexdigest()[:16]
+    """A mark of what paints and judges in the bundled model: results of another model are no results."""
+    sums = (MODEL_DIR / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    telling = [line for line in sums if line.partition("  ")[2].startswith(PAINTS_AND_JUDGES)]
+    return hashlib.sha256("\n".join(telling).encode()).hexdigest()[:16]
 
 
 def peak_memory() -> int:
@@ -112,27 +129,48 @@ def peak_memory() -> int:
     return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _erased(cell: Cell, model: PictureModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
+def shown_by_adapter(model: DiffusersModel, concept: Concept, settings: CoErasingSettings) -> ConceptPictures:
+    """As many pictures of the concept as the method would make by itself, as the bundled IP-Adapter reads them."""
+    count, steps = settings.own_pictures, settings.trajectory_steps
+    made = own_latents(model, concept.words[0], count, settings.seed, steps, Silent(), settings.max_batch)
+    adapter = ImageAdapter.read(ADAPTER, model)
+    assert adapter.projector is not None
+    return ConceptPictures(tokens=adapter.projector(embedded(model.decode(made))), adapter=adapter)
+
+
+def _erased(cell: Cell, model: DiffusersModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
     """Erase, write and read back; returns what to apply and what it cost."""
     variant, erased = cell.variant, CONCEPTS[cell.concept]
     settings = cell.settings
     concept = concept_of(erased, alternative_of(erased).name if variant.alternative else None)
     started = time.monotonic()
-    erasure, _ = erase(model, concept, variant.method, settings)
+    shown = shown_by_adapter(model, concept, settings) if variant.adapter else None
+    erasure, _ = erase(model, concept, variant.method, settings, pictures=shown)
     cost = {
         "round": ROUND,
         "seconds": round(time.monotonic() - started, 2),
         "peak_memory": peak_memory(),
         "settings": asdict(settings),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "erasure.safetensors"
-        write_erasure(path, erasure, model)
-        return [(read_erasure(path).bind(model), 1.0)], cost | {"file_bytes": path.stat().st_size}
+    path = cell.erasure_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_erasure(path, erasure, model)
+    return [(read_erasure(path).bind(model), 1.0)], cost | {"file_bytes": path.stat().st_size}
 
 
-def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) -> dict[str, Any]:
-    """Erase, write, read back, paint and judge. Returns what goes into the result file.
+def erasure_of(cell: Cell, model: DiffusersModel) -> DeltaSet:
+    """The erasure of a cell: as an earlier run left it, else made now."""
+    stored = read_erasure(cell.erasure_path) if cell.erasure_path.exists() else None
+    if stored is None or stored.manifest is None or stored.manifest.settings != asdict(cell.settings):
+        return _erased(cell, model)[0][0][0]
+    return stored.bind(model)
+
+
+def run_cell(
+    cell: Cell, model: DiffusersModel, judge: Judge, count: int = COUNT, searched: bool = False
+) -> dict[str, Any]:
+    """Erase, write, read back, paint and judge; ``searched`` looks for prompts that leak, too. Returns what goes into
+    the result file.
 
     The peak of memory is that of this process up to the end of erasing, so it means something in a process of its own.
     """
@@ -146,6 +184,9 @@ def run_cell(cell: Cell, model: PictureModel, judge: Judge, count: int = COUNT) 
         result |= cost
     found = evaluate(model, judge, erased, erasures, count)
     figures = {name: _figure(f) for name, f in found.shares.items()}
+    if searched:
+        attacked = search_figures(model, judge, concept_of(erased), erasures, count)
+        figures |= {name: _figure(f) for name, f in attacked.items()}
     figures |= {INTACT: _figure(found.intact), UNASKED: _figure(found.unasked)}
     if cell.variant.alternative:
         wanted = alternative_of(erased).name
@@ -186,19 +227,26 @@ def _kept_result(cell: Cell) -> dict[str, Any]:
     return found
 
 
-def missing(wanted: Sequence[Cell]) -> list[Cell]:
-    """The cells without a result file, or with one of another model or of other settings."""
-    return [cell for cell in wanted if not is_current(_kept_result(cell), cell)]
+def missing(wanted: Sequence[Cell], searched: bool = False) -> list[Cell]:
+    """The cells without a result file, or with one of another model or of other settings; with ``searched``, also those
+    of erasures on which nothing was searched."""
+
+    def is_whole(result: dict[str, Any], cell: Cell) -> bool:
+        return not searched or cell.method == UNTOUCHED or SEARCHED in result["figures"]
+
+    found = ((cell, _kept_result(cell)) for cell in wanted)
+    return [cell for cell, result in found if not (is_current(result, cell) and is_whole(result, cell))]
 
 
-def _run_alone(cell: Cell, threads: int) -> dict[str, Any]:
+def _run_alone(cell: Cell, threads: int, searched: bool) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    return run_cell(cell, load_model(), load_judge())
+    return run_cell(cell, load_model(), load_judge(), searched=searched)
 
 
 def run_bench(
     wanted: Sequence[Cell],
     budget: float | None = None,
+    searched: bool = False,
     notify: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Any]]:
     """Run cells one after the other, each in a process of its own, so that one's peak of memory is not another's.
@@ -211,7 +259,7 @@ def run_bench(
             notify(f"out of time; {len(wanted) - place} cells are left, run again with --missing")
             return
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            result = alone.submit(_run_alone, cell, torch.get_num_threads()).result()
+            result = alone.submit(_run_alone, cell, torch.get_num_threads(), searched).result()
         write_bytes(cell.path, (json.dumps(result, indent=1) + "\n").encode())
         yield result
 

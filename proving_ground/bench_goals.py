@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 
 from .bench import ALTERNATIVE, DRIFT, INTACT, UNASKED, UNTOUCHED
+from .bench_searches import SEARCHED
 from .evaluation import LEAKS, RETENTION
 
 Result = dict[str, Any]
 
-_SAGE = {"named": 1, "unnamed": 5, "descriptions": 10, INTACT: 95, "look-alikes": 95, "kept": 98, "attributes": 95}
+_SAGE = {
+    "named": 1, "unnamed": 5, "descriptions": 10, SEARCHED: 10,
+    INTACT: 95, "look-alikes": 95, "kept": 98, "attributes": 95,
+}  # fmt: skip
+_CO_ERASING = {"named": 1, INTACT: 95, "look-alikes": 93, "kept": 97, "attributes": 93}
 GOALS: dict[str, dict[str, float]] = {
     "closed_form": {"named": 5, INTACT: 90, "kept": 93},
     "esd": {"named": 5, INTACT: 90, "kept": 93},
@@ -21,18 +26,24 @@ GOALS: dict[str, dict[str, float]] = {
     "all_but_one (alternative)": {
         "named": 2, INTACT: 97, "look-alikes": 97, "kept": 99, "attributes": 97, ALTERNATIVE: 90, DRIFT: 1,
     },
-    "co_erasing": {"named": 1, INTACT: 95, "look-alikes": 93, "kept": 97, "attributes": 93},
-    "auto": {"named": 1, "unnamed": 3, "descriptions": 5, INTACT: 95, "look-alikes": 95, "kept": 98, "attributes": 96},
+    "co_erasing": _CO_ERASING,
+    "co_erasing (IP-Adapter)": _CO_ERASING,
+    "auto": {
+        "named": 1, "unnamed": 3, "descriptions": 5, SEARCHED: 5,
+        INTACT: 95, "look-alikes": 95, "kept": 98, "attributes": 96,
+    },
 }  # fmt: skip
 """In per cent. Leak and drift at most so much, leak above the floor; all else at least so much, retention as a share of
 the untouched model's."""
-AT_MOST = (*LEAKS, DRIFT)
+ALL_LEAKS = (*LEAKS, SEARCHED)
+AT_MOST = (*ALL_LEAKS, DRIFT)
 HARDEST = "striped"
-"""The concept that no method erases so far. What is missed beside it is told in a column of its own."""
+"""The concept that is erased with most trouble. What is missed beside it is told in a column of its own."""
 BASELINE = "esd"
 """No method may be worse than this one both in leak and in retention."""
 HALVED = ("co_erasing", "co_erasing without pictures")
-"""The first one leaks at most half as much as the second."""
+"""The first one leaks at most half as much as the second, by each of ``BY_PICTURES``."""
+BY_PICTURES = ("unnamed", "descriptions", SEARCHED)
 
 
 def measured(rows: Sequence[Result], untouched: dict[str, Result], name: str) -> float | None:
@@ -44,7 +55,7 @@ def measured(rows: Sequence[Result], untouched: dict[str, Result], name: str) ->
         before = untouched.get(row["concept"], {"figures": {}})["figures"]
         if own is None:
             continue
-        if name in LEAKS:
+        if name in ALL_LEAKS:
             values.append(max(0.0, own["value"] - before[UNASKED]["value"]) if UNASKED in before else own["value"])
         elif name in RETENTION:
             if before.get(name, {}).get("value"):
@@ -96,19 +107,19 @@ def relative_rows(results: Sequence[Result]) -> list[list[str]]:
     methods that are held against another one, over the concepts that both were measured on."""
     untouched = {row["concept"]: row for row in results if row["method"] == UNTOUCHED}
     measured_ones = dict.fromkeys(row["method"] for row in results)
-    pairs = [(method, BASELINE) for method in measured_ones if method not in (BASELINE, UNTOUCHED)]
+    pairs = [(method, BASELINE, LEAKS) for method in measured_ones if method not in (BASELINE, UNTOUCHED)]
     lines = []
-    for method, other in [*pairs, HALVED]:
+    for method, other, leaks in [*pairs, *((*HALVED, (name,)) for name in BY_PICTURES)]:
         one, two = _pair(results, method, other)
         (leak, kept), (leak_two, kept_two) = (
-            [_mean(rows, untouched, names) for names in (LEAKS, RETENTION)] for rows in (one, two)
+            [_mean(rows, untouched, names) for names in (leaks, RETENTION)] for rows in (one, two)
         )
         if None in (leak, kept, leak_two, kept_two):
             continue
         if other == BASELINE:
             goal, met = f"not worse than {other} in both", not (leak > leak_two and kept < kept_two)
         else:
-            goal, met = f"leaks at most half as much as {other}", leak <= leak_two / 2
+            goal, met = f"{leaks[0]}: at most half as much as {other}", leak <= leak_two / 2
         shown = [_told(value) for value in (leak, leak_two, kept, kept_two)]
         lines.append([method, goal, str(len({row["concept"] for row in one})), *shown, "reached" if met else "missed"])
     return lines

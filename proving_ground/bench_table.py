@@ -13,6 +13,7 @@ from erasure_core.safe_files import write_bytes
 
 from .bench import ALTERNATIVE, DISTANCE, DRIFT, INTACT, UNASKED, UNTOUCHED
 from .bench_goals import HARDEST, goal_rows, relative_rows
+from .bench_searches import INVERTED, SEARCHED
 from .evaluation import LEAKS, RETENTION
 from .figures import RESAMPLES, Measure, interval_of, mean_of, resampled_share
 
@@ -20,6 +21,7 @@ Result = dict[str, Any]
 BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
 FLOOR = "judge's floor"
 AGAINST = ("method", "goal", "concepts", "leak", "other's", "retention", "other's", "verdict")
+LEAK_COLUMNS = (*LEAKS, SEARCHED, INVERTED, INTACT)
 SIDE = (DRIFT, DISTANCE, "time", "peak memory", "file")
 NOTE = (
     "Each cell: value [95 % bootstrap interval] number of cases (pictures; for time, memory and size: runs). The floor "
@@ -80,11 +82,11 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _leaks(rows: Sequence[Result]) -> list[str]:
-    return [_text(_shares(rows, name)) for name in (*LEAKS, INTACT)]
+    return [_text(_shares(rows, name)) for name in LEAK_COLUMNS]
 
 
 def _floor(rows: Sequence[Result]) -> list[str]:
-    return [*[_text(_shares(rows, UNASKED))] * len(LEAKS), "-"]
+    return [*[_text(_shares(rows, UNASKED))] * (len(LEAK_COLUMNS) - 1), "-"]
 
 
 def _side_effects(rows: Sequence[Result]) -> list[str]:
@@ -110,7 +112,7 @@ def cell_table(results: Sequence[Result]) -> list[str]:
     rows = [
         [one["method"], one["concept"], *_leaks([one]), *_retention([one]), *_side_effects([one])] for one in results
     ]
-    return _lines(["method", "concept", *LEAKS, INTACT, *RETENTION, *SIDE], rows).splitlines()
+    return _lines(["method", "concept", *LEAK_COLUMNS, *RETENTION, *SIDE], rows).splitlines()
 
 
 def _table(
@@ -141,7 +143,7 @@ def summary(results: Sequence[Result]) -> str:
         lines.append([method, str(len(rows)), *_leaks(rows), *kept, put, *_side_effects(rows)])
         if method == UNTOUCHED:
             lines.append([FLOOR, str(len(rows)), *_floor(rows), *["-"] * (len(RETENTION) + 6)])
-    return _lines(["method", "runs", *LEAKS, INTACT, *RETENTION, ALTERNATIVE, *SIDE], lines)
+    return _lines(["method", "runs", *LEAK_COLUMNS, *RETENTION, ALTERNATIVE, *SIDE], lines)
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -164,7 +166,7 @@ def tables(results: Sequence[Result]) -> str:
         "floor, and of the retentions.",
         _lines(AGAINST, relative_rows(results)),
         "### Leak: the concept is still seen",
-        _table(results, [*LEAKS, INTACT], _leaks, floor=True),
+        _table(results, LEAK_COLUMNS, _leaks, floor=True),
         "### Retention: what was asked for is seen",
         _table(results, RETENTION, _retention),
         "### Side effects and cost",

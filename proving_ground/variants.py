@@ -19,15 +19,17 @@ class Variant:
         method: registered name.
         settings: what differs from its defaults.
         alternative: whether the eraser is told what to paint instead.
+        adapter: whether the bundled IP-Adapter reads the pictures, else their tokens are learned.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     alternative: bool = False
+    adapter: bool = False
 
 
-def _variant(method: str, alternative: bool = False, **settings: Any) -> Variant:
-    return Variant(method, MappingProxyType(settings), alternative)
+def _variant(method: str, alternative: bool = False, adapter: bool = False, **settings: Any) -> Variant:
+    return Variant(method, MappingProxyType(settings), alternative, adapter)
 
 
 ROWS: dict[str, Variant] = {
@@ -40,6 +42,7 @@ ROWS: dict[str, Variant] = {
     "all_but_one (alternative)": _variant("all_but_one", alternative=True),
     "all_but_one (neutralise)": _variant("all_but_one", without="neutralise"),
     "co_erasing": _variant("co_erasing"),
+    "co_erasing (IP-Adapter)": _variant("co_erasing", adapter=True),
     "auto": _variant("auto"),
     "all_but_one (cross-attention)": _variant("all_but_one", True, layers="cross-attention"),
 }
@@ -50,6 +53,7 @@ ABLATIONS: dict[str, Variant] = {
     "sage without self-check": _variant("sage", check_every=0),
     "sage without relations": _variant("sage", global_weight=0.0),
     "sage without retention": _variant("sage", keep_weight=0.0),
+    "sage without text": _variant("sage", text_weight=0.0, text_erase_weight=0.0),
     "all_but_one without drift": _variant("all_but_one", alternative=True, drift_weight=0.0),
     "co_erasing without pictures": _variant("co_erasing", picture_share=0.0),
     "co_erasing without refinement": _variant("co_erasing", refine=False),

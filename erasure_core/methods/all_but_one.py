@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
 from ..run_state import RunState
-from .registry import TrainingSettings, method, option
-from .text_space import text_terms
+from .registry import method, option
+from .text_space import TextSpaceSettings, text_terms
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -22,7 +22,7 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class AllButOneSettings(TrainingSettings):
+class AllButOneSettings(TextSpaceSettings):
     """Settings of All but One."""
 
     without: str = option(
@@ -33,8 +33,9 @@ class AllButOneSettings(TrainingSettings):
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
-    text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
-    text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
+    text_erase_weight: float = option(
+        0.0, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
+    )
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
@@ -108,4 +109,4 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    return terms | text_terms(step, settings.text_weight, 0.0, settings.text_prompts)
+    return terms | text_terms(step, settings)

@@ -25,7 +25,7 @@ from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
-from .text_space import text_terms
+from .text_space import TextSpaceSettings, text_terms
 from .vocabulary import with_own_words
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AutoSettings(CheckSettings):
+class AutoSettings(TextSpaceSettings, CheckSettings):
     """Settings of the combination."""
 
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
@@ -51,11 +51,6 @@ class AutoSettings(CheckSettings):
     )
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
-    text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
-    text_erase_weight: float = option(
-        1.0, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
-    )
-    text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps for learning the picture tokens", low=1, high=10_000)
@@ -126,4 +121,4 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    return terms | text_terms(step, settings.text_weight, settings.text_erase_weight, settings.text_prompts)
+    return terms | text_terms(step, settings)

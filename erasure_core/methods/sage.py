@@ -17,6 +17,7 @@ from ..self_check import Reader, similarity
 from .boundary_points import Boundary, Bounding, CheckSettings
 from .esd import target
 from .registry import method, option
+from .text_space import TextSpaceSettings, text_terms
 from .vocabulary import with_own_words
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ RELATED = 128
 
 
 @dataclass(frozen=True)
-class SageSettings(CheckSettings):
+class SageSettings(TextSpaceSettings, CheckSettings):
     """Settings of SAGE."""
 
     negative: float = option(
@@ -95,13 +96,14 @@ def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.
 
     ||eps(z, E(tau_c)) - T||^2 + ||eps(z, E(tau_p)) - T||^2 + KL(S0 || S) + ||eps(z_r, E(r)) - eps0(z_r, E0(r))||^2
+    + the two terms of ``text_space``
     """
     assert isinstance(step.state, Boundary)
     bounding = step.state.drawn(step) if settings.boundary_weight else None
     terms = (_erase_text if settings.erase_in == "text" else _erase_noise)(step, bounding, settings)
     if settings.global_weight:
         terms["relations"] = settings.global_weight * _relations_term(step)
-    return terms
+    return terms | text_terms(step, settings)
 
 
 def _erase_noise(step: Step, bounding: Bounding | None, settings: SageSettings) -> dict[str, Tensor]:

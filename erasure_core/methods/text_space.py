@@ -20,6 +20,7 @@ from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, witho
 from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
 from ..model import Conditioning, tokens_with_room
+from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -33,6 +34,17 @@ AT_ONCE = 8
 """Prompts that are encoded in one call where activations are computed again."""
 NEAR_EACH = 6
 """So many words near to each word of the prompts to keep are said half of the time: they are what suffers first."""
+
+
+@dataclass(frozen=True)
+class TextSpaceSettings(TrainingSettings):
+    """Settings of methods that ask the text encoder beside the denoiser."""
+
+    text_weight: float = option(4.0, "weight of keeping what the text encoder makes of many other prompts", 0.0, 1000.0)
+    text_erase_weight: float = option(
+        1.0, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
+    )
+    text_prompts: int = option(16, "prompts that the text encoder is asked about in one step", low=1, high=1024)
 
 
 @dataclass(frozen=True)
@@ -119,26 +131,21 @@ def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
     return Phrasing(trainer.concept, words, list(near))
 
 
-def text_terms(step: Step, hold: float, erase: float, count: int) -> dict[str, Tensor]:
-    """Two loss terms, weighted; none where no text encoder learns or its tokens cannot be read.
-
-    Args:
-        step: the step; its chance draws the prompts.
-        hold: weight of what is to stay.
-        erase: weight of reading the concept as its alternative, where there is one.
-        count: how many prompts each of the two asks about.
-    """
-    trainer, state, chance = step.trainer, step.state, step.generator
+def text_terms(step: Step, settings: TextSpaceSettings) -> dict[str, Tensor]:
+    """Two loss terms, weighted; none where no text encoder learns or its tokens cannot be read. The second, which reads
+    the concept as its alternative, only where there is one."""
+    trainer, state, chance, count = step.trainer, step.state, step.generator, settings.text_prompts
     if not (trainer.trains_text and hasattr(trainer.model, "token_tables")):
         return {}
     if state.phrasing is None:
         state.phrasing = phrasing_for(trainer, trainer.model)
     weights, asked = {}, {}
-    if hold:
-        weights["text"], asked["text"] = hold, [state.phrasing.kept_pair(chance) for _ in range(count)]
-    if erase and trainer.concept.has_alternative:
+    if settings.text_weight:
+        weights["text"], asked["text"] = settings.text_weight, [state.phrasing.kept_pair(chance) for _ in range(count)]
+    if settings.text_erase_weight and trainer.concept.has_alternative:
         name = "erased text"
-        weights[name], asked[name] = erase, [state.phrasing.concept_pair(chance) for _ in range(count)]
+        weights[name] = settings.text_erase_weight
+        asked[name] = [state.phrasing.concept_pair(chance) for _ in range(count)]
     return {name: weights[name] * error for name, error in text_errors(trainer, asked).items()}
 
 

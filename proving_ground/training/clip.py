@@ -41,6 +41,15 @@ BATCH = 256
 SCENES = 30_000
 WIDTH = 64
 END = 49407
+PICTURE_MEAN = PICTURE_SPREAD = 0.5
+PICTURE_CONFIG = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 64, "width": 64},
+    "size": {"shortest_edge": 64},
+    "image_mean": [PICTURE_MEAN] * 3,
+    "image_std": [PICTURE_SPREAD] * 3,
+}
+"""How the vision side wants pictures, for libraries that read its folder: not as CLIP's own does."""
 KINDS = {"object": OBJECT_NAMES, "colour": COLOUR_NAMES, "style": STYLE_NAMES}
 
 
@@ -63,7 +72,7 @@ def new_clip(seed: int = 0) -> CLIPModel:
 
 def normalised(pictures: Tensor) -> Tensor:
     """uint8 pictures [B, 3, 64, 64] as the vision side reads them."""
-    return (pictures.float() / 255 - 0.5) / 0.5
+    return (pictures.float() / 255 - PICTURE_MEAN) / PICTURE_SPREAD
 
 
 def said_otherwise(scene: Scene, rng: random.Random) -> tuple[Scene, Scene]:

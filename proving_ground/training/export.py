@@ -72,13 +72,14 @@ def write_clip(folder: Path, model: CLIPModel) -> None:
     vision |= _with_prefix("visual_projection", model.visual_projection)
     name = "CLIPVisionModelWithProjection"
     _write_transformers_model(folder / "image_encoder", model.config.vision_config, name, vision)
+    _write_json(folder / "image_encoder" / "preprocessor_config.json", clip.PICTURE_CONFIG)
     projection = {"text_projection.weight": model.text_projection.weight, "logit_scale": model.logit_scale}
     save_file(_half(projection), folder / "text_projection.safetensors")
 
 
 def write_sums(folder: Path) -> None:
-    """Write the hashes of all files of a folder in the format of ``sha256sum``."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    """Write the hashes of all files of a folder but its text in the format of ``sha256sum``."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (SUMS, "README.md"))
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder).as_posix()}\n" for p in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 

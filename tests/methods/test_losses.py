@@ -83,10 +83,11 @@ def test_sage_in_noise(
     options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 4, "check_steps": 2}
     options |= {"negative": 1.5, "negative_beside": 0.4}
     options |= {"boundary_weight": 0.8, "global_weight": 0.5, "keep_weight": 0.7}
+    options |= {"text_weight": 3.0, "text_erase_weight": 0.4, "text_prompts": 6}
     with stopped(pico_models[family], concept, "sage", layers=layers, **options) as (trainer, step):
-        s, slow = trainer.settings, Slow(trainer)
+        s, slow, generator = trainer.settings, Slow(trainer), torch.Generator().manual_seed(2)
         state = step.state
-        found = state.drawn(replace(step, generator=torch.Generator().manual_seed(2)))  # type: ignore[attr-defined]
+        found = state.drawn(replace(step, generator=generator))  # type: ignore[attr-defined]
         erase, boundary = [], []
         for z, t, p in zip(step.concept.latents, step.concept.t, step.concept.prompts, strict=True):
             goal = esd_target(slow, s, z, t, trainer.sayings[p], bool(alternative))
@@ -101,6 +102,13 @@ def test_sage_in_noise(
             boundary.append((at_boundary - goal).pow(2).mean())
         reference = mean(erase) + 0.8 * mean(boundary) + 0.7 * kept_term(slow, step)
         reference = reference + 0.5 * relations_by_hand(trainer, layers)
+        if layers == "text-encoder":
+            phrasing = phrasing_for(trainer, trainer.model)
+            kept = [phrasing.kept_pair(generator) for _ in range(6)]
+            reference = reference + 3.0 * text_by_hand(trainer, kept)
+            if alternative:
+                erased = [phrasing.concept_pair(generator) for _ in range(6)]
+                reference = reference + 0.4 * text_by_hand(trainer, erased)
         assert_same(trainer, loss_of(step), reference)
 
 
@@ -156,6 +164,7 @@ def relations_by_hand(trainer: Any, layers: str) -> Tensor:
 def test_sage_in_text(pico_models: dict[str, DiffusersModel], family: str) -> None:
     concept = replace(CONCEPT, alternative="box")
     options: dict[str, Any] = {"erase_in": "text", "check_every": 0, "global_weight": 0.0, "keep_weight": 0.7}
+    options |= {"text_weight": 0.0, "text_erase_weight": 0.0}
     with stopped(pico_models[family], concept, "sage", layers="text-encoder", **options) as (trainer, step):
         slow, parts = Slow(trainer), []
         for prompt in step.concept.prompts:

@@ -16,6 +16,7 @@ from proving_ground import bench
 from proving_ground.__main__ import main
 from proving_ground.bench import Cell
 from proving_ground.bench_goals import goal_rows, relative_rows
+from proving_ground.bench_searches import SEARCHED
 from proving_ground.bench_table import BEGIN, END, summary, tables, write_tables
 from proving_ground.evaluation import GROUPS, LEAKS
 from proving_ground.figures import Figure, mean_of, norm_ratio_of
@@ -90,7 +91,11 @@ def test_methods_are_held_against_esd_and_co_erasing_against_words_alone() -> No
     for leak, verdict in ((0.2, "reached"), (0.3, "missed")):
         halved = [result("co_erasing", "ball", leak, 1.0), result("co_erasing without pictures", "ball", 0.41, 1.0)]
         rows = [row for row in relative_rows([*RESULTS, *halved]) if "half" in row[1]]
-        assert [row[-1] for row in rows] == [verdict]
+        assert [row[-1] for row in rows] == [verdict] * 2, "unnamed words and descriptions; nothing was searched"
+        for one in halved:
+            one["figures"][SEARCHED] = figure(leak if one["method"] == "co_erasing" else 0.41)
+        rows = [row for row in relative_rows([*RESULTS, *halved]) if "half" in row[1]]
+        assert [row[-1] for row in rows] == [verdict] * 3
     assert not any("half" in row[1] for row in relative_rows(RESULTS)), "neither has a result"
 
 
@@ -146,6 +151,10 @@ def test_results_of_another_model_or_other_settings_are_missing(
     now = asdict(cells[0].settings)
     write(cells[0], model="now", round=bench.ROUND, settings=now)
     assert bench.missing(cells) == cells[1:]
+    write(cells[0], model="now", round=bench.ROUND, settings=now, figures={})
+    assert bench.missing(cells[:1], searched=True) == cells[:1] and not bench.missing(cells[:1])
+    write(cells[0], model="now", round=bench.ROUND, settings=now, figures={SEARCHED: figure(0.1)})
+    assert not bench.missing(cells[:1], searched=True)
     for other in (
         {"model": "before", "round": bench.ROUND, "settings": now},
         {"model": "now", "round": bench.ROUND - 1, "settings": now},

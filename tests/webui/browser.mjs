@@ -55,8 +55,8 @@ async function erase() {
   await choose("method", "closed_form");
   await fill("size", 64);
   await at("start").click();
-  await page.waitForFunction(() => /Wrote .*safetensors/.test(document.querySelector("#concept_erasure_result").innerText), null, { timeout: 900000 });
-  const seen = { said: await text("result"), job: await text("last_job") };
+  await page.waitForFunction(() => /Wrote .*safetensors/.test(document.querySelector("#concept_erasure_last_job").innerText), null, { timeout: 900000 });
+  const seen = { job: await text("last_job") };
   seen.live = await page.locator("#concept_erasure_live").count();
   await picture("erase");
   await page.reload({ waitUntil: "domcontentloaded" });
