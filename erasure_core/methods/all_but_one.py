@@ -33,9 +33,6 @@ class AllButOneSettings(TextSpaceSettings):
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
-    text_erase_weight: float = option(
-        0.0, "weight of the text encoder reading the concept as its alternative", 0.0, 1000.0
-    )
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
@@ -98,8 +95,8 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     goal=wanted_instead,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
-    """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2 + retention,
-    of kept prompts' noise and of what the text encoder makes of many others (``text_space``)."""
+    """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2
+    + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of ``text_space``"""
     concept, kept = step.concept, step.kept
     guided, empty, same = step.trainer.predict(
         [(concept, concept.prompts), (concept, [""] * len(concept.prompts)), (kept, kept.prompts)]
