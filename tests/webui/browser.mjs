@@ -55,7 +55,11 @@ async function erase() {
   await choose("method", "closed_form");
   await fill("size", 64);
   await at("start").click();
-  await page.waitForFunction(() => /Wrote .*safetensors/.test(document.querySelector("#concept_erasure_last_job").innerText), null, { timeout: 900000 });
+  const ended = (word) => {
+    const said = document.querySelector("#concept_erasure_last_job").innerText;  // until then, of the job before
+    return said.includes(word) && /Wrote .*safetensors/.test(said);
+  };
+  await page.waitForFunction(ended, HOSTILE, { timeout: 900000 });
   const seen = { job: await text("last_job") };
   seen.live = await page.locator("#concept_erasure_live").count();
   await picture("erase");
