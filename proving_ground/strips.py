@@ -73,4 +73,4 @@ def write_strips(concept: str, out: Path, methods: Sequence[str] = tuple(ROWS)) 
     columns = asked(concept)
     with torch.no_grad():
         image = sheet(columns, list(rows(concept, methods, [question for _, question in columns])))
-    image.save(out, optimize=True)
+    image.quantize(256).save(out, optimize=True)
