@@ -13,6 +13,7 @@ from erasure_core.methods import find_method
 from erasure_core.methods.text_space import (
     Pair,
     Phrasing,
+    TextSpaceSettings,
     _rows,
     aligned_error,
     phrasing_for,
@@ -67,7 +68,7 @@ def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel)
 
             def terms(seed: int) -> dict[str, torch.Tensor]:
                 step = Step(None, None, trainer, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-                return text_terms(step, 1.0, 1.0, 8)
+                return text_terms(step, TextSpaceSettings(text_weight=1.0, text_erase_weight=1.0, text_prompts=8))
 
             before = terms(0)
             assert before["text"].item() < 1e-9 < 1e-4 < before["erased text"].item()
@@ -104,7 +105,7 @@ def test_recomputed_activations_give_the_same_gradient(pico: DiffusersModel) -> 
             trainer = Trainer(pico, concept, find_method("auto"), settings, Silent())  # type: ignore[arg-type]
             with trainer.deltas.attached(trainer.layers):
                 step = Step(None, None, trainer, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-                text_terms(step, 0.0, 1.0, 20)["erased text"].backward()
+                text_terms(step, TextSpaceSettings(text_weight=0.0, text_prompts=20))["erased text"].backward()
         return [p.grad for p in trainer.deltas.parameters() if p.grad is not None]
 
     plain, again = gradients(False), gradients(True)
