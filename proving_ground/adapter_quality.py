@@ -33,6 +33,12 @@ def embedded(pictures: Tensor) -> Tensor:
     return torch.cat([vision(some) for some in pictures.split(BATCH)])
 
 
+def tokens_of(pictures: Tensor, adapter: ImageAdapter) -> Tensor:
+    """Picture tokens [B, T, D] of pictures [B, 3, 64, 64], as the adapter makes them."""
+    assert adapter.projector is not None
+    return adapter.projector(embedded(pictures))
+
+
 class _ByPicture(ImagePrompted):
     """Its prompts are the numbers of pictures; the empty one is no picture and no word."""
 
@@ -48,9 +54,8 @@ class _ByPicture(ImagePrompted):
 
 def paint_by_pictures(model: DiffusersModel, adapter: ImageAdapter, pictures: Tensor) -> Tensor:
     """One picture by each of the given ones, uint8 [B, 3, 64, 64] both."""
-    assert adapter.projector is not None
     branch, painted = ImageBranch(adapter, model), []
-    prompted = _ByPicture(model, branch, adapter.projector(embedded(pictures)))
+    prompted = _ByPicture(model, branch, tokens_of(pictures, adapter))
     with branch.attached(model.layers()):
         for start in range(0, len(pictures), BATCH):
             numbers = range(start, min(start + BATCH, len(pictures)))

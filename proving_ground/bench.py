@@ -28,7 +28,7 @@ from erasure_core.progress import Silent
 from erasure_core.safe_files import write_bytes
 
 from . import lexicon
-from .adapter_quality import ADAPTER, embedded
+from .adapter_quality import ADAPTER, tokens_of
 from .bench_searches import SEARCHED, search_figures
 from .evaluation import evaluate, picture_distance, unconditional_drift
 from .figures import Figure, Measure, share_of
@@ -79,6 +79,12 @@ class Cell:
     def variant(self) -> Variant:
         """How the method is run."""
         return VARIANTS.get(self.method) or Variant(self.method)
+
+    @property
+    def told(self) -> Concept:
+        """What the eraser is told."""
+        erased = CONCEPTS[self.concept]
+        return concept_of(erased, alternative_of(erased).name if self.variant.alternative else None)
 
     @property
     def settings(self) -> Any:
@@ -134,15 +140,12 @@ def shown_by_adapter(model: DiffusersModel, concept: Concept, settings: CoErasin
     count, steps = settings.own_pictures, settings.trajectory_steps
     made = own_latents(model, concept.words[0], count, settings.seed, steps, Silent(), settings.max_batch)
     adapter = ImageAdapter.read(ADAPTER, model)
-    assert adapter.projector is not None
-    return ConceptPictures(tokens=adapter.projector(embedded(model.decode(made))), adapter=adapter)
+    return ConceptPictures(tokens=tokens_of(model.decode(made), adapter), adapter=adapter)
 
 
 def _erased(cell: Cell, model: DiffusersModel) -> tuple[list[tuple[DeltaSet, float]], dict[str, Any]]:
     """Erase, write and read back; returns what to apply and what it cost."""
-    variant, erased = cell.variant, CONCEPTS[cell.concept]
-    settings = cell.settings
-    concept = concept_of(erased, alternative_of(erased).name if variant.alternative else None)
+    variant, settings, concept = cell.variant, cell.settings, cell.told
     started = time.monotonic()
     shown = shown_by_adapter(model, concept, settings) if variant.adapter else None
     erasure, _ = erase(model, concept, variant.method, settings, pictures=shown)

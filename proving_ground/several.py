@@ -10,13 +10,12 @@ from erasure_core import Concept, DeltaSet, applied, erase
 from erasure_core.concept import without_contradictions
 from erasure_core.hosts.diffusers import DiffusersModel
 
-from .bench import Cell, concept_of, erasure_of
+from .bench import Cell, erasure_of
 from .evaluation import LEAKS, questions
 from .figures import Figure, share_of
 from .judge import Judge, load_judge, sees
 from .lexicon import CONCEPTS
 from .painting import load_model, paint
-from .variants import VARIANTS
 
 FIVE = ("ball", "house", "star", "fish", "red")
 KEPT = "kept"
@@ -43,9 +42,10 @@ class Row:
         return f"{self.way:<14} {shares}  {f'{self.seconds:.0f} s' if self.seconds else ''}".rstrip()
 
 
-def together(names: Sequence[str]) -> Concept:
-    """The concepts as one that is erased in one run. A prompt to keep that says one of them is left out."""
-    return without_contradictions(Concept.joined([concept_of(CONCEPTS[name]) for name in names]))
+def together(method: str, names: Sequence[str]) -> Concept:
+    """The concepts as one that is erased in one run, each told as a row of the benchmark is told it. A prompt to keep
+    that says one of them is left out."""
+    return without_contradictions(Concept.joined([Cell(method, name, 0).told for name in names]))
 
 
 def judged(model: DiffusersModel, judge: Judge, names: Sequence[str], erasures: Erasures, count: int) -> list[Figure]:
@@ -71,8 +71,8 @@ def report_several(method: str, names: Sequence[str] = FIVE, count: int = 24) ->
     """
     model, judge = load_model(), load_judge()
     print(Row(UNTOUCHED, judged(model, judge, names, (), count)).line(), flush=True)
-    started, variant = monotonic(), VARIANTS[method]
-    at_once = erase(model, together(names), variant.method, Cell(method, names[0], 0).settings)[0].deltas
+    started, any_cell = monotonic(), Cell(method, names[0], 0)
+    at_once = erase(model, together(method, names), any_cell.variant.method, any_cell.settings)[0].deltas
     seconds = monotonic() - started
     print(Row(ONE_RUN, judged(model, judge, names, [(at_once, 1.0)], count), seconds).line(), flush=True)
     stack = [(erasure_of(Cell(method, name, 0), model), 1.0) for name in names]

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasure_core.hosts.clip_vision import ClipVision
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.image_prompt import ImageAdapter, ImageBranch, ImagePrompted, Projector, attention_names, noise_target
 from erasure_core.model import Conditioning
 
-from ..adapter_quality import ADAPTER, CLIP_DIR
+from ..adapter_quality import ADAPTER, embedded
 from ..captions import caption
 from ..painting import load_model
 from ..scene import Scene
@@ -64,7 +63,7 @@ class AdapterNet(nn.Module):
 
     @property
     def adapter(self) -> ImageAdapter:
-        """The image branch that reads the parameters as they are now."""
+        """The image branch that reads the parameters, as they change."""
         projector = Projector(self.proj.weight, self.proj.bias, self.norm.weight, self.norm.bias)
         keys, values = (dict(zip(self.names, each, strict=True)) for each in (self.keys, self.values))
         return ImageAdapter(keys, values, projector)
@@ -82,14 +81,11 @@ class AdapterNet(nn.Module):
         return {key: tensor.detach().half().contiguous() for key, tensor in tensors.items()}
 
 
-def _encoded(model: DiffusersModel, vision: ClipVision, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and embeddings of pictures."""
+def _latents(model: DiffusersModel, pictures: Tensor) -> Tensor:
     vae: Any = model.vae
-    latents, embedded = [], []
-    for some in tqdm(torch.split(pictures, ENCODED_AT_ONCE), desc="encoding", mininterval=15):
-        latents.append(encode(vae, some) * vae.config.scaling_factor)
-        embedded.append(vision(some))
-    return torch.cat(latents).clone(), torch.cat(embedded)
+    batches = tqdm(torch.split(pictures, ENCODED_AT_ONCE), desc="encoding", mininterval=15)
+    # A clone is no inference tensor, which no gradient could come from.
+    return torch.cat([encode(vae, some) * vae.config.scaling_factor for some in batches]).clone()
 
 
 def _captions(drawn: list[Scene], rng: random.Random) -> list[str]:
@@ -100,20 +96,21 @@ def train_image_adapter(
     deadline: float | None = None, steps: int = STEPS, count: int = SCENES, folder: Path = MODEL_DIR
 ) -> bool:
     """Train on ``count`` scenes and write the adapter into the model's folder. Returns whether training is complete."""
-    model, vision = load_model(), ClipVision.load(CLIP_DIR)
+    model = load_model()
     drawn, pictures = scenes(SEED, count)
-    latents, embedded = _encoded(model, vision, pictures)
-    net = AdapterNet(model, embedded.shape[1])
-    branch = ImageBranch(net.adapter, model)
+    latents, seen = _latents(model, pictures), embedded(pictures)
+    net = AdapterNet(model, seen.shape[1])
+    adapter = net.adapter
+    projector = adapter.projector
+    assert projector is not None
+    branch = ImageBranch(adapter, model)
     prompted = ImagePrompted(model, branch)
 
     def loss_at(step: int) -> Tensor:
         chosen = pick(step, BATCH, count)
         text = model.encode(_captions([drawn[i] for i in chosen], random.Random(step)))
-        projector = net.adapter.projector
-        assert projector is not None
         shown = (torch.rand(BATCH, 1, 1) >= DROPPED_PICTURES).float()
-        prompt = Conditioning(text.context.detach(), text.ends, None, shown * projector(embedded[chosen]))
+        prompt = Conditioning(text.context.detach(), text.ends, None, shown * projector(seen[chosen]))
         t, noise = torch.randint(len(model.schedule), (BATCH,)), torch.randn(BATCH, *model.latent_shape)
         predicted = prompted.predict(model.schedule.add_noise(latents[chosen], noise, t), t, prompt)
         return F.mse_loss(predicted, noise_target(model.schedule, latents[chosen], noise, t))

@@ -41,7 +41,7 @@ def test_erasures_that_the_bench_left_are_taken_again(tmp_path: Path, monkeypatc
 
 
 def test_several_concepts_keep_no_prompt_that_says_one_of_them() -> None:
-    joined = together(["ball", "star"])
+    joined = together("auto", ["ball", "star"])
     assert set(CONCEPTS["ball"].named + CONCEPTS["star"].named) == set(joined.words)
     assert joined.keep and not any("ball" in prompt or "star" in prompt for prompt in joined.keep)
     figures = judged(load_model(), load_judge(), ["ball", "star"], [], 1)
