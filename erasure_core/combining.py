@@ -12,7 +12,7 @@ from .algebra import dense, low_rank, merged
 from .concept import Concept, apart_from
 from .delta import Delta, DeltaSet, LowRankDelta
 from .erasing import describe
-from .erasure_file import Erasure, StoredErasure
+from .erasure_file import NOTHING_LEFT, Erasure, StoredErasure
 from .errors import InvalidSettings
 from .manifest import Manifest
 from .model import LoadedModel
@@ -75,9 +75,7 @@ def merge(
     bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in reading]
     deltas = merged(bound, progress)
     if _size(deltas) <= CANCELLED * sum(_size(part) for part, _ in bound):
-        raise InvalidSettings(
-            "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
-        )
+        raise InvalidSettings(NOTHING_LEFT)
     origin = [_origin(part) for part in parts]
     known = [part.stored.manifest for part in parts if part.stored.manifest is not None]
     manifest = describe(model, deltas, all_words(known), "merge", MERGED, {"parts": origin})

@@ -32,6 +32,7 @@ ARCHITECTURES = {
     ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
     ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
 }
+NOTHING_LEFT = "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -145,9 +146,7 @@ def write_erasure(path: Path, erasure: Erasure, model: LoadedModel, dtype: torch
     if len(dense) != 1:
         raise ValueError("an erasure file holds either dense or low-rank changes, and at least one")
     if all(delta.norm() == 0 for delta in erasure.deltas.deltas.values()):
-        raise InvalidSettings(
-            "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
-        )
+        raise InvalidSettings(NOTHING_LEFT)
     is_dense, layers = dense.pop(), model.layers()
     names = file_names(layers, erasure.manifest.family, is_dense)
     # Hosts differ in what they have beside: SD2's last text layer, which nothing trains, is in some only.

@@ -27,6 +27,14 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 LARGEST_SIDE = 4096
 """Latent pixels along a side that a model may say it was made for."""
 MOST_TIMESTEPS = 100_000
+MOST_LAYERS = 1000
+"""Layers that a part's configuration may ask for; the libraries would build any number before they look at a file."""
+LAYER_COUNTS = (
+    "layers_per_block",
+    "num_hidden_layers",
+    "reverse_transformer_layers_per_block",
+    "transformer_layers_per_block",
+)
 SHORTEST_ROW = 3
 """Tokens of a prompt that says anything: its begin, one of its own, its end."""
 DECODED_AT_ONCE = 64 * 64
@@ -482,12 +490,23 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _largest(count: Any) -> int:
+    """The largest number in a configuration's entry, which may be one, a list of such entries, or nothing."""
+    if isinstance(count, list):
+        return max(map(_largest, count), default=0)
+    return count if isinstance(count, int) else 0
+
+
 def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """Load one part; the libraries fill missing tensors with random numbers and only warn.
 
     Raises:
-        ModelError: tensors are missing or misshapen.
+        ModelError: tensors are missing or misshapen, or there are to be more layers than any model has.
     """
+    config = _config(folder)
+    deepest = max(_largest(config.get(name)) for name in LAYER_COUNTS)
+    if deepest > MOST_LAYERS:
+        raise ModelError(f"The model part {folder} has a configuration that cannot be ({deepest} layers).")
     options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "output_loading_info": True}
     if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")):
         options["variant"] = "fp16"
