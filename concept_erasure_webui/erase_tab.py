@@ -72,12 +72,12 @@ def build(blocks: Any) -> explore_tab.Form:
                                       elem_id=f"{PREFIX}_unfinished")  # fmt: skip
                 save = gr.Button("Save the interrupted one as it is", elem_id=f"{PREFIX}_save_unfinished")
                 discard = gr.Button("Discard it", elem_id=f"{PREFIX}_discard")
+            look = gr.Button("Show the last job", size="sm", elem_id=f"{PREFIX}_show_last_job")
             with gr.Column(elem_id=f"{PREFIX}_progress"):
                 result = gr.HTML(elem_id=f"{PREFIX}_result")
                 last = gr.HTML(show.job(jobs.JOBS.shown()), elem_id=f"{PREFIX}_last_job")
             with gr.Column(elem_id=f"{PREFIX}_live"):
                 gr.HTML(LIVE_STYLE)
-            look = gr.Button("Show the last job", elem_id=f"{PREFIX}_show_last_job")
     method.change(_chosen_method, inputs=[method, preset], outputs=[about, *groups])
     preset.change(about_method, inputs=[method, preset], outputs=[about])
     # API clients send these by place: what is new goes behind what was there.

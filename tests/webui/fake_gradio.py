@@ -18,7 +18,7 @@ ARGUMENTS = {
     "Number": COMMON,
     "Slider": COMMON | {"step"},
     "HTML": {"value", "elem_id", "visible"},
-    "Button": {"value", "elem_id", "visible", "variant", "scale"},
+    "Button": {"value", "elem_id", "visible", "variant", "scale", "size"},
     "Image": {"label", "type", "elem_id"},
     "Gallery": {"label", "elem_id"},
     "File": {"label", "elem_id", "file_count", "file_types"},
