@@ -119,7 +119,9 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
     for name, roles in trainer.pool_roles().items() if any(key.startswith("pool.") for key in tensors) else ():
         prefix = f"pool.{name}."
         held = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        trainer.pools[name] = TrajectoryPool.from_tensors(held, tuple(roles["prompt"]), trainer.model.device)
+        trainer.pools[name] = TrajectoryPool.from_tensors(
+            held, tuple(roles["prompt"]), trainer.model.device, trainer.unanswered
+        )
     held = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     trainer.state.tensors = {key: value.to(trainer.model.device) for key, value in held.items()}
     history = json.loads(metadata["history"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import lcm
 from typing import TypeVar
 
@@ -36,6 +38,8 @@ BY = ("by", "in the style of", "and")
 ARTICLES = frozenset(["a", "an", "the"])
 SMALL_WORDS = frozenset(["and", "da", "de", "del", "der", "di", "du", "la", "of", "the", "van", "von", "y"])
 """Parts of names that are often written small."""
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI")
+"""Scripts that put no spaces between words, or join to them what others write apart."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,49 @@ def among(fillers: Sequence[str], turn: int) -> Callable[[str], str]:
     return lambda prompt: form.replace("{}", prompt)
 
 
-def says(prompt: str, word: str) -> bool:
-    """Whether a prompt says a word or phrase, as a whole word or its plural; upper case does not matter.
+@lru_cache(maxsize=4096)
+def _spellings(words: tuple[str, ...]) -> tuple[dict[str, str], tuple[tuple[re.Pattern[str], str], ...]]:
+    """How some words may stand in a prompt: single words and their plurals each with its word, which a prompt's own
+    words are looked up in, and patterns for what is no single word."""
+    single: dict[str, str] = {}
+    others = []
+    for word in words:
+        said = word.casefold()
+        if is_unspaced(said):
+            others.append((re.compile(re.escape(said)), word))
+        elif re.fullmatch(r"\w+", said):
+            for form in _forms(said):
+                single.setdefault(form, word)
+        else:
+            forms = "|".join(map(re.escape, _forms(said)))
+            others.append((re.compile(rf"(?<!\w)(?:{forms})(?!\w)"), word))
+    return single, tuple(others)
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    """A word and its plurals: "ball", "balls"; "box", "boxes"; "butterfly", "butterflies"."""
+    return (word, f"{word}s", f"{word}es", *([f"{word[:-1]}ies"] if word.endswith("y") else []))
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word is of a script that puts no spaces between words."""
+    return any(unicodedata.name(c, "").startswith(UNSPACED) for c in word)
+
+
+def said_word(prompt: str, words: tuple[str, ...]) -> str | None:
+    """Which of some words or phrases a prompt says, as a whole word or its plural; upper case does not matter.
 
     Scripts such as Chinese have no spaces between words: there it counts anywhere.
     """
-    said, text = word.casefold(), prompt.casefold()
-    if not said.isascii():
-        return said in text
-    return re.search(rf"(?<!\w){re.escape(said)}(?:e?s)?(?!\w)", text) is not None
+    single, others = _spellings(words)
+    text = prompt.casefold()
+    found = (single[part] for part in re.findall(r"\w+", text) if part in single)
+    return next(found, None) or next((word for pattern, word in others if pattern.search(text)), None)
+
+
+def says(prompt: str, word: str) -> bool:
+    """Whether a prompt says a word or phrase, as ``said_word`` does."""
+    return said_word(prompt, (word,)) is not None
 
 
 def is_name(word: str) -> bool:
@@ -155,7 +193,7 @@ def apart_from(words: Sequence[str], prompts: Sequence[str]) -> tuple[str, ...]:
 
 def without_concept(prompts: Sequence[str], concept: Concept) -> tuple[str, ...]:
     """Those prompts that do not say the concept."""
-    return tuple(prompt for prompt in prompts if not any(says(prompt, word) for word in concept.words))
+    return tuple(prompt for prompt in prompts if said_word(prompt, concept.words) is None)
 
 
 def without_contradictions(concept: Concept) -> Concept:
@@ -167,13 +205,34 @@ def without_contradictions(concept: Concept) -> Concept:
     return concept if len(kept) == len(concept.keep) else replace(concept, keep=kept)
 
 
+def check_alternatives(concept: Concept) -> None:
+    """Only erasing asks for this: a file's own description may say so and is read as it is.
+
+    Raises:
+        InvalidConcept: an alternative says what is erased, so that the concept would be painted in its own place.
+    """
+    for word in concept.words:
+        chosen = dict(concept.instead).get(word, concept.alternative)
+        if chosen and (erased := said_word(chosen, concept.words)):
+            raise InvalidConcept(f"The alternative {chosen!r} still says {erased!r}, which is erased; choose another.")
+
+
+def check_words(concept: Concept) -> None:
+    """Raises:
+    InvalidConcept: a word is an article, which nearly every prompt says.
+    """
+    for word in concept.words:
+        if word.casefold() in ARTICLES:
+            raise InvalidConcept(f"Nearly every prompt says {word!r}; name what it is that you mean.")
+
+
 def left_out(concept: Concept) -> str:
     """A sentence on the prompts that ``without_contradictions`` leaves out, for people; empty where there are none."""
-    found = [(prompt, word) for prompt in concept.keep for word in concept.words if says(prompt, word)]
+    found = [(prompt, word) for prompt in concept.keep if (word := said_word(prompt, concept.words))]
     if not found:
         return ""
     prompt, word = found[0]
-    others = len({one for one, _ in found}) - 1
+    others = len(found) - 1
     more = f", and {others} more like it" if others else ""
     return f"Not kept: {prompt!r}, as it says {word!r}, which is erased{more}. To keep that, say it without the word."
 

@@ -16,7 +16,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import Batches
-from .concept import BEFORE, IN_PLACE, MAX_LENGTH, SMALL_WORDS, Concept, Frame, frame, is_name, says, without_concept
+from .concept import (
+    BEFORE,
+    IN_PLACE,
+    MAX_LENGTH,
+    SMALL_WORDS,
+    Concept,
+    Frame,
+    frame,
+    is_name,
+    said_word,
+    says,
+    without_concept,
+)
 from .errors import Cancelled
 from .everyday import PROMPTS
 from .kinds import THING, common_kinds, describes, is_guessed, kinds, of_kind
@@ -344,7 +356,11 @@ def _with_best(
         least: a thing must be more alike than this.
         any_kind: also words that are used otherwise.
     """
-    offered = [one for one in offered if not any(says(word, one.word) for word in concept.words)]
+    offered = [
+        one
+        for one in offered
+        if said_word(one.word, concept.words) is None and not any(says(word, one.word) for word in concept.words)
+    ]
     chosen: list[tuple[str, str]] = []
     for words in concept.unanswered():
         places = [i for i, word in enumerate(concept.words) if word in words]

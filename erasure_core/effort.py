@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from .errors import InvalidSettings, OtherTraining, OutOfMemory
-from .methods.registry import TrainingSettings
+from .methods.registry import MOST_ACCUMULATED, TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
 from .sampling import scaled_sides
@@ -106,7 +106,8 @@ def _smaller(settings: TrainingSettings) -> TrainingSettings | None:
     if not settings.checkpointing:
         return replace(settings, checkpointing=True)
     if settings.batch > 1:
-        return replace(settings, batch=-(-settings.batch // 2), accumulate=2 * settings.accumulate)
+        accumulate = min(MOST_ACCUMULATED, 2 * settings.accumulate)
+        return replace(settings, batch=-(-settings.batch // 2), accumulate=accumulate)
     if settings.picture_scale > 0.5:
         return replace(settings, picture_scale=settings.picture_scale - 0.25)
     return None

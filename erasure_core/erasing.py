@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .boundary.guard import is_explicit
-from .concept import Concept, without_contradictions
+from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .domain import (
@@ -32,7 +32,7 @@ from .fingerprint import fingerprint, sketch
 from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings, TrainingSettings, find_method
-from .model import LoadedModel, PromptModel
+from .model import LoadedModel, PromptModel, check_readable
 from .naming import file_names
 from .progress import Progress, Silent
 from .trainer import SAVE_EVERY, History, train
@@ -73,6 +73,8 @@ def erase(
     Raises:
         ErasureError: with one sentence that says what is wrong and what to do.
     """
+    check_words(concept)
+    check_alternatives(concept)
     concept = without_contradictions(concept)
     chosen, progress = find_method(method), progress or Silent()
     settings = settings or chosen.settings()
@@ -80,6 +82,7 @@ def erase(
         wrong = type(settings).__name__
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
     _check_names(model, settings)
+    check_readable(model, concept.words)
     named = bool(concept.keep)
     try:
         with model.trainable():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .concept import ARTICLES, BEFORE, Concept, frame, is_name, says
+from .concept import ARTICLES, BEFORE, Concept, frame, is_name, said_word
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
 THING, STYLE, QUALITY, PATTERN = "thing", "style", "quality", "pattern"
@@ -19,6 +19,23 @@ ENDINGS = ("ish", "ful", "less", "ous", "ed")
 WORKED = "ed"
 """What was worked on so may have got a pattern."""
 SHORTEST = 6
+NOUN_ENDINGS = (
+    "fish",
+    "dish",
+    "radish",
+    "rubbish",
+    "eed",
+    "erbed",
+    "abed",
+    "shed",
+    "hundred",
+    "handful",
+    "mouthful",
+    "spoonful",
+)
+"""How things are spelled that end like that all the same: starfish, seaweed, flowerbed."""
+BEHIND = ("at", "by", "from", "in", "of", "on", "with")
+"""Words before which a phrase has named what it is about: a man in black is no colour."""
 THINGS = ("a house", "a tree", "a car", "a flower", "a bird")
 """Everyday things that words are said of."""
 MOST_WORDS = 3
@@ -49,23 +66,37 @@ def kinds(phrase: str) -> frozenset[str]:
 
     >>> sorted(kinds("bright red")), sorted(kinds("red ball")), sorted(kinds("gold"))
     (['colour'], ['thing'], ['colour', 'material', 'thing'])
+    >>> sorted(kinds("Snow White")), sorted(kinds("man in black")), sorted(kinds("starfish"))
+    (['thing'], ['thing'], ['thing'])
     """
     words = phrase.casefold().split()
     words = words[1:] if len(words) > 1 and words[0] in ARTICLES else words
     text, last = " ".join(words), words[-1] if words else ""
     if last in ("style", "aesthetic") or text.startswith("in the style of"):
         return frozenset([STYLE])
-    if known := _table().get(text) or _table().get(last):
+    if known := _table().get(text):
         return known
-    if is_guessed(text):
+    if is_name(phrase) and not all(word in _table() for word in words):
+        return frozenset([THING])  # Snow White is no white
+    head = next((words[:i] for i, word in enumerate(words) if i and word in BEHIND), words)
+    last = head[-1] if head else ""
+    if known := _table().get(last):
+        return known
+    if len(words) == 1 and is_guessed(phrase.split()[-1]):
         return frozenset([QUALITY, PATTERN] if last.endswith(WORKED) else [QUALITY])
     return frozenset([THING])
 
 
 def is_guessed(word: str) -> bool:
-    """Whether its ending alone tells how a word is used: "quartered" may be a pattern, "expected" is nothing to see."""
-    word = word.casefold()
-    return " " not in word and word not in _table() and len(word) >= SHORTEST and word.endswith(ENDINGS)
+    """Whether its ending alone tells how a word is used: "quartered" may be a pattern, "expected" is nothing to see. A
+    word with capital letters may be a name."""
+    return (
+        word.islower()
+        and word not in _table()
+        and len(word) >= SHORTEST
+        and word.endswith(ENDINGS)
+        and not word.endswith(NOUN_ENDINGS)
+    )
 
 
 def common_kinds(words: Sequence[str]) -> frozenset[str]:
@@ -128,7 +159,7 @@ def _things(concept: Concept) -> list[str]:
     short = [prompt.split() for prompt in concept.keep if 1 < len(prompt.split()) <= MOST_WORDS]
     kept = [f"a {words[-1]}" for words in short if words[-1].isalpha() and kinds(words[-1]) == {THING}]
     kept, everyday = (
-        [thing for thing in dict.fromkeys(things) if not any(says(thing, word) for word in concept.words)]
+        [thing for thing in dict.fromkeys(things) if said_word(thing, concept.words) is None]
         for things in (kept, THINGS)
     )
     few = kept[:: -(-len(kept) // MOST_KEPT) or 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import PromptTooLong
+from .errors import InvalidConcept, PromptTooLong
 from .schedule import NoiseSchedule
 
 
@@ -175,10 +175,14 @@ ENCODED_AT_ONCE = 256
 """Prompts in one call of the text encoder: of thousands of kept ones, all at once, SDXL's would need gigabytes."""
 
 
+def encoded_pieces(model: LoadedModel, prompts: Sequence[str]) -> Iterator[Conditioning]:
+    """``model.encode`` for any number of prompts, some at a time; raises as that."""
+    return (model.encode(prompts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(prompts), ENCODED_AT_ONCE))
+
+
 def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
-    """``model.encode`` for any number of prompts; raises as that."""
-    pieces = [prompts[i : i + ENCODED_AT_ONCE] for i in range(0, len(prompts), ENCODED_AT_ONCE)]
-    return Conditioning.cat([model.encode(piece) for piece in pieces])
+    """All of ``encoded_pieces``."""
+    return Conditioning.cat(list(encoded_pieces(model, prompts)))
 
 
 def has_room(model: LoadedModel, prompt: str) -> bool:
@@ -201,6 +205,22 @@ def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, li
         return {}
     rows = dict(zip(distinct, model.tokenize(distinct), strict=True))
     return rows if _fit(model, list(rows.values())) else {p: row for p, row in rows.items() if _fit(model, [row])}
+
+
+def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
+    """Small vocabularies have no token for some words and put the end token in their place.
+
+    Raises:
+        InvalidConcept: a word of the concept is nothing to the model; erasing it would change the empty prompt.
+    """
+    if not hasattr(model, "token_rows"):
+        return
+    asked = cast("PromptModel", model)
+    framed, (end,) = asked.token_rows([[]])
+    nothing = {int(framed[0][0, 0]), int(framed[0][0, end])}
+    for word, row in zip(words, asked.tokenize(words), strict=True):
+        if nothing.issuperset(row):
+            raise InvalidConcept(f"This model's vocabulary has no token for {word!r}; say it in other words.")
 
 
 def _fit(model: PromptModel, rows: Sequence[Sequence[int]]) -> bool:

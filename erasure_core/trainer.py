@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +307,18 @@ class Trainer:
             driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal, always
-            )
+                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal, always,
+                self.unanswered,
+            )  # fmt: skip
         self.pools = fresh
+
+    @cached_property
+    def unanswered(self) -> frozenset[str]:
+        """Prompts that say a word in whose place nothing is painted, where something is in that of another."""
+        if not self.concept.has_alternative:
+            return frozenset()
+        bare = {word for words in self.concept.unanswered() for word in words}
+        return frozenset(p for p, saying in self.sayings.items() if self.concept.words[saying.word] in bare)
 
     @property
     def _goal(self) -> Goal | None:

@@ -7,9 +7,9 @@ states, so a step costs no teacher call at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Draw:
         prompts: the prompt that drove each state's trajectory.
         teacher: role to the frozen model's prediction, each [B, C, H, W].
         which: the trajectory that each state is of, int64 [B] on the CPU.
+        unanswered: where nothing is to be painted in the concept's place though other concepts of the same run have an
+            alternative, bool [B] on the CPU; ``None`` is nowhere.
     """
 
     latents: Tensor
@@ -50,10 +52,11 @@ class Draw:
     prompts: list[str]
     teacher: Mapping[str, Tensor]
     which: Tensor
+    unanswered: Tensor | None = None
 
     def to(self, device: torch.device) -> Draw:
         teacher = {role: prediction.to(device) for role, prediction in self.teacher.items()}
-        return Draw(self.latents.to(device), self.t.to(device), self.prompts, teacher, self.which)
+        return replace(self, latents=self.latents.to(device), t=self.t.to(device), teacher=teacher)
 
     @property
     def base(self) -> Tensor:
@@ -69,6 +72,16 @@ class Draw:
     def towards(self) -> Tensor | None:
         """The same towards the alternative, if there is one."""
         return self.teacher[ALTERNATIVE] - self.base if ALTERNATIVE in self.teacher else None
+
+    def answered_or(self, without: Tensor, answered: Callable[[Tensor], Tensor]) -> Tensor:
+        """For each state what is wanted ``without`` an alternative, [B, C, H, W], or what is wanted where there is one,
+        made from the direction towards it."""
+        if self.towards is None:
+            return without
+        wanted = answered(self.towards)
+        if self.unanswered is None:
+            return wanted
+        return torch.where(self.unanswered.to(wanted.device)[:, None, None, None], without, wanted)
 
 
 Goal = Callable[[Draw], Tensor]
@@ -102,6 +115,7 @@ class TrajectoryPool:
         prompts: for each trajectory the index of its prompt in ``texts``.
         teacher: role to predictions [N, K, C, H, W].
         device: where draws go; the pool itself stays in main memory.
+        unanswered: those of the ``texts`` in which nothing takes the concept's place.
     """
 
     def __init__(
@@ -112,9 +126,10 @@ class TrajectoryPool:
         prompts: list[int],
         teacher: dict[str, Tensor],
         device: torch.device,
+        unanswered: Collection[str] = (),
     ) -> None:
         self.states, self.timesteps, self.texts, self.prompts = states, timesteps, texts, prompts
-        self.teacher, self.device = teacher, device
+        self.teacher, self.device, self.unanswered = teacher, device, frozenset(unanswered)
 
     def draw(self, count: int, generator: torch.Generator, below: int | None = None) -> Draw:
         """``count`` states, uniform over trajectories and over the timesteps ``below`` a bound (at least the last)."""
@@ -128,7 +143,8 @@ class TrajectoryPool:
         """The states of trajectories ``which`` [B] at their ``when``-th timesteps [B]."""
         teacher = {role: prediction[which, when] for role, prediction in self.teacher.items()}
         prompts = [self.texts[self.prompts[i]] for i in which.tolist()]
-        return Draw(self.states[which, when], self.timesteps[when], prompts, teacher, which).to(self.device)
+        without = torch.tensor([text in self.unanswered for text in prompts]) if self.unanswered else None
+        return Draw(self.states[which, when], self.timesteps[when], prompts, teacher, which, without).to(self.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """The pool as named tensors, for a checkpoint."""
@@ -136,11 +152,15 @@ class TrajectoryPool:
         return {"states": self.states, "timesteps": self.timesteps, "prompts": torch.tensor(self.prompts), **teacher}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], texts: Sequence[str], device: torch.device) -> TrajectoryPool:
-        """Inverse of ``tensors``; ``texts`` are the same prompts as before."""
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], texts: Sequence[str], device: torch.device, unanswered: Collection[str] = ()
+    ) -> TrajectoryPool:
+        """Inverse of ``tensors``; ``texts`` and those that are ``unanswered`` are the same as before."""
         prefix = "teacher."
         teacher = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        return cls(tensors["states"], tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher, device)
+        return cls(
+            tensors["states"], tensors["timesteps"], texts, tensors["prompts"].tolist(), teacher, device, unanswered
+        )
 
 
 @torch.no_grad()
@@ -156,6 +176,7 @@ def draw_pool(
     encode: Encode | None = None,
     goal: Goal | None = None,
     always: int = 0,
+    unanswered: Collection[str] = (),
 ) -> TrajectoryPool:
     """Sample trajectories with DDIM and keep every state with the teacher's predictions.
 
@@ -172,6 +193,7 @@ def draw_pool(
         goal: what the model in training is to predict, for drivers that lead there.
         always: so many of the first prompts are in every pool, or as many of them as fill half of it; the very first
             one, in any case.
+        unanswered: driving prompts in which nothing takes the concept's place.
 
     Raises:
         Cancelled: the user stopped.
@@ -208,12 +230,14 @@ def draw_pool(
             predicted = predict_roles(model, learning, z, t, batches, progress)
         leading = predicted[PROMPT]
         if goal is not None and len(to_goal):
-            here = Draw(z, t, [texts[p] for p in prompts], predicted, torch.arange(len(prompts)))
+            driven = [texts[p] for p in prompts]
+            bare = torch.tensor([text in unanswered for text in driven]) if unanswered else None
+            here = Draw(z, t, driven, predicted, torch.arange(len(prompts)), bare)
             leading = leading.index_copy(0, to_goal.to(leading.device), goal(here)[to_goal])
         guided = predicted[EMPTY] + settings.guidance * (leading - predicted[EMPTY])
         following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         z = model.schedule.step(z, t, torch.full_like(t, following), guided)
-    return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, predictions, model.device)
+    return TrajectoryPool(states, torch.tensor(timesteps), texts, prompts, predictions, model.device, unanswered)
 
 
 def _share_to_goal(count: int, driver: str, generator: torch.Generator) -> Tensor:

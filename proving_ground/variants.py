@@ -54,6 +54,7 @@ ABLATIONS: dict[str, Variant] = {
     "sage without relations": _variant("sage", global_weight=0.0),
     "sage without retention": _variant("sage", keep_weight=0.0),
     "sage without text": _variant("sage", text_weight=0.0, text_erase_weight=0.0),
+    "all_but_one without search": _variant("all_but_one", True, search=False),
     "all_but_one without text": _variant("all_but_one", True, text_weight=0.0, text_erase_weight=0.0),
     "all_but_one without drift": _variant("all_but_one", alternative=True, drift_weight=0.0),
     "co_erasing without pictures": _variant("co_erasing", picture_share=0.0),

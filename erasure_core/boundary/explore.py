@@ -10,11 +10,11 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from ..concept import Concept, worded
+from ..concept import Concept, check_words, without_contradictions, worded
 from ..delta import DeltaSet
 from ..errors import Cancelled, ErasureError, InvalidConcept, InvalidSettings
 from ..methods.registry import check_settings, option
-from ..model import PromptModel, has_room
+from ..model import PromptModel, check_readable, has_room
 from ..progress import Progress, Report, Silent
 from . import guard
 from .candidate import Candidate, Point
@@ -104,6 +104,9 @@ def explore(
         PromptTooLong: a prompt of the user's has more tokens than the text encoder reads.
     """
     guard.check(concept, tries)
+    check_words(concept)
+    check_readable(model, concept.words)
+    concept = without_contradictions(concept)  # such a prompt to keep would be what the concept could mean instead
     settings, progress = settings or ExploreSettings(), progress or Silent()
     budget = Budget(settings.seconds, settings.calls)
     subject = Subject(model, erasures, progress, budget, settings.max_batch, settings.guidance)

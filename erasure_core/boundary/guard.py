@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from ..concept import Concept
+from ..concept import Concept, is_unspaced
 from ..errors import InvalidConcept
 
 WORDS = Path(__file__).with_name("guard_words.json")
@@ -74,16 +74,11 @@ def _spelled_out(text: str) -> list[str]:
     return [re.sub(r"[\W_]", "", run) for run in runs]
 
 
-def _is_unspaced(word: str) -> bool:
-    """Whether a word is of a script that puts no spaces between words."""
-    return any(unicodedata.name(c, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI")) for c in word)
-
-
 def _pattern(words: Iterable[str]) -> re.Pattern[str]:
     parts = []
     for word in sorted(set(filter(None, words)), key=len, reverse=True):
         body = r"[\W_]*".join(re.escape(part) for part in word.split())
-        parts.append(body if _is_unspaced(word) else rf"(?<![^\W_]){body}s?(?![^\W_])")
+        parts.append(body if is_unspaced(word) else rf"(?<![^\W_]){body}s?(?![^\W_])")
     return re.compile("|".join(parts))
 
 
@@ -92,7 +87,7 @@ def _patterns(kind: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """What finds the words of a kind in ``plain`` text, and in ``_squeezed`` text."""
     words = _lists(kind)
     squeezed = [_squeezed(w) for w in words if len(w) >= SAFE_TO_SQUEEZE or _squeezed(w) == plain(w)]
-    return _pattern(map(plain, words)), _pattern(w for w in squeezed if len(w) >= MIN_SQUEEZED or _is_unspaced(w))
+    return _pattern(map(plain, words)), _pattern(w for w in squeezed if len(w) >= MIN_SQUEEZED or is_unspaced(w))
 
 
 @cache
@@ -106,7 +101,7 @@ def _as_written(kind: str) -> re.Pattern[str] | None:
 def _plain_words(kind: str) -> frozenset[str]:
     """The words of a kind without spaces, and their plurals, in ``plain`` letters."""
     words = {plain(word) for word in _lists(kind) if " " not in word}
-    return frozenset(words | {f"{word}s" for word in words if not _is_unspaced(word)})
+    return frozenset(words | {f"{word}s" for word in words if not is_unspaced(word)})
 
 
 @cache

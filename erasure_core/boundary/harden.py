@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..concept import MAX_LENGTH, Concept
+from ..concept import ARTICLES, MAX_LENGTH, Concept, without_contradictions
 from ..concept_pictures import ConceptPictures
 from ..erasing import erase
 from ..erasure_file import Erasure
@@ -38,7 +38,7 @@ class Round:
 
 def widened(concept: Concept, words: Sequence[str]) -> Concept:
     """The concept with words added, but for those that are to be kept or cannot be used."""
-    own = {word.casefold() for word in concept.words}
+    own = {word.casefold() for word in concept.words} | ARTICLES
     usable = [word for word in words if word.casefold() not in own and len(word) <= MAX_LENGTH and word.isprintable()]
     return replace(concept, words=(*concept.words, *(word for word in usable if not concept.spares(word))))
 
@@ -83,6 +83,7 @@ def harden(
     """
     if rounds:
         guard.check(concept)  # erasing is never refused, searching may be
+    concept = without_contradictions(concept)
     search, progress = search or ExploreSettings(), progress or Silent()
     settings = settings or find_method(method).settings()
     erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ..concept import TEMPLATES, Concept, worded
+from ..concept import TEMPLATES, Concept, check_words, without_contradictions, worded
 from ..delta import DeltaSet
 from ..erasing import applied
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
-from ..model import PromptModel, fitting
+from ..model import PromptModel, check_readable, fitting
 from ..progress import Progress, Report, Silent
 from ..sampling import sample
 from . import guard
@@ -23,12 +23,12 @@ from .candidate import Candidate
 from .exploration import Exploration
 from .explore import Detector, ExploreSettings, explore
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
-from .scores import Scorer
+from .scores import MOST_KEPT, Scorer
 from .searches.lexical import of_things
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
 from .verdict import UNNAMED, limits, verdict
-from .wording import unrelated_words, with_room
+from .wording import spread, unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SWEEP_PROMPTS = 12
@@ -197,6 +197,9 @@ def report(
         Cancelled: the user stopped.
     """
     guard.check(concept, tries)
+    check_words(concept)
+    check_readable(model, concept.words)
+    concept = without_contradictions(concept)
     return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries, detector).run(files)
 
 
@@ -269,7 +272,7 @@ class _Reporter:
         with self._subject((file.deltas, file.strength)).opened() as subject:
             scorer = scorer.on(subject)
             everyday = fitting(self.model, [f"a {word}" for word in unrelated_words(self.concept)[::4]])
-            kept = [*self.concept.keep, *known_prompts(scorer, everyday)]
+            kept = [*spread(self.concept.keep, MOST_KEPT), *known_prompts(scorer, everyday)]
             groups = {
                 "kept prompts": kept_prompts(scorer, list(dict.fromkeys(kept))),
                 "look-alikes": kept_prompts(scorer, self.look_alikes),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from . import guard
 from .candidate import Candidate
 from .probe import make_probe
 from .subject import Subject
-from .wording import unrelated_words, with_room
+from .wording import spread, unrelated_words, with_room
 
 CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")
@@ -39,6 +40,9 @@ FALSE_ALARMS = 0.01
 APART = 0.5
 """Share of the squared distance that the concept makes in a prompt; another word of its kind has to be that far off."""
 MAX_EXPONENT = 60.0
+MOST_WORDS, MOST_KEPT = 64, 96
+"""Words of the concept, and prompts to keep, that candidates are compared with, evenly spread over all of them: each is
+looked at in three times as many states as are kept."""
 RIVALS = 6
 """Prompts that pictures are compared with. With look-alikes alone pictures of nothing passed for the concept; with all
 that the model knows, or with look-alikes beside these, a true leak was lost to one of them."""
@@ -73,13 +77,15 @@ class Scorer:
     def __init__(self, subject: Subject, concept: Concept, states: int = 8, seed: int = 0) -> None:
         self.subject, self.concept, model = subject, concept, subject.model
         self.templates = with_room(model, CONCEPT_TEMPLATES, concept.words)
-        self.inside = [worded(template, word) for word in concept.words for template in self.templates]
+        self.words = spread(concept.words, MOST_WORDS)
+        self.inside = [worded(template, word) for word in self.words for template in self.templates]
         words = unrelated_words(concept)
+        kept = spread(concept.keep, MOST_KEPT)
         # Every other neutral word only: the rest is held out, to calibrate on.
         everyday = fitting(model, [f"a {word}" for word in words[::2]])
-        self.outside = list(dict.fromkeys(["", *concept.keep, *everyday]))
+        self.outside = list(dict.fromkeys(["", *kept, *everyday]))
         held_out = [HELD_OUT_TEMPLATES[i % 2].format(word) for i, word in enumerate(words[1::2])]
-        held_out += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(concept.keep)]
+        held_out += [f"{prompt}, {words[2 * i % len(words)]}" for i, prompt in enumerate(kept)]
         # Together a kept prompt and an everyday word may say what neither says alone.
         self.neutral = fitting(model, [prompt for prompt in held_out if not guard.is_forbidden(prompt)])
         with subject.original():
@@ -116,7 +122,7 @@ class Scorer:
     def _fit_temperature(self) -> float:
         """The s under which the posterior is best calibrated on the original model, whose meaning is known: the
         concept's words and neutral words, worded otherwise."""
-        words = self.concept.words
+        words = self.words
         templates = with_room(self.subject.model, HELD_OUT_TEMPLATES, words)
         said = [worded(template, word) for word in words for template in templates]
         with self.subject.original():
@@ -208,11 +214,11 @@ class Scorer:
         return max(1, 2 * self.subject.batches.most // len(self.probe))
 
     def directions(self, candidates: Sequence[Candidate], erased: bool = True) -> Tensor:
-        """Guidance directions of candidates, [N, F]."""
-        if erased:
-            return self.probe.directions(self.subject, self.subject.encode(candidates), erased=True)
-        with self.subject.original():
-            return self.probe.directions(self.subject, self.subject.encode(candidates), erased=False)
+        """Guidance directions of candidates, [N, F], some at a time."""
+        pieces = [candidates[i : i + self.at_once] for i in range(0, len(candidates), self.at_once)]
+        with nullcontext() if erased else self.subject.original():
+            read = (self.subject.encode(piece) for piece in pieces)
+            return torch.cat([self.probe.directions(self.subject, prompts, erased) for prompts in read])
 
     def original_directions(self, texts: Sequence[str]) -> Tensor:
         """The original model's guidance directions of prompts, [N, F]; each is asked for once."""

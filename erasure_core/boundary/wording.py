@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from ..concept import Concept, says, worded
+from ..concept import Concept, said_word, worded
 from ..everyday import everyday_words
 from ..model import LoadedModel, has_room
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], most: int) -> tuple[Item, ...]:
+    """At most so many of some things, evenly spread over all of them, the first one among them."""
+    return tuple(items[:: -(-len(items) // most) or 1])
 
 
 def unrelated_words(concept: Concept) -> list[str]:
     """Everyday words that do not say the concept, neither alone nor behind an article."""
-    return [word for word in everyday_words() if not any(says(f"a {word}", erased) for erased in concept.words)]
+    return [word for word in everyday_words() if said_word(f"a {word}", concept.words) is None]
 
 
 def with_room(model: LoadedModel, templates: Sequence[str], words: Sequence[str]) -> list[str]:

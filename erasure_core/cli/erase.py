@@ -154,10 +154,15 @@ def _erase(
 
 def _chosen(concept: Concept, manifest: Manifest) -> str:
     """What takes the concept's place and which words were added to it, by the method where the user named none."""
-    place = in_place(manifest.alternative, manifest.instead)
-    found = " (found in the model)" if concept.unanswered() and place else ""
+    place, own = in_place(manifest.alternative, manifest.instead), dict(manifest.instead)
+    asked = [word for words in concept.unanswered() for word in words]
+    bare = [word for word in asked if not own.get(word, manifest.alternative)]
+    found = [word for word in asked if word not in bare]
+    whose = "" if len(asked) == len(concept.words) else f"that of {', '.join(found)} "
+    place += f" ({whose}found in the model)" if found and place else ""
+    place += f"; nothing for {', '.join(bare)}" if bare and place else ""
     added = ", ".join(manifest.words[len(concept.words) :])
-    said = f"in its place: {place}{found}" if place else "nothing takes its place"
+    said = f"in its place: {place}" if place else "nothing takes its place"
     return f"{said}; words added: {added}" if added else said
 
 

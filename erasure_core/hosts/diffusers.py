@@ -112,7 +112,7 @@ class DiffusersModel:
         """Ids in a row. A tokenizer's files may leave it open, or claim more than its text encoder has places for."""
         encoders: list[Any] = self.text_encoders
         places = [int(encoder.config.max_position_embeddings) for encoder in encoders]
-        return min([*places, *(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)])
+        return int(min([*places, *(tokenizer.model_max_length for tokenizer in self.tokenizers)]))
 
     def token_tables(self) -> list[Tensor]:
         sizes = zip(self.text_encoders, self._vocabulary_sizes, strict=True)
@@ -366,6 +366,8 @@ def _check_parts(path: Path, parts: ModelParts) -> None:
         longest = tokenizer.model_max_length
         if not (isinstance(longest, (int, float)) and longest >= SHORTEST_ROW):
             raise ModelError(f"The model {path} has a tokenizer that says it reads {str(longest)[:60]} tokens.")
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"The model {path} has a tokenizer without a token to fill prompts up with.")
         if len(tokenizer) > len(_token_layer(encoder).weight):
             raise ModelError(
                 f"The model {path} has a tokenizer with more words than its text encoder knows: they belong to "

@@ -13,6 +13,7 @@ from ..layers import LAYER_GROUPS
 from ..run_state import RunState
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
+from .vocabulary import VocabularySettings, with_own_words
 
 if TYPE_CHECKING:
     from ..trainer import Step, Trainer
@@ -22,7 +23,7 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class AllButOneSettings(TextSpaceSettings):
+class AllButOneSettings(TextSpaceSettings, VocabularySettings):
     """Settings of All but One."""
 
     without: str = option(
@@ -32,17 +33,16 @@ class AllButOneSettings(TextSpaceSettings):
     )
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
     """G: g0(z, a) where an alternative is given, else 0 (neutralise) or -eta g0(z, c) (hard)."""
-    if concept.towards is not None:
-        return concept.towards
-    if settings.without == "hard":
-        pushed: Tensor = -settings.negative * concept.guidance
-        return pushed
-    return torch.zeros_like(concept.guidance)
+    pushed = -settings.negative if settings.without == "hard" else 0.0
+    return concept.answered_or(pushed * concept.guidance, lambda towards: towards)
 
 
 def beside(concept: Draw) -> Tensor:
@@ -92,7 +92,8 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     "reconstruction from the published description",
     AllButOneSettings,
     Diagnostics,
-    goal=wanted_instead,
+    with_own_words,
+    wanted_instead,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2

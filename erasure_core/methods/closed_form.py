@@ -18,7 +18,7 @@ Izenman 1975). Cutting X by its own singular values instead would keep what move
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -32,7 +32,7 @@ from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings, ModelError
 from ..layers import reads_context, select
-from ..model import Conditioning, LoadedModel, has_room
+from ..model import Conditioning, LoadedModel, encoded_pieces, has_room
 from ..progress import Progress, Report
 from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
@@ -95,10 +95,14 @@ def subject_rows(
     return torch.cat(concept), torch.cat(instead)
 
 
-def kept_rows(prompts: Conditioning) -> Tensor:
-    """All token vectors of the kept prompts, each distinct one once, float64 [K, D]."""
-    rows: Tensor = torch.unique(prompts.context.flatten(0, 1).cpu().double(), dim=0)
-    return rows
+def kept_rows(prompts: Iterable[Conditioning]) -> Tensor:
+    """All token vectors of the kept prompts, each distinct one once, float64 [K, D].
+
+    They come some at a time: of thousands, SDXL's text encoders make gigabytes, most of it alike.
+    """
+    found = [torch.unique(some.context.flatten(0, 1).cpu(), dim=0) for some in prompts]
+    rows: Tensor = torch.unique(torch.cat(found), dim=0)
+    return rows.double()
 
 
 def solved_change(
@@ -174,7 +178,7 @@ def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) 
     said, other = [saying.prompt for saying in sayings], [saying.instead for saying in sayings]
     subject, instead = subject_rows(encode_each(model, said), encode_each(model, other), partings(model, said, other))
     keep = dict.fromkeys([*concept.kept_prompts, *(saying.without for saying in sayings)])
-    kept = kept_rows(model.encode(list(keep))) * settings.keep_weight**0.5
+    kept = kept_rows(encoded_pieces(model, list(keep))) * settings.keep_weight**0.5
     if not all(bool(rows.sum().isfinite()) for rows in (subject, instead, kept)):
         check_model(model)
         raise ModelError(

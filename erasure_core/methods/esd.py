@@ -34,11 +34,10 @@ def target(settings: Any, concept: Draw) -> Tensor:
     with the target itself in the place of a student, 0.5 leaves sound pictures where 2 leaves few. Where there is an
     alternative, going there is enough.
     """
-    if concept.towards is None:
-        pushed: Tensor = concept.base - settings.negative * concept.guidance
-        return pushed
-    wanted: Tensor = concept.base - settings.negative_beside * concept.guidance + settings.towards * concept.towards
-    return wanted
+    return concept.answered_or(
+        concept.base - settings.negative * concept.guidance,
+        lambda towards: concept.base - settings.negative_beside * concept.guidance + settings.towards * towards,
+    )
 
 
 @method(

@@ -67,6 +67,9 @@ def check_settings(settings: Any) -> None:
             raise InvalidSettings(f"{setting.name} is {value}; it must lie between {meta['low']} and {meta['high']}.")
 
 
+MOST_ACCUMULATED = 64
+
+
 @dataclass(frozen=True)
 class SolverSettings:
     """What every method has."""
@@ -92,7 +95,7 @@ class TrainingSettings(SolverSettings):
         0.5, "share of the steps, at the end, over which the learning rate falls to nothing", low=0.0, high=1.0
     )
     batch: int = option(8, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
-    accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=64)
+    accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=MOST_ACCUMULATED)
     keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     guidance: float = option(3.0, "guidance (CFG) scale at which training pictures are drawn", low=1.0, high=30.0)
     trajectories: int = option(

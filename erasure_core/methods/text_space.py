@@ -32,6 +32,8 @@ CLOSE_TO_CONCEPT = 40
 """So many words nearest to the concept's are never among the random ones: one may be another name of the concept."""
 AT_ONCE = 8
 """Prompts that are encoded in one call where activations are computed again."""
+NO_SPREAD = 1e-9
+"""A share of the squares that is rounding."""
 NEAR_EACH = 6
 """So many words near to each word of the prompts to keep are said half of the time: they are what suffers first."""
 
@@ -66,6 +68,8 @@ class Phrasing:
         own = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
         self.kept = own or list(without_concept(PROMPTS, concept))
         self.near = [prompt for prompt in concept.neighbours if len(prompt) <= LONGEST_FRAME]
+        bare = {word for words in concept.unanswered() for word in words}
+        self.answered = [word for word in concept.words if word not in bare]
 
     def kept_pair(self, chance: torch.Generator) -> Pair:
         """A prompt to keep, half of them with another word in one place, half of them beside another."""
@@ -75,8 +79,8 @@ class Phrasing:
         return Pair(prompt, prompt)
 
     def concept_pair(self, chance: torch.Generator) -> Pair:
-        """The concept alone or inside such a prompt, and the same with the alternative."""
-        word = _one(self.concept.words, chance)
+        """The concept alone or inside such a prompt, and the same with the alternative, for a word that has one."""
+        word = _one(self.answered, chance)
         instead = dict(self.concept.instead).get(word, self.concept.alternative or "")
         if _index(4, chance) == 0:
             template = _one(TEMPLATES, chance)
@@ -205,9 +209,11 @@ def aligned_error(said: Conditioning, wanted: Conditioning, tokens: Sequence[tup
 
 
 def _relative(left: Tensor, right: Tensor) -> Tensor:
-    """||left - right||^2 / ||right - its mean||^2; the mean is over all rows."""
-    spread = right - right.flatten(0, -2).mean(dim=0)
-    return (left - right).square().sum() / spread.square().sum().clamp_min(1e-12)
+    """||left - right||^2 / ||right - its mean||^2; the mean is over all rows. Of rows that are all the same, which have
+    no spread, nothing is asked."""
+    spread = (right - right.flatten(0, -2).mean(dim=0)).square().sum()
+    error = (left - right).square().sum() / spread.clamp_min(1e-12)
+    return torch.where(spread > NO_SPREAD * right.square().sum(), error, torch.zeros_like(error))
 
 
 def _rows(ours: list[int], theirs: list[int], length: int) -> tuple[list[int], list[int]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import CONCEPT
+from made_up import CONCEPT, QUICK
 
 from erasure_core import Concept, DeltaSet, Silent
-from erasure_core.boundary import probe, wording
+from erasure_core.boundary import ExploreSettings, explore, probe, scores, wording
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.clusters import OTHERS, clusters
 from erasure_core.boundary.evidence import Evidence, paint
@@ -22,7 +22,7 @@ from erasure_core.boundary.reading import Reading, _moments, end_vectors
 from erasure_core.boundary.scores import Scorer, reads_as
 from erasure_core.boundary.searches.lexical import of_things
 from erasure_core.boundary.subject import Budget, Subject
-from erasure_core.errors import DeviceOutOfMemory
+from erasure_core.errors import DeviceOutOfMemory, InvalidConcept
 from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 
@@ -239,3 +239,25 @@ def test_keys_and_values_of_the_same_places_are_compared() -> None:
     _moments(SimpleNamespace(model=model, sets=[]))  # type: ignore[arg-type]
     kinds = [[name.rpartition(".")[0] for name in asked if name.endswith(leaf)] for leaf in ("to_k", "to_v")]
     assert kinds[0] == kinds[1] and 16 <= len(kinds[0]) <= 20 and len(asked) == 2 * len(kinds[0])
+
+
+def test_a_kept_prompt_that_says_the_concept_is_no_rival_of_it(pico_models: dict[str, DiffusersModel]) -> None:
+    """Else every search of a file that kept "a red ball" would find nothing: the ball would be something else."""
+    kept = ("a red box", "a red ball", "a blue ball", "a green ball")
+    found = explore(
+        pico_models["sd1"], Concept(("ball",), None, kept), (), ExploreSettings(**QUICK), tries=["a red ball"]
+    )
+    (tried,) = [point for point in found.points if point.text == "a red ball"]
+    assert tried.margin > 0, "the untouched model reads it as the concept"
+
+
+def test_what_candidates_are_compared_with_does_not_grow_without_end(subject: Subject) -> None:
+    many = Concept(tuple(f"ball {i}" for i in range(200)), None, tuple(f"a box {i}" for i in range(300)))
+    scorer = Scorer(subject, many, states=2)
+    assert len(scorer.words) <= scores.MOST_WORDS and scorer.words[0] == "ball 0"
+    assert sum(prompt.startswith("a box") for prompt in [*scorer.outside, *scorer.synonyms]) <= scores.MOST_KEPT
+
+
+def test_a_concept_that_every_prompt_says_is_refused(pico_models: dict[str, DiffusersModel]) -> None:
+    with pytest.raises(InvalidConcept, match="Nearly every prompt says 'a'"):
+        explore(pico_models["sd1"], Concept(("a",)))

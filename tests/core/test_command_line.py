@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, read_erasure
+from erasure_core.cli.erase import _chosen
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 from erasure_core.cli.terminal import say, terminal_progress
@@ -131,6 +133,17 @@ def test_erase_tells_what_was_chosen_for_the_user(
     monkeypatch.setattr("erasure_core.erasing._complete", found)
     assert run(*base, "--concept", "ball") == 0
     assert capsys.readouterr().out.endswith("; in its place: ring (found in the model); words added: orb.\n")
+
+
+def test_what_takes_the_place_of_each_of_several_concepts_is_told() -> None:
+    def told(concept: Concept, made: Concept) -> str:
+        of = SimpleNamespace(words=made.words, alternative=made.alternative, instead=made.instead)
+        return _chosen(concept, of)  # type: ignore[arg-type]
+
+    given = Concept(("ball", "cat"), None, (), (("ball", "box"),))
+    assert told(given, given) == "in its place: box for ball; nothing for cat"
+    found = replace(given, instead=(("ball", "box"), ("cat", "dog")))
+    assert told(given, found) == "in its place: box for ball; dog for cat (that of cat found in the model)"
 
 
 def test_a_phrase_with_commas_is_taken_as_one_and_that_is_told(

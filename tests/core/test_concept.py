@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure_core import Concept
-from erasure_core.concept import NAMED, TEMPLATES, is_name, left_out, says, without_contradictions, worded
+from erasure_core.concept import (
+    NAMED,
+    TEMPLATES,
+    check_alternatives,
+    check_words,
+    is_name,
+    left_out,
+    said_word,
+    says,
+    without_contradictions,
+    worded,
+)
 from erasure_core.errors import InvalidConcept
 
 WORD = st.text("abcdefgh", min_size=1, max_size=6)
@@ -179,3 +190,37 @@ def test_an_alternative_is_that_of_every_spelling() -> None:
 def test_what_is_kept_or_takes_the_place_is_spared() -> None:
     concept = Concept(("ball",), "a red box", ("a cat, asleep",), (("ball", "a cube"),))
     assert [word for word in ("box", "cat", "cube", "orb", "dog") if not concept.spares(word)] == ["orb", "dog"]
+
+
+def test_only_scripts_without_spaces_say_a_word_inside_another() -> None:
+    assert says("黑猫", "猫") and says("a 猫", "猫")
+    assert not says("который час", "кот") and says("чёрный кот", "кот")
+    assert not says("a böller", "öl")
+    assert says("butterflies in a garden", "butterfly") and not says("a boy's toy", "to")
+
+
+def test_of_many_words_the_one_that_is_said_is_found_at_once() -> None:
+    words = (*tuple(f"word{i}" for i in range(1900)), "c++", "two words", "猫")
+    concept = Concept(words, None, (*tuple(f"a picture of thing {i}" for i in range(5000)), "a word7 here"))
+    assert left_out(concept).startswith("Not kept: 'a word7 here', as it says 'word7'")
+    assert len(without_contradictions(concept).keep) == 5000
+    assert [said_word(prompt, words) for prompt in ("my c++ code", "one of two words", "白猫", "nothing")] == [
+        "c++",
+        "two words",
+        "猫",
+        None,
+    ]
+
+
+@pytest.mark.parametrize("alternative", ["a ball", "red ball", "balls", "BALL games"])
+def test_an_alternative_that_says_the_concept_is_refused_where_it_is_erased(alternative: str) -> None:
+    concept = Concept(("ball", "orb"), alternative)  # a file may say so
+    with pytest.raises(InvalidConcept, match="still says 'ball', which is erased"):
+        check_alternatives(concept)
+    check_alternatives(Concept(("ball",), "football"))
+    check_alternatives(Concept(("Van Gogh style",), "style"))
+
+
+def test_articles_are_no_concept() -> None:
+    with pytest.raises(InvalidConcept, match="Nearly every prompt says 'A'"):
+        check_words(Concept(("ball", "A")))

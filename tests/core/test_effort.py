@@ -47,6 +47,11 @@ def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel
         plan("lazy", settings, pico)
 
 
+def test_batches_are_summed_up_as_far_as_a_setting_may_say(pico: DiffusersModel) -> None:
+    small = plan("low-vram", EsdSettings(batch=8, accumulate=16), pico, 0).settings
+    assert (small.batch, small.accumulate) == (1, 64)
+
+
 def test_low_vram_gives_up_time_first_and_picture_size_last(pico: DiffusersModel) -> None:
     settings = EsdSettings(batch=4)
     roomy = plan("low-vram", settings, pico, 2**40).settings

@@ -15,7 +15,9 @@ from erasure_core.kinds import THING, common_kinds, describes, kinds, of_kind, s
         ("wooden", "material"), ("cubist", "style"), ("Van Gogh style", "style"), ("in the style of Monet", "style"),
         ("anime style", "style"), ("colourless", "quality"), ("greenish", "quality"), ("haunted", "quality"),
         ("ball", THING), ("red ball", THING), ("bed", THING), ("dish", THING), ("Ada Lovelace", THING),
-        ("球", THING), ("", THING),
+        ("球", THING), ("", THING), ("Snow White", THING), ("James Brown", THING), ("man in black", THING),
+        ("a woman in red", THING), ("goldfish", THING), ("seaweed", THING), ("riverbed", THING), ("Alfred", THING),
+        ("Dark Green", "colour"), ("ribbed", "pattern"),
     ],
 )  # fmt: skip
 def test_a_word_is_used_as(phrase: str, kind: str) -> None:

@@ -180,6 +180,8 @@ def edited(folder: Path, part: str, **values: Any) -> Path:
         ("vae/config.json", {"scaling_factor": 0}, "an autoencoder whose scale is"),
         ("vae/config.json", {"scaling_factor": "x"}, "an autoencoder whose scale is"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "says it reads x tokens"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}, "without a token to fill prompts up"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": float("nan")}, "says it reads nan tokens"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 1}, "says it reads 1 tokens"),
     ],
 )

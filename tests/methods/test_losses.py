@@ -220,6 +220,28 @@ def test_of_several_concepts_prompts_meet_pictures_of_their_own(pico: DiffusersM
         assert chosen == [1, 0, 3, 2, -1]
 
 
+@pytest.mark.parametrize(("method", "negative"), [("esd", 0.5), ("all_but_one", 1.5), ("sage", 0.5)])
+def test_of_several_concepts_one_without_an_alternative_is_pushed_away_as_it_would_be_alone(
+    pico: DiffusersModel, method: str, negative: float
+) -> None:
+    several = Concept.joined([Concept(("ball",), "box"), Concept(("cat",))])
+    options: dict[str, Any] = {"without": "hard", "negative": 1.5} if method == "all_but_one" else {}
+    options |= {} if method == "esd" else {"search": False}
+    with stopped(pico, several, method, driver="goal", **options) as (trainer, _):
+        draw = trainer.pools["concept"].draw(64, torch.Generator().manual_seed(0))
+        says_cat = torch.tensor([trainer.sayings[prompt].word == 1 for prompt in draw.prompts])
+        assert 0 < says_cat.sum() < 64
+        assert draw.unanswered is not None and torch.equal(draw.unanswered, says_cat)
+        wanted, toward = trainer.method.goal(trainer.settings, draw), draw.towards  # type: ignore[misc]
+        assert toward is not None
+        torch.testing.assert_close(wanted[says_cat], (draw.base - negative * draw.guidance)[says_cat])
+        torch.testing.assert_close(wanted[~says_cat], (draw.base + toward)[~says_cat])
+        read = trainer.pools["concept"].from_tensors(
+            trainer.pools["concept"].tensors(), tuple(trainer.sayings), trainer.model.device, trainer.unanswered
+        )
+        assert read.unanswered == trainer.pools["concept"].unanswered
+
+
 def test_the_residual_is_what_is_left_of_the_way_from_the_alternative(pico: DiffusersModel) -> None:
     concept = replace(CONCEPT, alternative="box")
     with stopped(pico, concept, "all_but_one") as (trainer, step):

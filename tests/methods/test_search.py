@@ -256,6 +256,8 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
+    plural = [Found("dogs", 0.6, False), Found("cat", 0.5, False)]
+    assert with_known_stand_in(Concept(("dog",)), plural, explicit=False).alternative == "cat"
     faint = Found("city", 0.6, False, True, strength=0.1)
     assert with_known_stand_in(concept, [faint], explicit=False).alternative is None
 

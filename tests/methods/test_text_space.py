@@ -121,3 +121,19 @@ def test_one_prompt_alone_has_a_pooled_state_but_no_spread_of_it(pico_models: di
         one, other = model.encode(["a red box"]), model.encode(["a red cat"])
     tokens = [tuple(model.tokenize(["a red box", "a red cat"]))]
     assert float(aligned_error(one, other, tokens)) < 10  # type: ignore[arg-type]
+
+
+def test_rows_that_are_all_the_same_ask_for_nothing(pico_models: dict[str, DiffusersModel]) -> None:
+    """A pooled state without spread would count 10^13 times."""
+    model = pico_models["sdxl"]
+    with torch.no_grad():
+        ours, theirs = model.encode(["a red box", "a red cat"]), model.encode(["a red dog"] * 2)
+    row = model.tokenize(["a red dog"])[0]
+    assert float(aligned_error(ours, theirs, [(row, row)] * 2)) < 10
+
+
+def test_only_words_with_an_alternative_are_to_be_read_as_it() -> None:
+    several = Concept.joined([Concept(("ball",), "box"), Concept(("cat",))])
+    phrasing, chance = Phrasing(several, ["tree", "sky"]), torch.Generator().manual_seed(0)
+    pairs = [phrasing.concept_pair(chance) for _ in range(60)]
+    assert all("ball" in pair.prompt and "box" in pair.like for pair in pairs)
