@@ -11,6 +11,7 @@ from modules import errors
 from PIL import Image
 
 from erasure_core.checkpoint import checkpoint_path
+from erasure_core.chosen_words import chosen_words, sentence
 from erasure_core.concept import Concept, left_out
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
@@ -122,7 +123,8 @@ def run_erase(request: Request) -> Job:
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
-        told = f"{_found(request, made)}{_hardened(made)}{_unread(request)}{_left_out(request)}"
+        chosen = sentence(chosen_words(request.concept, made.erasure.manifest))
+        told = f" {chosen}{_hardened(made)}{_unread(request)}{_left_out(request)}"
         job.message = f"Wrote {made.path.name}.{again}{told} Use it with <erase:{made.path.stem}:1>, or in the panel."
     except Cancelled as stopped:
         job.status, job.message = "stopped", str(stopped)
@@ -139,14 +141,6 @@ def run_erase(request: Request) -> Job:
         job.seconds = time.monotonic() - progress.started
         JOBS.note()
     return job
-
-
-def _found(request: Request, made: Made) -> str:
-    """What is painted instead, if the method found it: nobody asked for that word, so it is told."""
-    instead = made.erasure.manifest.alternative
-    if request.concept.alternative or not instead:
-        return ""
-    return f" Nothing was named to paint instead; {instead!r} was found for it."
 
 
 def _left_out(request: Request) -> str:

@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
 from ..erasure_core.boundary.explore import ExploreSettings
-from ..erasure_core.concept import left_out
+from ..erasure_core.chosen_words import chosen_words, sentence
+from ..erasure_core.concept import Concept, left_out
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
@@ -109,7 +110,7 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         made = make_erasure(
             library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures, hardening=hardening
         )
-        say(node_id, _summary(made, replaced, left_out(concept.concept)))
+        say(node_id, _summary(made, concept.concept, replaced))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)
         shown = {"erasure": [badge_of(made.path.name, made.erasure.manifest) | _told(made)]}
@@ -156,11 +157,12 @@ def _hardening(request: ConceptRequest, values: dict[str, Any]) -> Hardening:
     return Hardening(values["harden"], search)
 
 
-def _summary(made: Made, replaced: str, not_kept: str) -> str:
+def _summary(made: Made, concept: Concept, replaced: str) -> str:
     """What the node says when it is done."""
     reused = f"Made earlier with the same inputs, used again:\n{made.path.name}" if made.reused else ""
-    said = [replaced, reused, not_kept, hardened(made.erasure.manifest)]
-    return "\n".join(filter(None, said)) or made.path.name
+    chosen = sentence(chosen_words(concept, made.erasure.manifest))
+    said = [replaced, reused, left_out(concept), chosen, hardened(made.erasure.manifest)]
+    return "\n".join(filter(None, said))
 
 
 def _pictures_of(

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..boundary.harden import harden
 from ..checkpoint import checkpoint_path
+from ..chosen_words import chosen_words
 from ..concept import Concept
 from ..effort import EFFORTS, plan
 from ..erasure_file import Erasure, write_erasure
@@ -25,7 +26,7 @@ from .concept_arguments import add_concept_arguments, chosen_concept, implied_se
 from .hardening import add_harden_arguments, search_settings, tell_round
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_arguments import add_picture_arguments, chosen_pictures, wants_pictures
-from .terminal import check_new_file, in_place, printable, terminal_progress
+from .terminal import check_new_file, printable, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,20 +153,6 @@ def _erase(
     return manifest, len(erasure.deltas), history.figures[-1][1] if history.figures else {}
 
 
-def _chosen(concept: Concept, manifest: Manifest) -> str:
-    """What takes the concept's place and which words were added to it, by the method where the user named none."""
-    place, own = in_place(manifest.alternative, manifest.instead), dict(manifest.instead)
-    asked = [word for words in concept.unanswered() for word in words]
-    bare = [word for word in asked if not own.get(word, manifest.alternative)]
-    found = [word for word in asked if word not in bare]
-    whose = "" if len(asked) == len(concept.words) else f"that of {', '.join(found)} "
-    place += f" ({whose}found in the model)" if found and place else ""
-    place += f"; nothing for {', '.join(bare)}" if bare and place else ""
-    added = ", ".join(manifest.words[len(concept.words) :])
-    said = f"in its place: {place}" if place else "nothing takes its place"
-    return f"{said}; words added: {added}" if added else said
-
-
 def run(options: argparse.Namespace) -> None:
     concept = chosen_concept(options)
     how = "for several concepts give each further one as --also, for several words of one concept each as --word"
@@ -201,6 +188,6 @@ def run(options: argparse.Namespace) -> None:
         print()
     else:
         done = f"{', '.join(concept.words)} erased with {method.title} in {result['seconds']} s"
-        print(printable(f"{options.out}: {done}; {_chosen(concept, manifest)}."))
+        print(printable(f"{options.out}: {done}; {chosen_words(concept, manifest)}."))
         if figures:
             print("At the end of training: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))

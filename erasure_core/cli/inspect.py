@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..chosen_words import in_place
 from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
 from ..methods import METHODS
 from .model_arguments import add_model_arguments, load_chosen_model
-from .terminal import in_place, printable
+from .terminal import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -95,17 +95,6 @@ def say(text: str) -> None:
 def printable(value: object) -> str:
     """A stranger's text without control characters, which could rewrite the terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(value))
-
-
-def in_place(alternative: str | None, own: Sequence[Sequence[str]]) -> str:
-    """What takes the concept's place: one alternative for all words, and those that words have for themselves;
-    empty where nothing does."""
-    words: dict[str, list[str]] = {}
-    for word, other in own:
-        words.setdefault(other, []).append(word)
-    said = [f"{other} for {', '.join(of)}" for other, of in words.items()]
-    rest = ([f"{alternative} for all others"] if said else [alternative]) if alternative else []
-    return "; ".join([*said, *rest])
 
 
 def check_folder(folder: Path) -> None:

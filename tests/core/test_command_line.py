@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, read_erasure
-from erasure_core.cli.erase import _chosen
+from erasure_core.chosen_words import chosen_words
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 from erasure_core.cli.terminal import say, terminal_progress
@@ -138,7 +138,7 @@ def test_erase_tells_what_was_chosen_for_the_user(
 def test_what_takes_the_place_of_each_of_several_concepts_is_told() -> None:
     def told(concept: Concept, made: Concept) -> str:
         of = SimpleNamespace(words=made.words, alternative=made.alternative, instead=made.instead)
-        return _chosen(concept, of)  # type: ignore[arg-type]
+        return chosen_words(concept, of)  # type: ignore[arg-type]
 
     given = Concept(("ball", "cat"), None, (), (("ball", "box"),))
     assert told(given, given) == "in its place: box for ball; nothing for cat"

@@ -48,7 +48,7 @@ def test_what_is_painted_instead_is_told_where_nobody_named_it(jobs: Any, librar
     for named in (None, "box"):
         job = jobs.run_erase(jobs.Request(Concept(("ball",), named, ("a red star",)), closed, closed.settings(), 8))
         instead = read_erasure(library / job.file).manifest.alternative
-        assert instead and (f"{instead!r} was found for it" in job.message) is (named is None)
+        assert instead and f"In its place: {instead}{' (found in the model)' if named is None else ''}" in job.message
 
 
 def test_a_prompt_to_keep_that_says_the_concept_is_left_out_and_told(jobs: Any, library: Path) -> None:
