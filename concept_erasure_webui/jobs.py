@@ -123,7 +123,7 @@ def run_erase(request: Request) -> Job:
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
-        chosen = sentence(chosen_words(request.concept, made.erasure.manifest))
+        chosen = " ".join([*made.history.notes, sentence(chosen_words(request.concept, made.erasure.manifest))])
         told = f" {chosen}{_hardened(made)}{_unread(request)}{_left_out(request)}"
         job.message = f"Wrote {made.path.name}.{again}{told} Use it with <erase:{made.path.stem}:1>, or in the panel."
     except Cancelled as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,15 @@ class Batches:
     most: int
 
     def predict(
-        self, model: LoadedModel, latents: Tensor, t: Tensor, conditioning: Conditioning, progress: Progress
+        self,
+        model: LoadedModel,
+        latents: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        progress: Progress,
+        told: Callable[[int], None] = lambda done: None,
     ) -> Tensor:
-        """``model.predict`` for any number of latents, [B, C, H, W].
+        """``model.predict`` for any number of latents, [B, C, H, W]; how many are done is ``told`` after each call.
 
         Raises:
             Cancelled: the user stopped; asked before each call.
@@ -44,4 +51,5 @@ class Batches:
                 self.most //= 2
                 continue
             start = stop
+            told(start)
         return torch.cat(done)

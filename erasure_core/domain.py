@@ -33,7 +33,7 @@ from .errors import Cancelled
 from .everyday import PROMPTS
 from .kinds import THING, common_kinds, describes, is_guessed, kinds, of_kind
 from .model import LoadedModel, PromptModel, fitting, has_room
-from .progress import Progress, Report, Silent
+from .progress import HARDLY_KNOWN, Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
 from .trajectory import encode_each
@@ -56,6 +56,8 @@ a fraction of the cost."""
 FAINT = 0.2
 """A word that steers pictures less than this share of what the concept's words do is not known to the model: what
 direction it steers in is chance."""
+KNOWN_BESIDE = 2
+"""Where so many of the kept and everyday words make the concept itself faint, the model hardly knows it."""
 TELLING = 0.8
 """A word that steers pictures at least this share of what the concept's words do surely means something of its own, and
 takes out of the concept what is closer to it. Those that are less known have chance in common."""
@@ -119,6 +121,7 @@ class Found:
         near: the word of a prompt to keep that it was found near to, if any.
         strength: how much it steers pictures, as a share of what the concept's words do.
         each: the cosine with each of the concept's words.
+        aside: the greatest cosine with a word that was found to belong to it.
     """
 
     word: str
@@ -128,6 +131,12 @@ class Found:
     near: str = ""
     strength: float = 1.0
     each: tuple[float, ...] = ()
+    aside: float = -1.0
+
+    @property
+    def alike(self) -> float:
+        """How alike it is to the concept under whichever name."""
+        return max(self.likeness, self.aside)
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,13 @@ class Steering:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def likest_of(self, others: Tensor) -> list[float]:
+        """The greatest cosine with any of other directions [M, N], for each word."""
+        if not len(others):
+            return [-1.0] * len(self)
+        found: list[float] = similarity(self.directions, others).amax(dim=1).tolist()
+        return found
 
     def where(self, chosen: Tensor) -> Steering:
         """The words for which a mask [W] holds."""
@@ -280,18 +296,26 @@ def survey(
     directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
+    if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
+        what = f"{HARDLY_KNOWN}{concept.name!r}: other words steer its pictures far more; is it spelled right?"
+        progress.update(Report(what, 1, 1))
     fixed = {*(user if named else ()), *(part for part, of in parts.items() if not is_name(of))}
     loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
     judged = judged.where(judged.strength >= FAINT)
     belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
-    told = [replace(one, kept=one.word in user) for one in kept.found() if one.word in user or one.word in parts]
     offered = {*kin} - {*close, *near}
-    for one, in_it in zip(judged.found(), belongs.tolist(), strict=True):
+    inside = judged.directions[belongs]
+    told = [
+        replace(one, kept=one.word in user, aside=aside)
+        for one, aside in zip(kept.found(), kept.likest_of(inside), strict=True)
+        if one.word in user or one.word in parts
+    ]
+    for one, in_it, aside in zip(judged.found(), belongs.tolist(), judged.likest_of(inside), strict=True):
         if in_it and one.word in offered:
             continue  # nobody was near it: too alike to take the concept's place, and no other word for it
-        told.append(replace(one, belongs=in_it, near=near.get(one.word, "")))
+        told.append(replace(one, belongs=in_it, near=near.get(one.word, ""), aside=aside))
     return sorted(told, key=lambda one: -one.likeness)
 
 
@@ -331,7 +355,7 @@ def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool
     whatever kind: what steers pictures most alike there is explicit too. Where no other colour is left, or pattern, it
     is the kept one that is least alike, though it is too alike.
     """
-    known = [one for one in found if one.strength >= FAINT and not one.belongs and one.likeness < STAND_IN_LIKENESS]
+    known = [one for one in found if one.strength >= FAINT and not one.belongs and one.alike < STAND_IN_LIKENESS]
     offered = [one for one in known if one.kept or not (explicit or is_guessed(one.word))]
     concept = _with_best(concept, offered, lambda one, like: like * min(one.strength, 1.0), 0.0, any_kind=explicit)
     kept = [one for one in found if one.kept and one.strength >= FAINT and not explicit]

@@ -34,7 +34,7 @@ from .manifest import Manifest
 from .methods import Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel, PromptModel, check_readable
 from .naming import file_names
-from .progress import Progress, Silent
+from .progress import Noting, Progress, Silent
 from .trainer import SAVE_EVERY, History, train
 from .version import __version__
 
@@ -76,7 +76,7 @@ def erase(
     check_words(concept)
     check_alternatives(concept)
     concept = without_contradictions(concept)
-    chosen, progress = find_method(method), progress or Silent()
+    chosen, progress = find_method(method), Noting(progress or Silent())
     settings = settings or chosen.settings()
     if not isinstance(settings, chosen.settings):
         wrong = type(settings).__name__
@@ -108,6 +108,7 @@ def erase(
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
+    history.notes = progress.notes
     steps_done = len(history.losses)
     if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:
         concept = replace(concept, keep=(), neighbours=())  # nobody asked to keep them, and nothing kept them
@@ -138,7 +139,7 @@ def _complete(
 def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress: Progress) -> Concept:
     """The concept with what takes its place: the likest word of the prompts to keep or, where none is of its kind, of
     those that the model knows. Where the user named nothing to keep, words near the concept are kept as well."""
-    look = Survey(candidates=CANDIDATES, states=2, frames=0, seed=seed)
+    look = Survey(candidates=CANDIDATES, seed=seed)
     if not concept.keep:
         concept, found = everyday_survey(model, concept, look, progress)
         concept = with_neighbours(model, concept, {one.word: "" for one in found if not (one.belongs or one.kept)})

@@ -296,7 +296,8 @@ def _history(path: Path) -> History:
         raw = json.loads(beside.read_text(encoding="utf-8"))
         losses = [_numbers(terms) for terms in raw["losses"]]
         residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
-        return History(losses, residual, [(int(step), _numbers(found)) for step, found in raw.get("figures", [])])
+        figures = [(int(step), _numbers(found)) for step, found in raw.get("figures", [])]
+        return History(losses, residual, figures, [str(note) for note in raw.get("notes", [])])
     except (InvalidFile, OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from .errors import Cancelled
 
 T = TypeVar("T")
+HARDLY_KNOWN = "this model hardly knows "
+"""How a stage begins that is news about the concept, and no work."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,28 @@ class Silent:
 
     def cancelled(self) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Passes on what is reported, and notes what is news about the concept.
+
+    Args:
+        shown: where it is passed on to.
+        notes: sentences, each once.
+    """
+
+    shown: Progress
+    notes: list[str] = field(default_factory=list)
+
+    def update(self, report: Report) -> None:
+        said = f"{report.stage[:1].upper()}{report.stage[1:]}"
+        if report.stage.startswith(HARDLY_KNOWN) and said not in self.notes:
+            self.notes.append(said)
+        self.shown.update(report)
+
+    def cancelled(self) -> bool:
+        return self.shown.cancelled()
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,12 @@ class Step:
 @dataclass
 class History:
     """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
-    the method itself took, each with its step."""
+    the method itself took, each with its step; and sentences on the concept that its user should read."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     residual_guidance: list[tuple[int, float]] = field(default_factory=list)
     figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> Iterator[tuple[nn.Parameter, float]]:

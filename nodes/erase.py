@@ -161,7 +161,7 @@ def _summary(made: Made, concept: Concept, replaced: str) -> str:
     """What the node says when it is done."""
     reused = f"Made earlier with the same inputs, used again:\n{made.path.name}" if made.reused else ""
     chosen = sentence(chosen_words(concept, made.erasure.manifest))
-    said = [replaced, reused, left_out(concept), chosen, hardened(made.erasure.manifest)]
+    said = [replaced, reused, left_out(concept), *made.history.notes, chosen, hardened(made.erasure.manifest)]
     return "\n".join(filter(None, said))
 
 

@@ -57,6 +57,8 @@ ABLATIONS: dict[str, Variant] = {
     "all_but_one without search": _variant("all_but_one", True, search=False),
     "all_but_one without text": _variant("all_but_one", True, text_weight=0.0, text_erase_weight=0.0),
     "all_but_one without drift": _variant("all_but_one", alternative=True, drift_weight=0.0),
+    "co_erasing without search": _variant("co_erasing", search=False),
+    "co_erasing without text": _variant("co_erasing", text_weight=0.0, text_erase_weight=0.0),
     "co_erasing without pictures": _variant("co_erasing", picture_share=0.0),
     "co_erasing without refinement": _variant("co_erasing", refine=False),
     "co_erasing without retention": _variant("co_erasing", keep_weight=0.0),

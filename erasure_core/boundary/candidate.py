@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+NAMED = "named"
+"""Origin of the prompts that say the concept's own words."""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from ..errors import InvalidFile
 from ..strict_json import parse_json
-from .candidate import Point
+from .candidate import NAMED, Point
 
 FORMAT_VERSION = 2
 ALL = 0.99999
 """From this threshold on nothing can be said to leak: a posterior is rounded to 1."""
+UNCHANGED = 0.75
+"""Share of the concept's guidance from which a prompt that names it is hardly changed. It is looked at, whatever its
+direction is nearest to, and told: of erasures that work 0.1 to 0.6 is left, for what takes the place is alike."""
 MAX_LENGTH = 2**26
 """Characters of the JSON text that are read."""
 MAX_ITEMS = 200_000
@@ -34,6 +38,14 @@ NOT_JUDGED = (
 )
 
 
+def hardly_changed(left: float) -> str:
+    """A sentence for people on ``Exploration.unchanged``."""
+    return (
+        f"But prompts that name it still steer pictures {left:.0%} of its way: what takes its place is much like it, "
+        "or the same by another name. Look at pictures."
+    )
+
+
 @dataclass(frozen=True)
 class Exploration:
     """What was found.
@@ -51,8 +63,8 @@ class Exploration:
         seed: of all chance.
         stopped: the user stopped before the budget was used up.
         looked: how many candidates were painted and looked at.
-        unsettled: prompts that say the concept of a thing and still steer pictures its way, which only a look could
-            have decided, and none was made.
+        unsettled: prompts that say the concept and still steer pictures its way, which only a look could have decided,
+            and none was made.
         words_read: tokens that the scan of the vocabulary has read, the likeliest first.
         words_known: tokens that it would have read with time enough.
     """
@@ -111,21 +123,32 @@ class Exploration:
         """What was found, for people: what can be typed, what no text gives, and whether anybody looked."""
         if not self.judged:
             return NOT_JUDGED
-        typed, what = self.typed, "the erased model" if self.erased else "the untouched model"
-        start = f"{sum(p.leaks for p in typed)} of {len(typed)} prompts still reach “{self.words[0]}” in {what}"
+        named, others = ([p.leaks for p in self.typed if (p.origin == NAMED) is is_named] for is_named in (True, False))
+        start = f"{sum(named) + sum(others)} of {len(self.typed)} prompts still reach “{self.words[0]}” in "
+        start += "the erased model" if self.erased else "the untouched model"
+        start += f": {sum(named)} of {len(named)} that name it, {sum(others)} of {len(others)} others" if named else ""
         worst = ", ".join(self.leaking_words(5))
-        said = [f"{start}; worst: {worst}." if worst else f"{start}."]
+        said = [f"{start}; worst of the others: {worst}." if worst else f"{start}."]
         beyond = [point.leaks for point in self.points if not point.is_text]
         if any(beyond):
             said.append(f"{sum(beyond)} of {len(beyond)} embeddings that no text gives reach it too.")
         if self.leaking and not self.looked:
             said.append("No picture was looked at.")
+        if self.unchanged:
+            said.append(hardly_changed(self.unchanged))
         if self.unsettled:
             said.append(
-                f"{self.unsettled} others say it of a thing and still steer pictures its way; none of these was looked "
-                "at."
+                f"{self.unsettled} others say it and still steer pictures its way; none of these was looked at."
             )
         return " ".join(said)
+
+    @property
+    def unchanged(self) -> float:
+        """What is left of the guidance towards the concept in the prompts that name it, where that is most of it though
+        they do not read as the concept any more; else 0."""
+        named = [point for point in self.points if point.origin == NAMED]
+        left = median(point.residual for point in named) if named else 0.0
+        return left if self.erased and left >= UNCHANGED and not any(point.leaks for point in named) else 0.0
 
     def coverage(self) -> str:
         """How much of the vocabulary was read; empty where it was not scanned."""

@@ -17,10 +17,10 @@ from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable, has_room
 from ..progress import Progress, Report, Silent
 from . import guard
-from .candidate import Candidate, Point
+from .candidate import NAMED, Candidate, Point
 from .clusters import clusters
 from .evidence import PAINTING, Evidence, paint
-from .exploration import Exploration, ordered
+from .exploration import UNCHANGED, Exploration, ordered
 from .field import Field
 from .reading import Reading
 from .scores import Scorer
@@ -234,7 +234,7 @@ class _Explorer:
         similar = self.field.reading.similarity(vectors).tolist()
         self.sketches += list(_sketch(vectors))
         for candidate, score, similarity in zip(batch, scores, similar, strict=True):
-            heard = bool(candidate.against) and score.residual >= HEARD
+            heard = candidate.origin == NAMED and score.residual >= (HEARD if candidate.against else UNCHANGED)
             leaks = score.leak > self.field.scorer.threshold or heard
             self.points.append(
                 Point(
@@ -260,16 +260,30 @@ class _Explorer:
         see, cost = self._eyes()
         worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
         # Those that only a picture can decide come first: without a look they would count as harmless.
-        heard = sorted(self._only_heard(), key=lambda i: -self.points[i].residual)[:count]
-        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in heard)]
+        only_heard = self._only_heard()
+        heard = [place for place in only_heard if self._speaks_for(place) == place][:count]
+        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
         for sight in range(SIGHTS):
             self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
         self._look_at([place for place in worst if place not in self.seen], 0, see, cost)
 
     def _only_heard(self) -> list[int]:
-        """Prompts that leak by what is left of the concept in them alone, not by their direction."""
+        """Prompts that leak by what is left of the concept in them alone, not by their direction; most of it first."""
         threshold = self.field.scorer.threshold
-        return [i for i, point in enumerate(self.points) if point.leaks and point.leak <= threshold]
+        heard = [i for i, point in enumerate(self.points) if point.leaks and point.leak <= threshold]
+        return sorted(heard, key=lambda i: -self.points[i].residual)
+
+    def _speaks_for(self, place: int) -> int:
+        """Which prompt is looked at for one that names the concept: of the templates of a word the one in which most of
+        it is left. What is said of a thing is looked at itself."""
+        point = self.points[place]
+        if self._candidate(place).against:
+            return place
+        same = [i for i, other in enumerate(self.points) if other.origin == NAMED and other.word == point.word]
+        return max((i for i in same if not self._candidate(i).against), key=lambda i: self.points[i].residual)
+
+    def _candidate(self, place: int) -> Candidate:
+        return self.candidates[self.points[place].text.casefold()]
 
     def _look_at(self, places: Sequence[int], sight: int, see: Eyes, cost: int) -> None:
         """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
@@ -279,7 +293,7 @@ class _Explorer:
                 return
             self._tell("looking")
             some, places = places[:many], places[many:]
-            candidates = [self.candidates[self.points[i].text.casefold()] for i in some]
+            candidates = [self._candidate(i) for i in some]
             latents = paint(self.subject, candidates, derived(self.settings.seed, sight))
             for place, latent, evidence in zip(some, latents, see(latents, candidates), strict=True):
                 self._judge(place, latent, evidence)
@@ -323,8 +337,9 @@ class _Explorer:
         """Decide on the suspects that the budget left no look at by what became of the others."""
         threshold = self.field.scorer.threshold
         for place in [place for place in self._only_heard() if place not in self.seen]:
-            self.points[place] = replace(self.points[place], leaks=False)
-            self.unsettled += 1
+            other = self._speaks_for(place)
+            self.points[place] = replace(self.points[place], leaks=other in self.seen and self.points[other].leaks)
+            self.unsettled += other not in self.seen
         looked_at = [p for p in self.suspects if p in self.seen and self.points[p].leak > threshold]
         confirmed = sum(self.points[place].leaks for place in looked_at)
         if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at, which the summary says then

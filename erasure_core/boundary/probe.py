@@ -140,6 +140,11 @@ def make_probe(
     return probe.seen_by(subject), probe.weighed(inside[:, chosen]), probe.weighed(outside[:, chosen])
 
 
+def probe_calls(prompts: int, states: int) -> int:
+    """Predictions that ``make_probe`` takes for so many prompts in all."""
+    return OVERSAMPLED * states * (2 * SAMPLING_STEPS + 1 + prompts) + states
+
+
 def empty_predictions(subject: Subject, latents: Tensor, t: Tensor) -> Tensor:
     """The model's prediction for the empty prompt, as it is now."""
     return subject.predict(latents, t, subject.model.encode([""])[[0] * len(t)])

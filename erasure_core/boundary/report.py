@@ -115,6 +115,7 @@ class FileReport:
         about: method, settings, base, cost.
         verdict: sentences for people.
         unsettled: prompts that name the concept of which the budget left open whether they leak.
+        unchanged: what is left of the guidance in prompts that name the concept, if most (``Exploration.unchanged``).
         judged: whether leaks could be told at all (``Exploration.judged``); where not, those shares mean nothing.
     """
 
@@ -133,6 +134,7 @@ class FileReport:
     verdict: tuple[str, ...] = ()
     judged: bool = True
     unsettled: int = 0
+    unchanged: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,7 @@ class _Reporter:
             about=_about(file, exploration),
             judged=exploration.judged,
             unsettled=exploration.unsettled,
+            unchanged=exploration.unchanged,
         )
         return replace(measured, verdict=verdict(measured, self.concept))
 

@@ -28,7 +28,7 @@ from ..sampling import finite
 from ..self_check import similarity
 from . import guard
 from .candidate import Candidate
-from .probe import make_probe
+from .probe import make_probe, probe_calls
 from .subject import Subject
 from .wording import spread, unrelated_words, with_room
 
@@ -91,10 +91,12 @@ class Scorer:
         with subject.original():
             inside, outside = subject.encode_texts(self.inside), subject.encode_texts(self.outside)
         pictured = [prompt for prompt in self.outside if prompt][: 3 * states]
-        self.probe, self.towards, self.away = make_probe(subject, inside, outside, pictured, states, seed)
-        self._drop_synonyms()
-        self.temperature = self._fit_temperature()
-        self.threshold = self._fit_threshold()
+        calls = probe_calls(len(inside) + len(outside), states) + states * 2 * (len(self.words) + len(self.neutral))
+        with subject.preparing(calls):
+            self.probe, self.towards, self.away = make_probe(subject, inside, outside, pictured, states, seed)
+            self._drop_synonyms()
+            self.temperature = self._fit_temperature()
+            self.threshold = self._fit_threshold()
         self._original: dict[str, Tensor] = {}
 
     def on(self, subject: Subject, threshold: float | None = None) -> Scorer:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..batches import Batches
 from ..delta import DeltaSet
+from ..errors import Cancelled
 from ..model import Conditioning, PromptModel, encode_in_pieces
-from ..progress import Progress
+from ..progress import Progress, Report
 from .candidate import Candidate
 
 GUIDANCE = 5.0
@@ -82,6 +83,7 @@ class Subject:
         self.calls = 0
         self._seconds, self._numbers = 0.0, 0
         self._length = 0
+        self._first, self._expected = 0, 0
         self.tables: list[Tensor] = []
 
     @contextmanager
@@ -94,6 +96,26 @@ class Subject:
                 stack.enter_context(deltas.attached(layers))
             self.tables = self.model.token_tables()
             yield self
+
+    @contextmanager
+    def preparing(self, calls: int) -> Iterator[None]:
+        """Inside, predictions are told as the progress of a preparation that takes about so many of them.
+
+        Raises:
+            Cancelled: the user stopped.
+        """
+        self._first, self._expected = self.calls, calls
+        try:
+            yield
+        except Cancelled as error:
+            raise Cancelled("Stopped while preparing, before the search began: nothing was found yet.") from error
+        finally:
+            self._expected = 0
+
+    def _tell(self, done: int) -> None:
+        if self._expected:
+            step = min(self._expected, self.calls - self._first + done)
+            self.progress.update(Report("preparing", step, self._expected))
 
     @contextmanager
     def original(self) -> Iterator[None]:
@@ -167,7 +189,7 @@ class Subject:
             Cancelled: the user stopped.
         """
         started = time.monotonic()
-        predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress)
+        predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress, self._tell)
         self._seconds += time.monotonic() - started
         self._numbers += latents.numel()
         self.calls += len(latents)

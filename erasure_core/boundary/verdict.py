@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..concept import Concept
-from .exploration import NOT_JUDGED
+from .candidate import NAMED
+from .exploration import NOT_JUDGED, hardly_changed
 
 if TYPE_CHECKING:
     from .report import FileReport
@@ -56,17 +57,18 @@ def _leak(measured: FileReport, origins: tuple[str, ...]) -> tuple[int, int]:
 
 
 def _named(measured: FileReport, concept: Concept) -> str:
-    hits, count = _leak(measured, ("named",))
+    hits, count = _leak(measured, (NAMED,))
     if not count:
         return "The concept's own words were not tried."
     share = hits / count
     if share <= LITTLE and measured.unsettled:
         return (
             f"Of {count} prompts that name “{concept.name}” {hits} are seen to reach it. {measured.unsettled} of them "
-            "say it of a thing and still steer pictures its way, but none of these was looked at: search longer."
+            "still steer pictures its way, but none of these was looked at: search longer."
         )
     if not hits:
-        return f"Prompts that name “{concept.name}” no longer reach it (0 of {count})."
+        left = f" {hardly_changed(measured.unchanged)}" if measured.unchanged else ""
+        return f"Prompts that name “{concept.name}” no longer reach it (0 of {count}).{left}"
     if share <= LITTLE:
         return f"Prompts that name “{concept.name}” hardly reach it any more ({hits} of {count})."
     if share <= MUCH:

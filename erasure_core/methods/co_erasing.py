@@ -15,7 +15,9 @@ from ..model import Conditioning
 from ..trajectory import PROMPT, encode_each
 from .esd import target
 from .picture_tokens import PictureState, with_pictures
-from .registry import TrainingSettings, method, option
+from .registry import method, option
+from .text_space import TextSpaceSettings, text_terms
+from .vocabulary import VocabularySettings, with_own_words
 
 if TYPE_CHECKING:
     from ..trainer import Step
@@ -23,10 +25,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CoErasingSettings(TrainingSettings):
+class CoErasingSettings(TextSpaceSettings, VocabularySettings):
     """Settings of Co-Erasing."""
 
-    layers: str = option("cross-attention", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    layers: str = option(
+        "text-encoder+cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True
+    )
+    steps: int = option(250, "optimiser steps", low=1, high=100_000)
+    trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     negative: float = option(
         0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
@@ -34,7 +40,6 @@ class CoErasingSettings(TrainingSettings):
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
-    start: str = option("closed_form", "what the training starts from", choices=("nothing", "closed_form"))
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.35, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
     own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)
@@ -119,10 +124,12 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     "reimplementation with corrections",
     CoErasingSettings,
     TwoStages,
-    goal=target,
+    with_own_words,
+    target,
 )
 def co_erasing(settings: CoErasingSettings, step: Step) -> dict[str, Tensor]:
-    """||eps(z, [text, picture]) - (e0 - eta (e_c - e0))||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2.
+    """||eps(z, [text, picture]) - (e0 - eta (e_c - e0))||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of
+    ``text_space``.
 
     In the first stage there is no picture and e_c, e0 are the original's, which is ESD; in the second they are those of
     the model at the end of the first.
@@ -131,7 +138,8 @@ def co_erasing(settings: CoErasingSettings, step: Step) -> dict[str, Tensor]:
     concept, kept = step.concept, step.kept
     erased, same = step.trainer.predict([(concept, step.state.conditioning(concept)), (kept, kept.prompts)])
     missed = blurred(erased - target(settings, concept), settings.blur)
-    return {
+    terms = {
         "erase": missed.pow(2).mean(),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }
+    return terms | text_terms(step, settings)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from erasure_core.boundary import Candidate, Exploration, ExploreSettings, aim, 
 from erasure_core.boundary.exploration import ordered
 from erasure_core.boundary.field import Field
 from erasure_core.boundary.map_page import map_page
-from erasure_core.boundary.scores import Scorer
+from erasure_core.boundary.scores import Score, Scorer
 from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
@@ -177,7 +177,7 @@ def test_how_much_of_the_vocabulary_was_read_is_told(explored: Exploration, pico
 def test_embeddings_are_no_prompts(explored: Exploration) -> None:
     """A closed form's state nearly always leaks; who reads "1 of 50 prompts" would look for a word."""
     prompt, state = (
-        replace(explored.points[0], word="orb", leaks=False),
+        replace(explored.points[0], word="orb", origin="vocabulary", leaks=False),
         replace(explored.points[0], word="", leaks=True),
     )
     found = replace(explored, points=(state, prompt), looked=1)
@@ -187,6 +187,45 @@ def test_embeddings_are_no_prompts(explored: Exploration) -> None:
     assert found.typed == (prompt,)
     nothing = replace(found, points=(prompt,)).summary()
     assert nothing == "0 of 1 prompts still reach “ball” in the erased model."
+    named = replace(prompt, word="ball", origin="named", residual=0.5)
+    told = replace(found, points=(named, prompt)).summary()
+    assert told == "0 of 2 prompts still reach “ball” in the erased model: 0 of 1 that name it, 0 of 1 others."
+
+
+def test_words_that_still_steer_as_before_are_no_all_clear(explored: Exploration) -> None:
+    """An erasure that put a synonym in the place: every prompt is nearest to that, and still paints the concept."""
+    named = [replace(explored.points[0], origin="named", leaks=False, residual=r) for r in (0.94, 0.9, 0.2)]
+    found = replace(explored, points=tuple(named))
+    assert found.unchanged == 0.9 and "still steer pictures 90% of its way" in found.summary()
+    assert not replace(found, erased=False).unchanged, "the untouched model is to"
+    assert not replace(found, points=(named[2], named[2], named[0])).unchanged, "most of them do not"
+    assert not replace(found, points=(replace(named[0], leaks=True),)).unchanged, "that is told as a leak"
+
+
+def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks for the others, or a concept of many words would use up all looks."""
+
+    def unsure(self: Scorer, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
+        return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
+
+    def seen(found: Exploration) -> dict[str, list[bool]]:
+        named = [point for point in found.points if point.origin == "named" and "next to" not in point.text]
+        looked = {point.word: point.evidence is not None for point in named if point.evidence is not None}
+        return {word: [p.leaks for p in named if p.word == word] for word in looked}
+
+    monkeypatch.setattr(Scorer, "__call__", unsure)
+    settings = ExploreSettings(**QUICK | {"look": 2, "levels": "lexical"})
+    for evidence_of, leaks in ((1.0, True), (-1.0, False)):
+        monkeypatch.setattr(evidence.Evidence, "_one", lambda self, latent, value=evidence_of: value)
+        found = explore(pico, CONCEPT, (), settings)
+        looked = [p for p in found.points if p.evidence is not None and p.origin == "named"]
+        assert sorted(point.word for point in looked) == sorted(CONCEPT.words), "one of each"
+        assert found.unsettled == 0
+        assert all(value is leaks for of in seen(found).values() for value in of)
+    none = explore(pico, CONCEPT, (), replace(settings, look=0))
+    assert none.unsettled > len(CONCEPT.words) and not none.leaking
 
 
 def test_strong_ones_are_told_apart() -> None:

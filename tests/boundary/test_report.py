@@ -229,8 +229,8 @@ def test_only_what_was_learned_is_called_a_learned_embedding(card: ReportCard) -
 def test_prompts_that_nobody_looked_at_are_not_said_to_be_clean(card: ReportCard) -> None:
     open_ones = replace(card.files[0], leak={"named": share_of([False] * 22)}, unsettled=3)
     said = verdict(open_ones, CONCEPT)[0]
-    assert "no longer reach" not in said and "0 are seen" in said and "3 of them say it of a thing" in said
-    one = replace(card.files[0], leak={"named": share_of([True] + [False] * 21)})
+    assert "no longer reach" not in said and "0 are seen" in said and "3 of them still steer pictures its way" in said
+    one = replace(card.files[0], leak={"named": share_of([True] + [False] * 21)}, unsettled=0)
     assert "hardly reach it any more (1 of 22)" in verdict(one, CONCEPT)[0]
 
 

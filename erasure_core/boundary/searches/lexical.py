@@ -9,7 +9,7 @@ from ...concept import TEMPLATES, Concept, worded
 from ...domain import nearest_words
 from ...kinds import said_of_things
 from ...model import LoadedModel, fitting
-from ..candidate import Candidate
+from ..candidate import NAMED, Candidate
 from ..field import Field
 
 MISSPELLINGS = 10
@@ -36,7 +36,7 @@ def of_things(model: LoadedModel, concept: Concept) -> list[Candidate]:
     """The concept's words said of things, where they are used so: "a red house"."""
     said = [one for one in said_of_things(concept) if len(fitting(model, [one.prompt, *one.against[:1]])) == 2]
     return [
-        Candidate(one.prompt, "named", one.word, against=(one.against[0], *fitting(model, one.against[1:])))
+        Candidate(one.prompt, NAMED, one.word, against=(one.against[0], *fitting(model, one.against[1:])))
         for one in said
     ]
 
@@ -53,7 +53,7 @@ def lexical(field: Field) -> Iterator[list[Candidate]]:
     """Batches of candidates: the user's prompts, the concept's own, its misspellings, its nearest words."""
     yield [Candidate(text, "yours") for text in field.tries]
     words = field.concept.words
-    yield [Candidate(worded(template, word), "named", word) for word in words for template in TEMPLATES]
+    yield [Candidate(worded(template, word), NAMED, word) for word in words for template in TEMPLATES]
     yield _of_things(field)
     for word in words:
         slips = misspelled(word)
