@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,13 @@ class Plan:
     sentence: str
 
 
-def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int | None = None) -> Plan:
+def plan(
+    effort: str,
+    settings: TrainingSettings,
+    model: LoadedModel,
+    free: int | None = None,
+    asked: Collection[str] = (),
+) -> Plan:
     """Settings of an effort, from a method's settings.
 
     Args:
@@ -54,6 +60,7 @@ def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int 
         settings: what would be run otherwise.
         model: the loaded model.
         free: bytes of free memory; measured if not given.
+        asked: names of settings that the user gave, which only a lack of memory changes.
 
     Raises:
         InvalidSettings: there is no such effort.
@@ -62,14 +69,16 @@ def plan(effort: str, settings: TrainingSettings, model: LoadedModel, free: int 
         raise InvalidSettings(f"There is no effort {effort!r}; choose from {', '.join(EFFORTS)}.")
     if effort == "low-vram":
         return _fitting(settings, model, free_memory(model.device) if free is None else free)
+    changed: dict[str, Any] = {}
     if effort == "fast":
-        steps = max(1, settings.steps // 2)
+        steps = settings.steps if "steps" in asked else max(1, settings.steps // 2)
         # Drawn once, a pool has to hold what all the others would: what it lacks is not protected.
         draws = -(-settings.steps // settings.refresh)
         short, many = min(settings.trajectory_steps, FAST_STEPS), _times(draws, settings, "trajectories")
-        settings = replace(settings, steps=steps, refresh=steps, trajectories=many, trajectory_steps=short)
+        changed = {"steps": steps, "refresh": steps, "trajectories": many, "trajectory_steps": short}
     if effort == "thorough":
-        settings = replace(settings, **{name: _times(2, settings, name) for name in ("steps", "trajectories", "batch")})
+        changed = {name: _times(2, settings, name) for name in ("steps", "trajectories", "batch")}
+    settings = replace(settings, **{name: value for name, value in changed.items() if name not in asked})
     return Plan(settings, f"{effort}: {settings.steps} steps of {settings.batch}, {EFFORTS[effort]}.")
 
 

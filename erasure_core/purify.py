@@ -7,18 +7,30 @@ reads as what takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .boundary import guard
+from .concept import said_word
 from .delta import DeltaSet
 from .erasing import applied
 from .errors import Cancelled, InvalidConcept, InvalidSettings
+from .manifest import Manifest
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
 from .sampling import finite
+
+
+def caption_misses(caption: str, manifests: Iterable[Manifest | None]) -> str:
+    """A sentence for people where a caption says nothing of what erasures erase, so that a picture hardly changes;
+    empty where it does, or where a file does not tell what it erases."""
+    known = [manifest.words for manifest in manifests if manifest is not None]
+    words = tuple(dict.fromkeys(word for own in known for word in own))
+    if not words or said_word(caption, words):
+        return ""
+    return f"The caption says nothing of what is erased ({', '.join(words[:5])}), so pictures hardly change: name it."
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ..erasure_core.boundary import guard
 from ..erasure_core.errors import InvalidConcept
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.purify import purify
-from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, working
+from ..erasure_core.purify import caption_misses, purify
+from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, say, working
 from .subjects import erasures_of
 from .training_progress import BarProgress
 
@@ -93,6 +93,8 @@ class PurifyImage(io.ComfyNode):
                     steps, guidance = how["steps"], how["guidance"]
                     again = purify(loaded, latents, [caption], erasures, steps, guidance, how["share"], progress)
                 clean.append(loaded.decode(again))
+            if told := caption_misses(caption, (item.stored.manifest for item in erasure)):
+                say(cls.hidden.unique_id, told)
             return io.NodeOutput(as_image(torch.cat(clean)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,10 @@ LOWEST, HIGHEST = -7.0, 7.0
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 NEAREST = (-0.5, 1.05)
 LABELLED = 10
+SUMMARY_WIDTH = 130
+"""Characters of a line of the summary."""
+LABEL, LETTER, LABEL_HEIGHT = 26, 6.0, 14.0
+"""Characters of a label at most, and about how many pixels a letter and a line take."""
 
 
 def log_odds(share: float) -> float:
@@ -83,7 +88,9 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
     sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, and leaking where not hollow", 11.5, "#a23b2c")
     which = "with the erasure on" if exploration.erased else "untouched model"
     sheet.text((LEFT, 26), f"Boundary of “{exploration.words[0]}”, {which}", 17)
-    sheet.text((LEFT, 46), exploration.summary()[:120], 12, "#555b66")
+    lines = textwrap.wrap(exploration.summary(), SUMMARY_WIDTH, max_lines=2, placeholder=" …")
+    for number, text in enumerate(lines):
+        sheet.text((LEFT, 44 + 14 * number), text, 11.5, "#555b66")
     for share in TICKS:
         y = _height(share)
         sheet.line([(LEFT, y), (RIGHT, y)], FAINT, 0.6)
@@ -95,7 +102,7 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
     sheet.line([(LEFT, line), (RIGHT, line)], "#a23b2c", 1.4)
     sheet.text(
         (RIGHT - 4, line - 5),
-        f"suspected above {exploration.threshold:.1%}; hollow: pictures refute it",
+        _suspected(exploration),
         11,
         "#a23b2c",
         "end",
@@ -110,17 +117,25 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
 
 def _labels(sheet: Sheet, exploration: Exploration) -> None:
     """Names of the worst points, hidden ones first, where there is room."""
-    taken: list[tuple[float, float]] = []
+    line = _height(exploration.threshold) - 5
+    taken: list[tuple[float, float, float]] = [(RIGHT - 4 - LETTER * len(_suspected(exploration)), RIGHT, line)]
     hidden_first = sorted(exploration.leaking, key=lambda p: (not p.hidden, -p.margin))
     for point in hidden_first:
-        x, y = place_of(point)
-        if len(taken) == LABELLED:
+        if len(taken) > LABELLED:
             return
-        if all(abs(x - tx) > 110 or abs(y - ty) > 14 for tx, ty in taken):
-            text = point.word or point.text
-            anchor = "end" if x > RIGHT - 120 else "start"
-            sheet.text((x - 7 if anchor == "end" else x + 7, y + 4), text[:26], 11, INK, anchor)
-            taken.append((x, y))
+        x, y = place_of(point)
+        text = textwrap.shorten(point.word or point.text, LABEL, placeholder="…")
+        width = LETTER * len(text)
+        left = x - 7 - width if x + 7 + width > RIGHT else x + 7
+        free = all(left > right or left + width < start or abs(y - at) > LABEL_HEIGHT for start, right, at in taken)
+        if text and left > LEFT and free:
+            is_left = left < x
+            sheet.text((x - 7 if is_left else x + 7, y + 4), text, 11, INK, "end" if is_left else "start")
+            taken.append((left, left + width, y))
+
+
+def _suspected(exploration: Exploration) -> str:
+    return f"suspected above {exploration.threshold:.1%}; hollow: pictures refute it"
 
 
 def map_svg(exploration: Exploration) -> str:

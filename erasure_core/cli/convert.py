@@ -43,9 +43,9 @@ def _describe(model: DiffusersModel, deltas: DeltaSet, words: list[str], source:
 def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest, Mapping[str, float]]:
     """The change, what it is, and what of it may be rounding."""
     if looks_foreign(options.file):
+        found = read_foreign(options.file, model, model.other_parameters())
         if not options.concept:
             raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
-        found = read_foreign(options.file, model, model.other_parameters())
         if found.unread:
             print(
                 f"Not read: {len(found.unread)} tensors that this model's UNet does not have, such as "

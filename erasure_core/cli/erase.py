@@ -30,6 +30,7 @@ from .terminal import check_new_file, printable, terminal_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "concept-erasure erase --model MODEL (--concept CONCEPT | --prompt-file FILE) --out FILE [options]"
     add_model_arguments(parser, "the model to erase from")
     add_concept_arguments(parser)
     add_picture_arguments(parser)
@@ -65,13 +66,23 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             users.setdefault(setting.name, []).append((method, setting))
     for name, uses in users.items():
         method, setting = uses[0]
-        defaults = ", ".join(f"{m.name} {f.default}" for m, f in uses)
-        text = f"{_meaning(uses)} (default: {defaults})".replace("%", "%%")
+        text = f"{_meaning(uses)} (default {_defaults(uses)})".replace("%", "%%")
         flag = f"--{name.replace('_', '-')}"
         if _flag_type(method, setting) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, type=_flag_type(method, setting), default=None, help=text)
+
+
+def _defaults(uses: Sequence[tuple[Method, Field[Any]]]) -> str:
+    """The default of most methods, then those of the others."""
+    methods: dict[str, list[str]] = {}
+    for method, setting in uses:
+        default: Any = setting.default
+        shown = "on" if default is True else "off" if default is None or default is False else f"{default}"
+        methods.setdefault(shown, []).append(method.name)
+    usual, *others = sorted(methods, key=lambda value: -len(methods[value]))
+    return "; ".join([usual, *(f"{', '.join(methods[value])}: {value}" for value in others)])
 
 
 def _meaning(uses: Sequence[tuple[Method, Field[Any]]]) -> str:
@@ -118,7 +129,8 @@ def _erase(
     model = load_chosen_model(options, options.device, pictures=wants_pictures(options, method))
     pictures = chosen_pictures(options, model)
     if options.effort is not None and isinstance(settings, TrainingSettings):
-        picked = plan(options.effort, settings, model)
+        asked = frozenset(f.name for f in fields(settings) if getattr(options, f.name) is not None)
+        picked = plan(options.effort, settings, model, asked=asked)
         settings = picked.settings
         print(picked.sentence, file=sys.stderr)
     if not options.resume:

@@ -44,7 +44,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="append", default=[], help="a prompt near it that is meant to stay")
     parser.add_argument("--try", dest="tries", action="append", default=[], help="a prompt of your own to try")
     parser.add_argument("--try-file", type=Path, help="file with one prompt to try a line")
-    parser.add_argument("--budget", type=seconds, default=60.0, help="how long to search, such as 5m (default 60s)")
+    parser.add_argument(
+        "--budget",
+        type=seconds,
+        default=60.0,
+        help="how long to search, such as 5m (default 60s); preparing comes on top, on a CPU minutes at full size",
+    )
     parser.add_argument("--states", type=int, default=8, help="noisy latents at which prompts are compared (default 8)")
     parser.add_argument(
         "--guidance",

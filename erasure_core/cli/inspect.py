@@ -58,6 +58,7 @@ def _as_text(described: dict[str, Any]) -> str:
     rows = {
         "erased": ", ".join(manifest["words"]),
         "instead": in_place(manifest["alternative"], manifest["instead"]) or "(not chosen)",
+        "parts": _parts(manifest["settings"].get("parts")),
         "kept": f"{len(manifest['keep'])} prompts",
         "method": f"{method.title if method else manifest['method']} ({manifest['method_status']})",
         "steps": manifest["steps_done"],
@@ -66,9 +67,17 @@ def _as_text(described: dict[str, Any]) -> str:
         "measured": "" if manifest["measured"] else "nothing yet",
         "fits": described.get("fits", "(not checked; give --model)"),
     }
+    rows = {name: value for name, value in rows.items() if name != "parts" or value}
     lines += [f"  {name:<10} {printable(value)}".rstrip() for name, value in rows.items()]
     place = 1 + list(rows).index("measured") + 1
     return "\n".join([*lines[:place], *_told(manifest["measured"], 2), *lines[place:]])
+
+
+def _parts(parts: Any) -> str:
+    """The files that a merged one was made of, with the strengths they have in it."""
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return ""
+    return ", ".join(f"{part.get('file')} at {part.get('strength')}" for part in parts)
 
 
 def _told(value: dict[str, Any] | list[Any], depth: int) -> Iterator[str]:

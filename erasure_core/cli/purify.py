@@ -11,14 +11,14 @@ import torch
 
 from ..concept_pictures import picture_paths, read_picture
 from ..errors import InvalidSettings
-from ..purify import check_captions, purify
+from ..purify import caption_misses, check_captions, purify
 from ..safe_files import check_regular, write_bytes
-from .erasure_arguments import bind_all
+from .erasure_arguments import read_all
 from .generate import png
 from .model_arguments import add_model_arguments, load_chosen_model
 from .numbering import next_number
 from .picture_arguments import PATCH
-from .terminal import check_folder, terminal_progress
+from .terminal import check_folder, printable, say, terminal_progress
 
 LONGEST_STEM = 50
 """Characters of a given picture's name that its new one repeats: file systems allow 255 bytes."""
@@ -60,7 +60,10 @@ def run(options: argparse.Namespace) -> None:
     ):
         if not low <= value <= high:
             raise InvalidSettings(f"--{name} is {value}; it must lie between {low} and {high}.")
-    erasures = bind_all(options.erasure, model, options.allow_other_base)
+    read = read_all(options.erasure)
+    erasures = [(stored.bind(model, options.allow_other_base), strength) for stored, strength in read]
+    if told := caption_misses(options.caption, (stored.manifest for stored, _ in read)):
+        say(printable(told))
     _, height, width = model.latent_shape
     size = (PATCH * height, PATCH * width)
     check_folder(options.out)

@@ -29,6 +29,8 @@ def family_of(shapes: Shapes) -> str:
     Raises:
         ModelError: another kind of file; the message says what it looks like.
     """
+    if shapes and all(name.startswith("lora_") for name in shapes):
+        raise ModelError("it is an erasure or another LoRA, to be used with the model it was made for")
     if f"{UNET}input_blocks.0.0.weight" not in shapes:
         raise ModelError("it holds no Stable Diffusion UNet in the original layout (model.diffusion_model.…)")
     if f"{UNET}input_blocks.0.0.weight" in shapes and shapes[f"{UNET}input_blocks.0.0.weight"][1] != 4:

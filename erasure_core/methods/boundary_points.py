@@ -102,8 +102,10 @@ class Boundary(RunState):
         if not points:
             return {}
         return {
-            "boundary radius": float((1 - points["belonging"]).mean()),
-            "still the concept": float((points["remaining"] > 0.5).float().mean()),
+            "radius of the boundary": float((1 - points["belonging"]).mean()),
+            "share of its points (embeddings, no prompts) that still read as the concept": float(
+                (points["remaining"] > 0.5).float().mean()
+            ),
         }
 
     def drawn(self, step: Step) -> Bounding | None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ from PIL import ImageFont
 
 from erasure_core.boundary import Exploration
 from erasure_core.boundary.drawing import Sheet
-from erasure_core.boundary.map import map_picture, map_svg, place_of, write_map
+from erasure_core.boundary.map import map_picture, map_sheet, map_svg, place_of, write_map
 from erasure_core.boundary.map_page import embedded, map_page
 
 HERE = Path(__file__).parent
@@ -111,3 +112,23 @@ def test_page_in_a_real_browser(tmp_path: Path) -> None:
     words = {" ".join(point.word.split()) for point in found.leaking if point.word}
     assert {" ".join(line.split()) for line in seen["exported"]} == words  # type: ignore[attr-defined]
     assert float(str(seen["milliseconds"])) < 200
+
+
+def test_labels_leave_each_other_and_the_legend_alone() -> None:
+    """Long words near the edge, and many of them close together."""
+    some = [replace(point, leaks=True, leak=0.99) for point in made_up(60).points if point.word]
+    word = "a very long word that nobody types"
+    near = [replace(point, word=word, similarity=0.7 + 0.005 * i) for i, point in enumerate(some)]
+    found = replace(made_up(), points=tuple(near))
+    texts = [shape for shape in map_sheet(found).shapes if shape.kind == "text" and shape.size == 11]
+    labels = [shape for shape in texts if shape.text.startswith("a very long")]
+    assert 0 < len(labels) <= 10 and all(len(shape.text) <= 26 for shape in labels)
+    for one, other in combinations(labels, 2):
+        (x, y), (other_x, other_y) = one.places[0], other.places[0]
+        assert abs(y - other_y) > 13 or abs(x - other_x) > 100
+
+
+def test_the_summary_is_told_whole_words_in_two_lines() -> None:
+    texts = [shape.text for shape in map_sheet(made_up()).shapes if shape.kind == "text"]
+    said = " ".join(text for text in texts if text and text in made_up().summary())
+    assert made_up().summary().startswith(said.split(" …")[0][:200])

@@ -132,7 +132,8 @@ def test_erase_tells_what_was_chosen_for_the_user(
 
     monkeypatch.setattr("erasure_core.erasing._complete", found)
     assert run(*base, "--concept", "ball") == 0
-    assert capsys.readouterr().out.endswith("; in its place: ring (found in the model); words added: orb.\n")
+    added = "words added: orb (keep what is not meant).\n"
+    assert capsys.readouterr().out.endswith(f"; in its place: ring (found in the model); {added}")
 
 
 def test_what_takes_the_place_of_each_of_several_concepts_is_told() -> None:

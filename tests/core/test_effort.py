@@ -47,6 +47,14 @@ def test_efforts_order_the_work_and_balanced_is_the_default(pico: DiffusersModel
         plan("lazy", settings, pico)
 
 
+def test_what_the_user_gave_no_effort_changes(pico: DiffusersModel) -> None:
+    settings = EsdSettings(steps=40, trajectories=7)
+    fast = plan("fast", settings, pico, asked={"steps"}).settings
+    assert (fast.steps, fast.refresh) == (40, 40) and fast.trajectories == 7
+    thorough = plan("thorough", settings, pico, asked={"trajectories"}).settings
+    assert (thorough.steps, thorough.trajectories) == (80, 7)
+
+
 def test_batches_are_summed_up_as_far_as_a_setting_may_say(pico: DiffusersModel) -> None:
     small = plan("low-vram", EsdSettings(batch=8, accumulate=16), pico, 0).settings
     assert (small.batch, small.accumulate) == (1, 64)

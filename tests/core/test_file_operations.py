@@ -85,6 +85,8 @@ def test_merge_command(
     run_json(capsys, "merge", files[0], f"{files[1]}:0.5", "--model", pico_folders["sd1"], "--out", out)
     stored = read_erasure(out)
     assert stored.manifest is not None and stored.manifest.words == ("ball", "cat")
+    assert main(["inspect", str(out)]) == 0
+    assert f"parts      {files[0].name} at 1.0, {files[1].name} at 0.5" in capsys.readouterr().out
     a, b = (read_erasure(path).bind(pico) for path in files)
     expected = predict(pico, (a, 1.0), (b, 0.5))
     torch.testing.assert_close(predict(pico, (stored.bind(pico), 1.0)), expected, atol=2e-3, rtol=1e-2)
@@ -226,7 +228,7 @@ def test_unsafe_or_foreign_weights_are_refused(
     torch.save({"conv_out.weight": pico.unet.get_parameter("conv_out.weight").detach()}, tmp_path / "same.pt")
     for name, expected in (
         ("evil.pt", "only plain weights are read"),
-        ("noise.pt", "only plain weights are read"),
+        ("noise.pt", "no file of weights"),
         ("missing.pt", "cannot be read"),
         ("other.pt", "no weight of this model's UNet"),
         ("far.pt", "another base"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from erasure_core import Concept, erase
 from erasure_core import purify as core
 from erasure_core.cli.main import main
 from erasure_core.errors import InvalidConcept, InvalidFile
@@ -34,3 +35,10 @@ def test_the_command_line_refuses_before_it_reads_anything(tmp_path: Path, capsy
     assert "minors" in capsys.readouterr().err
     assert main([*arguments, "--caption", "a ball"]) == InvalidFile.exit_code
     assert "missing cannot be read" in capsys.readouterr().err
+
+
+def test_a_caption_that_does_not_say_what_is_erased_is_told(pico: DiffusersModel) -> None:
+    erasure, _ = erase(pico, Concept(("ball", "sphere")), "closed_form")
+    assert "nothing of what is erased (ball, sphere)" in core.caption_misses("a nice photo", [erasure.manifest])
+    assert core.caption_misses("a red ball", [erasure.manifest]) == ""
+    assert core.caption_misses("a nice photo", [None]) == "", "a plain LoRA does not tell what it erases"

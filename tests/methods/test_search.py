@@ -256,6 +256,8 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
+    under_another_name = [Found("fir", 0.6, False, aside=0.8), Found("cat", 0.5, False, aside=0.4)]
+    assert with_known_stand_in(Concept(("tree",)), under_another_name, explicit=False).alternative == "cat"
     plural = [Found("dogs", 0.6, False), Found("cat", 0.5, False)]
     assert with_known_stand_in(Concept(("dog",)), plural, explicit=False).alternative == "cat"
     faint = Found("city", 0.6, False, True, strength=0.1)
@@ -500,3 +502,26 @@ def test_words_are_looked_for_among_those_that_the_tokenizer_has(pico: Diffusers
     larger = DiffusersModel(pico.unet, [encoder], pico.tokenizers, pico.schedule)
     before = nearest_words(pico, ["ball"], 4)
     assert before and nearest_words(larger, ["ball"], 4) == before
+
+
+def test_a_concept_that_the_model_hardly_knows_is_told(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other words steer ten times as much: perhaps it is misspelled."""
+    settings = find_method("closed_form").settings(neighbours=0, replace=True)
+    _, known = erase(pico, CONCEPT, "closed_form", settings)
+    assert known.notes == []
+    plain = domain._directions
+
+    def faint(model: Any, prompts: list[str], *others: Any) -> torch.Tensor:
+        own = torch.tensor([prompt in CONCEPT.words for prompt in prompts])
+        return torch.where(own[:, None], 0.1, 1.0) * plain(model, prompts, *others)
+
+    monkeypatch.setattr(domain, "_directions", faint)
+    _, unknown = erase(pico, replace(CONCEPT, alternative=None), "closed_form", settings)
+    assert len(unknown.notes) == 1 and "hardly knows 'ball'" in unknown.notes[0]
+
+
+def test_words_are_measured_against_those_that_belong(pico: DiffusersModel) -> None:
+    found = survey(pico, Concept(("ball",)), Survey(candidates=6, alike=-1.0, margin=-9.0, states=1))
+    assert any(one.belongs for one in found)
+    assert all(-1.0 <= one.aside <= 1.0001 and one.alike >= one.likeness for one in found)
+    assert all(one.aside == pytest.approx(1.0, abs=1e-3) for one in found if one.belongs), "with themselves"

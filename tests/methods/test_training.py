@@ -107,7 +107,10 @@ def test_at_strength_zero_the_prediction_is_the_same_bits(
 def test_sage_notes_how_far_the_boundary_is(pico: DiffusersModel) -> None:
     _, history = erase(pico, CONCEPT, "sage", settings_of("sage"))
     assert [step for step, _ in history.figures] == [1, 3, 5]
-    assert set(history.figures[0][1]) == {"boundary radius", "still the concept"}
+    assert set(history.figures[0][1]) == {
+        "radius of the boundary",
+        "share of its points (embeddings, no prompts) that still read as the concept",
+    }
 
 
 def test_all_but_one_notes_drift_and_residual_for_parts_of_the_schedule(pico: DiffusersModel) -> None:
