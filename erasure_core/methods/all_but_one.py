@@ -36,7 +36,7 @@ class AllButOneSettings(TextSpaceSettings, VocabularySettings):
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    drift_weight: float = option(1.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
+    drift_weight: float = option(8.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 
 def guidance_goal(settings: Any, concept: Draw) -> Tensor:
