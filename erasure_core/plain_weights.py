@@ -55,8 +55,8 @@ def _check_pickle(path: Path) -> None:
     try:
         if not zipfile.is_zipfile(path):
             raise InvalidFile(
-                f"{path} is no file of weights, or damaged, or older than torch 1.6; what is read are .safetensors and "
-                "the form of .pt that torch has now."
+                f"{path} is no file of weights, or damaged, or older than torch 1.6; only plain weights are read, in "
+                "the form torch has now."
             )
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

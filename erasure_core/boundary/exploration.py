@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from ..concept import ARTICLES
 from ..errors import InvalidFile
 from ..strict_json import parse_json
 from .candidate import NAMED, Point
@@ -102,9 +103,9 @@ class Exploration:
         return tuple(point for point in self.points if point.is_text)
 
     def leaking_words(self, count: int = 24, origins: Collection[str] = ()) -> tuple[str, ...]:
-        """What to add to the concept's words for another round of erasing, worst first; none that is there already.
-        With ``origins`` only what these searches found."""
-        own = {word.casefold() for word in self.words}
+        """What to add to the concept's words for another round of erasing, worst first; none that is there already, and
+        no article. With ``origins`` only what these searches found."""
+        own = {word.casefold() for word in self.words} | ARTICLES
         found = [point for point in self.leaking if point.is_text and (not origins or point.origin in origins)]
         return tuple(dict.fromkeys(point.word for point in found if point.word.casefold() not in own))[:count]
 

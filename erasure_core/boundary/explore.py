@@ -265,7 +265,7 @@ class _Explorer:
         self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
         for sight in range(SIGHTS):
             self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
-        self._look_at([place for place in worst if place not in self.seen], 0, see, cost)
+        self._look_at([place for place in worst if place not in self.seen and place not in only_heard], 0, see, cost)
 
     def _only_heard(self) -> list[int]:
         """Prompts that leak by what is left of the concept in them alone, not by their direction; most of it first."""

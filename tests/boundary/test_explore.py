@@ -180,7 +180,7 @@ def test_embeddings_are_no_prompts(explored: Exploration) -> None:
         replace(explored.points[0], word="orb", origin="vocabulary", leaks=False),
         replace(explored.points[0], word="", leaks=True),
     )
-    found = replace(explored, points=(state, prompt), looked=1)
+    found = replace(explored, points=(state, prompt), looked=1, unsettled=0)
     assert found.summary() == (
         "0 of 1 prompts still reach “ball” in the erased model. 1 of 1 embeddings that no text gives reach it too."
     )
