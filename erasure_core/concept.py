@@ -211,15 +211,18 @@ def check_alternatives(concept: Concept) -> None:
     Raises:
         InvalidConcept: an alternative says what is erased, so that the concept would be painted in its own place.
     """
+    own = dict(concept.instead)
     for word in concept.words:
-        chosen = dict(concept.instead).get(word, concept.alternative)
+        chosen = own.get(word, concept.alternative)
         if chosen and (erased := said_word(chosen, concept.words)):
             raise InvalidConcept(f"The alternative {chosen!r} still says {erased!r}, which is erased; choose another.")
 
 
 def check_words(concept: Concept) -> None:
-    """Raises:
-    InvalidConcept: a word is an article, which nearly every prompt says.
+    """Whether each word names something.
+
+    Raises:
+        InvalidConcept: a word is an article, which nearly every prompt says.
     """
     for word in concept.words:
         if word.casefold() in ARTICLES:
