@@ -36,6 +36,7 @@ from .model import LoadedModel, PromptModel, fitting, has_room
 from .progress import HARDLY_KNOWN, Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
+from .spread import spread
 from .trajectory import encode_each
 
 AT_ONCE = 16
@@ -450,7 +451,7 @@ def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
     own = {word.casefold() for word in concept.words}
     every = dict.fromkeys(_bare(word) for prompt in prompts for word in prompt.split())
     telling = [word for word in every if word and word not in STOP_WORDS and word not in own]
-    return telling[:: -(-len(telling) // MOST_ANCHORS) or 1]
+    return list(spread(telling, MOST_ANCHORS))
 
 
 def _bare(word: str) -> str:

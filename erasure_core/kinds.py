@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from .concept import ARTICLES, BEFORE, Concept, frame, is_name, said_word
+from .spread import spread
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
 THING, STYLE, QUALITY, PATTERN = "thing", "style", "quality", "pattern"
@@ -162,5 +163,4 @@ def _things(concept: Concept) -> list[str]:
         [thing for thing in dict.fromkeys(things) if said_word(thing, concept.words) is None]
         for things in (kept, THINGS)
     )
-    few = kept[:: -(-len(kept) // MOST_KEPT) or 1]
-    return list(dict.fromkeys([*few, *everyday]))[:THINGS_SAID]
+    return list(dict.fromkeys([*spread(kept, MOST_KEPT), *everyday]))[:THINGS_SAID]

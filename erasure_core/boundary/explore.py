@@ -103,20 +103,32 @@ def explore(
         Cancelled: the user stopped before anything was found.
         PromptTooLong: a prompt of the user's has more tokens than the text encoder reads.
     """
-    guard.check(concept, tries)
-    check_words(concept)
-    check_readable(model, concept.words)
-    concept = without_contradictions(concept)  # such a prompt to keep would be what the concept could mean instead
+    concept = searchable(model, concept, tries)
     settings, progress = settings or ExploreSettings(), progress or Silent()
     budget = Budget(settings.seconds, settings.calls)
     subject = Subject(model, erasures, progress, budget, settings.max_batch, settings.guidance)
-    with torch.no_grad():
-        model.encode([*tries, *concept.words])  # refuses what is too long before anything is searched
     with subject.opened():
         explorer = _Explorer(subject, concept, settings, tries, detector, notify, scorer)
         found = explorer.run()
     # To decode, a host may move networks about: by now nothing of the model is lent any more.
     return explorer.illustrated(found)
+
+
+def searchable(model: PromptModel, concept: Concept, tries: Sequence[str]) -> Concept:
+    """The concept as it is searched for, or a refusal before anything is.
+
+    Prompts to keep that say the concept are left out: they would be what it could mean instead.
+
+    Raises:
+        InvalidConcept: the guard refuses the search, or the model cannot read a word.
+        PromptTooLong: a word or a prompt to try has more tokens than the text encoder reads.
+    """
+    guard.check(concept, tries)
+    check_words(concept)
+    check_readable(model, concept.words)
+    with torch.no_grad():
+        model.encode([*tries, *concept.words])
+    return without_contradictions(concept)
 
 
 class _Explorer:
@@ -261,7 +273,7 @@ class _Explorer:
         worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
         # Those that only a picture can decide come first: without a look they would count as harmless.
         only_heard = self._only_heard()
-        heard = [place for place in only_heard if self._speaks_for(place) == place][:count]
+        heard = [place for place in only_heard if self._speaker_of(place) == place][:count]
         self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
         for sight in range(SIGHTS):
             self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
@@ -273,7 +285,7 @@ class _Explorer:
         heard = [i for i, point in enumerate(self.points) if point.leaks and point.leak <= threshold]
         return sorted(heard, key=lambda i: -self.points[i].residual)
 
-    def _speaks_for(self, place: int) -> int:
+    def _speaker_of(self, place: int) -> int:
         """Which prompt is looked at for one that names the concept: of the templates of a word the one in which most of
         it is left. What is said of a thing is looked at itself."""
         point = self.points[place]
@@ -337,7 +349,7 @@ class _Explorer:
         """Decide on the suspects that the budget left no look at by what became of the others."""
         threshold = self.field.scorer.threshold
         for place in [place for place in self._only_heard() if place not in self.seen]:
-            other = self._speaks_for(place)
+            other = self._speaker_of(place)
             self.points[place] = replace(self.points[place], leaks=other in self.seen and self.points[other].leaks)
             self.unsettled += other not in self.seen
         looked_at = [p for p in self.suspects if p in self.seen and self.points[p].leak > threshold]

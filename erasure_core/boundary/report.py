@@ -10,25 +10,26 @@ from typing import Any
 
 import torch
 
-from ..concept import TEMPLATES, Concept, check_words, without_contradictions, worded
+from ..concept import TEMPLATES, Concept, worded
 from ..delta import DeltaSet
 from ..erasing import applied
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
-from ..model import PromptModel, check_readable, fitting
+from ..model import PromptModel, fitting
 from ..progress import Progress, Report, Silent
 from ..sampling import sample
+from ..spread import spread
 from . import guard
 from .candidate import Candidate
 from .exploration import Exploration
-from .explore import Detector, ExploreSettings, explore
+from .explore import Detector, ExploreSettings, explore, searchable
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import MOST_KEPT, Scorer
 from .searches.lexical import of_things
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
 from .verdict import UNNAMED, limits, verdict
-from .wording import spread, unrelated_words, with_room
+from .wording import unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SWEEP_PROMPTS = 12
@@ -198,10 +199,7 @@ def report(
         InvalidConcept: the guard refuses to search for the concept.
         Cancelled: the user stopped.
     """
-    guard.check(concept, tries)
-    check_words(concept)
-    check_readable(model, concept.words)
-    concept = without_contradictions(concept)
+    concept = searchable(model, concept, tries)
     return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries, detector).run(files)
 
 

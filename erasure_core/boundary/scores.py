@@ -26,11 +26,12 @@ from ..domain import FAINT
 from ..model import fitting
 from ..sampling import finite
 from ..self_check import similarity
+from ..spread import spread
 from . import guard
 from .candidate import Candidate
 from .probe import make_probe, probe_calls
 from .subject import Subject
-from .wording import spread, unrelated_words, with_room
+from .wording import unrelated_words, with_room
 
 CONCEPT_TEMPLATES = ("{}", "a {}", "a photo of a {}")
 HELD_OUT_TEMPLATES = ("the {}", "a picture of the {}")

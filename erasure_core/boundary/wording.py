@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from ..concept import Concept, said_word, worded
 from ..everyday import everyday_words
 from ..model import LoadedModel, has_room
-
-Item = TypeVar("Item")
-
-
-def spread(items: Sequence[Item], most: int) -> tuple[Item, ...]:
-    """At most so many of some things, evenly spread over all of them, the first one among them."""
-    return tuple(items[:: -(-len(items) // most) or 1])
 
 
 def unrelated_words(concept: Concept) -> list[str]:
