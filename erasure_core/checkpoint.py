@@ -15,7 +15,7 @@ from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .errors import InvalidFile, OtherTraining
 from .fingerprint import fingerprint
-from .model import LoadedModel
+from .model import LoadedModel, reading_of
 from .safe_files import read_tensors, write_tensors
 from .trajectory import TrajectoryPool
 
@@ -43,6 +43,7 @@ def identity(
     """What must be the same for a continuation to mean anything: all but settings that leave the result alone."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata["neutral"]}
     same = {"concept": asdict(concept), "method": method, "settings": chosen, "base": fingerprint(model, layers)}
+    same |= {"schedule": model.schedule.digest(), "reading": reading_of(model)}
     if pictures is not None:
         same["pictures"] = pictures.fingerprint()
     return json.dumps(same, sort_keys=True)

@@ -192,7 +192,7 @@ def model_state(model: LoadedModel) -> str:
 
     Large layers are read at even distances: a change of a layer shows there as well.
     """
-    digest = hashlib.sha256(f"{model.family} {model.schedule.prediction} {model.latent_shape}".encode())
+    digest = hashlib.sha256(f"{model.family} {model.latent_shape}".encode())
     for name in sorted(model.layers()):
         weight = model.weight(name).detach().flatten()
         sample = weight[:: max(1, -(-len(weight) // SAMPLES))].to("cpu", torch.float32).contiguous()

@@ -185,6 +185,12 @@ def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning
     return Conditioning.cat(list(encoded_pieces(model, prompts)))
 
 
+def reading_of(model: LoadedModel) -> str:
+    """What decides, beside the weights, how a model reads prompts: a host's "clip skip", which its adapter tells as
+    ``reading``; empty for models that have no such setting."""
+    return str(getattr(model, "reading", ""))
+
+
 def has_room(model: LoadedModel, prompt: str) -> bool:
     """Whether a model reads a prompt whole. Models that cannot be asked are taken to."""
     return bool(fitting(model, [prompt]))

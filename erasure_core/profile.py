@@ -140,8 +140,9 @@ def make_profile(name: str, library: Library, wanted: Sequence[tuple[str, float,
 
 
 def profile_path(folder: Path, name: str) -> Path:
-    """Where a profile is kept."""
-    return folder / f"{safe_stem(name)}{SUFFIX}"
+    """Where a profile is kept: one that lies in the folder under its own name, whoever put it there, or where
+    ``write_profile`` would put it."""
+    return folder / f"{name if name in profile_names(folder) else safe_stem(name)}{SUFFIX}"
 
 
 def profile_names(folder: Path) -> list[str]:
@@ -193,7 +194,7 @@ def write_profile(folder: Path, profile: SafetyProfile, overwrite: bool = False)
         ProfileFailed: there is another profile of that name and ``overwrite`` is not set.
         OutputError: the folder cannot be written.
     """
-    path = profile_path(folder, profile.name)
+    path = folder / f"{safe_stem(profile.name)}{SUFFIX}"
     if path.exists() and not overwrite and read_profile(path) != profile:
         raise ProfileFailed(f"There is another profile {path.name}; choose another name or delete that file.")
     write_bytes(path, _to_json(profile).encode())
@@ -244,11 +245,17 @@ def bind_profile(profile: SafetyProfile, library: Library, model: LoadedModel) -
     return [_bind(profile, entry, library, model) for entry in profile.entries]
 
 
+def check_content(entry: ProfileEntry, path: Path) -> None:
+    """Raises InvalidFile for a file that is not the one that a profile was made with; ProfileFailed if it cannot be
+    read."""
+    if entry.sha256 and sha256_of(path) != entry.sha256:
+        raise InvalidFile(f"{path} is not the file that the profile was made with.")
+
+
 def _bind(profile: SafetyProfile, entry: ProfileEntry, library: Library, model: LoadedModel) -> BoundEntry:
     try:
         path = library.find(entry.file)
-        if entry.sha256 and sha256_of(path) != entry.sha256:
-            raise InvalidFile(f"{path} is not the file that the profile was made with.")
+        check_content(entry, path)
         bound = BoundEntry(entry, read_erasure(path).bind(model))
     except ErasureError as error:
         raise ProfileFailed(f"The safety profile {profile.name!r} cannot be applied: {error}") from error

@@ -7,6 +7,7 @@ Every supported model corrupts data as ``z_t = a(t) x0 + s(t) n``. Only the mean
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -56,6 +57,11 @@ class NoiseSchedule:
 
     def __len__(self) -> int:
         return len(self.signal)
+
+    def digest(self) -> str:
+        """A hash of all that it says, 16 hexadecimal digits."""
+        scales = torch.stack([self.signal, self.noise]).to("cpu", torch.float32).contiguous()
+        return hashlib.sha256(self.prediction.encode() + scales.numpy().tobytes()).hexdigest()[:16]
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a(t) and s(t) shaped [B, 1, 1, 1] for timesteps [B], on the device of ``t``."""

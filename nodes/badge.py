@@ -14,7 +14,8 @@ def hardened(manifest: Manifest) -> str:
     rounds = manifest.settings.get("harden")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
         return ""
-    added = [str(word) for one in rounds for word in (one.get("added") or ()) if isinstance(one.get("added"), list)]
+    lists = [one["added"] for one in rounds if isinstance(one.get("added"), list)]
+    added = [str(word) for words in lists for word in words]
     leaking = ", then ".join(f"{one.get('leaking')} of {one.get('tried')}" for one in rounds)
     words = f"; erased too: {', '.join(added)}" if added else ""
     return f"Searched {len(rounds)} times, {leaking} prompts leaked{words}."

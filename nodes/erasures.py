@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from ..erasure_core.concept import Concept
 from ..erasure_core.delta import LowRankDelta
 from ..erasure_core.erasing import describe
 from ..erasure_core.erasure_file import read_erasure, write_erasure
-from ..erasure_core.errors import InvalidFile, ModelError
+from ..erasure_core.errors import ErasureError, InvalidFile, ModelError
 from ..erasure_core.foreign import looks_foreign, missing_of, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
 from ..erasure_core.manifest import Manifest
-from ..erasure_core.safe_files import write_bytes
+from ..erasure_core.safe_files import check_regular, read_tensors, write_bytes
 from .badge import badge_of, missing
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
 from .refusal import FOLDER
@@ -99,7 +101,7 @@ class LoadErasure(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None, **others: Any) -> str | float:
         if file is None:
             return math.nan  # equal to nothing, so that the file is read again
-        return file_fingerprint([located(file)]) if file in listed() else ""
+        return _content(located(file), file_fingerprint([located(file)])) if file in listed() else ""
 
     @classmethod
     def execute(cls, file: str, erases: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
@@ -118,6 +120,28 @@ def _foreign(path: Path, words: tuple[str, ...], model: Any, clip: Any) -> Item:
     said = Concept(words or (UNKNOWN,))
     manifest = describe(loaded, found.deltas, said, "converted", status, found.source(path))
     return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False, noise=found.noise)
+
+
+@lru_cache(maxsize=256)
+def _content(path: Path, state: str) -> str:
+    """A hash of what an erasure's file changes and says, but for figures that were measured: where a Report Card writes
+    them into the file, the nodes behind its Load would else run again, the report among them.
+
+    Args:
+        path: the file.
+        state: its size and time of change, by which the hash is remembered; given back for what is no erasure file.
+    """
+    try:
+        manifest = read_manifest(path)
+        if manifest is None:
+            return state
+        tensors, _ = read_tensors(path)
+    except ErasureError:
+        return state
+    digest = hashlib.sha256(replace(manifest, measured={}).to_json().encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{path} {digest.hexdigest()}"
 
 
 class ApplyErasure(io.ComfyNode):
@@ -266,7 +290,7 @@ class SaveErasure(io.ComfyNode):
             path = library().free_path(name)
             only = erasure[0] if len(erasure) == 1 else None
             if only is not None and only.is_file and only.unet == only.text == 1.0:
-                write_bytes(path, only.stored.path.read_bytes())
+                write_bytes(path, _bytes_of(only.stored.path))
             elif model is None:
                 raise ModelError("This is more than a copy of one file: connect the MODEL (and CLIP) it was made on.")
             else:
@@ -276,6 +300,14 @@ class SaveErasure(io.ComfyNode):
                 write_erasure(path, merge(loaded, parts), loaded)
             shown = badge_of(path.name, read_manifest(path))
             return io.NodeOutput((Item(read_erasure(path)),), str(path), ui={"erasure": [shown]})
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        check_regular(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read ({error.strerror}).") from error
 
 
 class InspectErasure(io.ComfyNode):

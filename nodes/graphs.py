@@ -29,6 +29,11 @@ def outputs_of(class_type: str) -> list[str]:
     return [str(kind) for kind in getattr(_class(class_type), "RETURN_TYPES", ())]
 
 
+def is_known(class_type: str) -> bool:
+    """Whether the host has a node of this type."""
+    return _class(class_type) is not None
+
+
 def _class(class_type: str) -> Any:
     import nodes
 

@@ -9,12 +9,12 @@ from comfy_api.latest import io
 from ..erasure_core.errors import ErasureError
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied
-from ..erasure_core.library import safe_stem
 from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
     SafetyProfile,
     bind_profile,
+    check_content,
     make_profile,
     profile_names,
     profile_path,
@@ -38,11 +38,12 @@ def load_profile(name: str) -> SafetyProfile:
         ProfileFailed: there is none of that name, which may be the file's or as it was given to Save Safety Profile, or
             it is damaged.
     """
-    if safe_stem(name) not in profile_names(profile_folder()):
+    path = profile_path(profile_folder(), name)
+    if not path.is_file():
         raise ProfileFailed(
             f"There is no safety profile {name!r} in {profile_folder()}; no picture is made without it."
         )
-    return read_profile(profile_path(profile_folder(), name))
+    return read_profile(path)
 
 
 def profile_fingerprint(name: str) -> str:
@@ -150,6 +151,11 @@ class SaveSafetyProfile(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str, **others: Any) -> str:
+        # Where somebody has removed the file, the host's cache must not stand for it.
+        return str(isinstance(name, str) and profile_path(profile_folder(), name).is_file())
+
+    @classmethod
     def execute(cls, erasure: Stack, name: str) -> io.NodeOutput:
         with working():
             wanted = [(_library_name(item), item.unet, item.text) for item in erasure]
@@ -218,7 +224,9 @@ class _Partial(SafetyProfile):
 
 
 def _touches(profile: SafetyProfile, entry: ProfileEntry, text: bool) -> bool:
-    names = [name for name in read_header(library().find(entry.file)) if name != "__metadata__"]
+    path = library().find(entry.file)
+    check_content(entry, path)  # before its header says which of the two links it is for
+    names = [name for name in read_header(path) if name != "__metadata__"]
     of_text = [name.startswith("lora_te") for name in names]
     if any(of_text) and not all(of_text):
         raise ProfileFailed(

@@ -113,7 +113,8 @@ def _subjected(model: ComfyModel, stack: Stack) -> Subjected:
     deltas, strength = sum_of(model, stack)
     only = stack[0].stored if len(stack) == 1 else None
     name = " + ".join(item.stored.path.stem for item in stack)
-    size = only.path.stat().st_size if only is not None and stack[0].is_file else 0
+    there = only is not None and stack[0].is_file and only.path.is_file()
+    size = only.path.stat().st_size if only is not None and there else 0
     return Subjected(name, deltas, strength, only.manifest if only is not None else None, size)
 
 

@@ -14,7 +14,7 @@ from ..erasure_core.library import read_manifest
 from ..erasure_core.profile import ProfileFailed, SafetyProfile
 from .badge import badge_of
 from .erasures import located
-from .graphs import LINKED, carried_by, is_link, links, on_every_output, outputs_of
+from .graphs import LINKED, carried_by, is_known, is_link, links, on_every_output, outputs_of
 from .host import library
 from .profiles import SERVER_ID, load_profile
 from .refusal import SettingFailed, default_name, free_key, refused
@@ -93,6 +93,7 @@ def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dic
         ProfileFailed: a link that leads around the profile nodes.
     """
     prompt: dict[str, Any] = {key: {**node, "inputs": dict(node["inputs"])} for key, node in data["prompt"].items()}
+    _exchange_old_nodes(prompt)
     _check_slots(prompt)
     _drop_guards(prompt)
     guards: dict[str, Any] = {}
@@ -111,6 +112,16 @@ def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dic
     return {**data, "prompt": prompt | {key: guard for key, guard in guards.items() if key in used}}
 
 
+def _exchange_old_nodes(prompt: dict[str, Any]) -> None:
+    """Exchange nodes of old names for those that took their place. Newer hosts do so themselves, but behind this
+    handler, which must see what will run."""
+    from server import PromptServer
+
+    manager = getattr(getattr(PromptServer, "instance", None), "node_replace_manager", None)
+    if manager is not None and not all(is_known(node["class_type"]) for node in prompt.values()):
+        manager.apply_replacements(prompt)
+
+
 def _check_slots(prompt: Mapping[str, Any]) -> None:
     """Raises ProfileFailed for links that the host follows, but that name no output as every other link does.
 
@@ -121,10 +132,13 @@ def _check_slots(prompt: Mapping[str, Any]) -> None:
             held = value.get("__value__") if isinstance(value, dict) else value
             if not is_link(held, prompt):
                 continue
+            kind = prompt[held[0]]["class_type"]
+            if not is_known(kind):
+                raise ProfileFailed(f"This server has no node of the type {kind!r} (node {held[0]}); install its pack.")
             if held is not value or carried_by(held, prompt) is None:
                 raise ProfileFailed(
                     f"The input {name!r} of node {key} is no plain link to an output that node {held[0]} "
-                    f"({prompt[held[0]]['class_type']}) has on this server; connect it anew."
+                    f"({kind}) has on this server; connect it anew."
                 )
 
 

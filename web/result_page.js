@@ -48,6 +48,7 @@ export class ResultPage {
     this.note.style.cssText = "opacity:.75;overflow:hidden;text-overflow:ellipsis";
     this.frame = document.createElement("iframe");
     this.frame.setAttribute("sandbox", scripts ? "allow-scripts allow-downloads" : "");
+    if (scripts) this.frame.allow = "clipboard-write *"; // the map copies words
     this.frame.style.cssText = "flex:1;min-height:0;width:100%;border:0;border-radius:6px;background:#fff";
     this.large = button(say("enlarge"), () => this.frame.requestFullscreen());
     this.bar.append(this.large, this.note);

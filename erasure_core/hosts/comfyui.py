@@ -22,6 +22,8 @@ LENGTH = 77
 RESOLUTIONS = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 CONTEXT_FAMILIES = {768: "sd1", 1024: "sd2"}
 UNET = "diffusion_model."
+WRAPPER_KEY = "concept_erasure"
+"""Begins the keys of our own wrappers around the host's sampling."""
 LOAD_STATE = ("current_weight_patches_uuid", "device", "model_loaded_weight_memory")
 """Attributes of a network that change when the host loads, moves or patches it."""
 
@@ -43,6 +45,10 @@ class ComfyModel:
         self.patcher, self.clip, self.vae = patcher, clip, vae
         self.family = _family(patcher.model) if patcher is not None else _text_family(clip)
         side = (resolution or RESOLUTIONS[self.family]) // 8
+        if not side or (resolution and resolution % 8):
+            raise ModelError(
+                f"The resolution {resolution} is no multiple of 8 pixels; 0 takes what the model was made for."
+            )
         self.latent_shape = (4, side, side)
         self.device: torch.device = (patcher or clip.patcher).load_device
         self.dtype: torch.dtype = _compute_dtype(patcher.model) if patcher is not None else torch.float32
@@ -59,6 +65,11 @@ class ComfyModel:
         if self._schedule is None:
             self._schedule = _schedule(self._unet_patcher().get_model_object("model_sampling"))
         return self._schedule
+
+    @property
+    def reading(self) -> str:
+        """Which layer of the text encoder the graph reads: *CLIP Set Last Layer* chooses one."""
+        return "" if self.clip is None else f"layer {self.clip.layer_idx}"
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         rows, ends = self.token_rows(self.tokenize(prompts))
@@ -249,6 +260,7 @@ class ComfyModel:
         if self.clip is None:
             raise ModelError("Erasing needs the text encoder too: connect CLIP.")
         if self.patcher is not None:
+            self.refuse_unseen()
             channels = self.patcher.model.model_config.unet_config["in_channels"]
             if channels != 4:
                 raise ModelError(
@@ -257,6 +269,21 @@ class ComfyModel:
                 )
             refuse_quantised(self._weights("unet"))
         refuse_quantised(self._weights("text"))
+
+    def refuse_unseen(self) -> None:
+        """Raises ModelError for changes of MODEL that are no patches of weights: the host makes them while it samples,
+        and nothing here would see them."""
+        kinds = getattr(self.patcher, "wrappers", {}).values()
+        if any(key.startswith(WRAPPER_KEY) for by_key in kinds for key in by_key):
+            raise ModelError(
+                "MODEL carries an erasure for a part of the sampling only, which counts while the host samples and "
+                "nowhere else: connect the model from before that Apply Erasure, or set its start to 0 and end to 1."
+            )
+        if any(getattr(self.patcher, "injections", {}).values()):
+            raise ModelError(
+                "MODEL carries a LoRA in bypass mode, which counts while the host samples and nowhere else: load it "
+                "with the ordinary Load LoRA."
+            )
 
     def _unet_patcher(self) -> Any:
         if self.patcher is None:
@@ -273,10 +300,13 @@ class ComfyModel:
         return [getattr(self.clip.tokenizer, part) for part in self.text_parts]
 
     def _check_text(self) -> None:
-        missing = [part for part in self.text_parts if not hasattr(self._text_root(), part)]
-        if missing:
+        if self.clip is None:
+            return
+        there = [name for name, part in self._text_root().named_children() if hasattr(part, "transformer")]
+        if sorted(there) != sorted(self.text_parts):
             raise ModelError(
-                f"CLIP and MODEL do not belong together: {self.family} needs the text encoder {missing[0]}."
+                f"CLIP and MODEL do not belong together: {self.family} reads {' and '.join(self.text_parts)}, and this "
+                f"CLIP holds {' and '.join(there) or 'no text encoder that is known'}."
             )
 
     def _weights_of(self, name: str) -> HostWeights:

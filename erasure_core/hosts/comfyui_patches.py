@@ -14,12 +14,10 @@ from torch import Tensor
 
 from ..delta import Delta, DeltaSet, LowRankDelta
 from ..erasure_file import StoredErasure
-from ..errors import InvalidSettings, ModelError, WrongBase
-from ..fingerprint import FLOAT8_TOLERANCE, distance, sketch
+from ..errors import InvalidSettings, ModelError
 from ..layers import is_text
-from .comfyui import ComfyModel
+from .comfyui import WRAPPER_KEY, ComfyModel
 
-WRAPPER_KEY = "concept_erasure"
 COMPILE_KEY = "torch.compile"
 """The host's own key for wrappers that exchange the network for a compiled one."""
 _RECOGNISED: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
@@ -139,24 +137,9 @@ def bound(
     places = tuple(sorted(model.stored_at(name) for name in deltas))
     seen = (manifest.base_fingerprint, tuple(manifest.base_sketch), places)
     if seen not in known:
-        deltas = _recognised(stored, model, manifest.base_sketch, device)
+        deltas = stored.bind(model, False, device)
         known.add(seen)
     return deltas
-
-
-def _recognised(
-    stored: StoredErasure, model: ComfyModel, base_sketch: list[float], device: torch.device | None
-) -> DeltaSet:
-    """``stored.bind``; quantised weights, which arrive expanded, count as their base as far as 8-bit ones do."""
-    try:
-        return stored.bind(model, False, device)
-    except WrongBase:
-        deltas = stored.bind(model, True, device)  # raises again where it is not about the weights' values
-        names = deltas.changed()
-        coarse = any(model.is_quantised(name) for name in names)
-        if not coarse or not distance(base_sketch, sketch(model, names)) <= FLOAT8_TOLERANCE:
-            raise
-        return deltas
 
 
 def patch_of(delta: Delta) -> Any:
@@ -195,7 +178,7 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
     _refuse_compiled(patcher.get_wrappers(kind, COMPILE_KEY))
     sampling = patcher.get_model_object("model_sampling")
     first, last = (float(sampling.percent_to_sigma(share)) for share in (strengths.start, strengths.end))
-    layers = {name: model.layers()[name] for name in deltas}
+    paths = {name: model.key(name).removesuffix(".weight") for name in deltas}
     parts: dict[float, dict[str, Delta]] = {}
     for name, delta in deltas.items():
         parts.setdefault(strengths.of(name), {})[name] = delta
@@ -207,6 +190,8 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
             _refuse_compiled(extension.get_wrappers_with_key(kind, COMPILE_KEY, options))
         if not last <= float(t.max()) <= first:
             return executor(x, t, *others, **named)
+        # Of the network that this very call runs: the host may have exchanged the one that Apply Erasure saw.
+        layers = {name: _layer_at(executor.class_obj, path) for name, path in paths.items()}
         with ExitStack() as stack:
             for deltas_of_one_strength in sets:
                 # Each layer's change is copied to it in the call: what stays on the device is not the host's to free.
@@ -216,6 +201,17 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
     # Several erasures may be limited to steps, each under a key of its own.
     place = len(patcher.get_all_wrappers(kind))
     patcher.add_wrapper_with_key(kind, f"{WRAPPER_KEY}_{place}", within)
+
+
+def _layer_at(network: Any, path: str) -> torch.nn.Module:
+    try:
+        found: torch.nn.Module = network.get_submodule(path)
+    except AttributeError:
+        raise ModelError(
+            f"The network that samples has no layer {path}, so an erasure for a part of the sampling cannot be applied "
+            "to it; set start to 0 and end to 1."
+        ) from None
+    return found
 
 
 def _refuse_compiled(wrappers: Any) -> None:
@@ -228,8 +224,21 @@ def _refuse_compiled(wrappers: Any) -> None:
 
 
 def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
-    """Whether patches, by key, are still on a MODEL's or CLIP's patcher: these very objects, not equal ones."""
-    return all(any(held[1] is patch for held in target.patches.get(key, [])) for key, patch in keys.items())
+    """Whether patches, by key, still act on a MODEL's or CLIP's patcher: these very objects, not equal ones, and none
+    behind them that scales them away or sets the weight, as merging models does."""
+    return all(_acts(target.patches.get(key, []), patch) for key, patch in keys.items())
+
+
+def _acts(held: Sequence[Any], patch: Any) -> bool:
+    place = next((i for i, entry in enumerate(held) if entry[1] is patch), None)
+    if place is None:
+        return False
+    _, *behind = held[place:]
+    return all(scale == 1.0 and not _sets(value) for _, value, scale, *_ in behind)
+
+
+def _sets(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and value[0] == "set"
 
 
 def carried(model: ComfyModel, deltas: DeltaSet) -> tuple[Any, Any] | None:

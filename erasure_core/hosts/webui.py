@@ -36,13 +36,14 @@ class WebuiModel:
     Args:
         sd_model: ``modules.shared.sd_model``.
         latent_side: side of the square latents to train on; by default that of the family.
+        reading: the user's settings on which it hangs, beside the weights, what prompts are read as.
 
     Raises:
         ModelError: no model is loaded, or its kind is not supported.
     """
 
-    def __init__(self, sd_model: Any, latent_side: int | None = None) -> None:
-        self.sd_model = sd_model
+    def __init__(self, sd_model: Any, latent_side: int | None = None, reading: str = "") -> None:
+        self.sd_model, self.reading = sd_model, reading
         self.host: LdmHost | ForgeHost = host_of(sd_model)
         self.unet = self.host.unet
         self.family = _family(sd_model, self.unet)

@@ -33,8 +33,10 @@ from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, c
 from erasure_core.hosts.comfyui_weights import lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
+from erasure_core.library import request_key
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
+from erasure_core.schedule import NoiseSchedule
 
 PROMPTS = ["a red ball", "", "one blue cat"]
 BALL = Concept(("ball",), keep=("a red box",))
@@ -350,15 +352,63 @@ def test_a_range_of_steps_changes_only_those(oracle: DiffusersModel) -> None:
     model = adapter(oracle)
     patcher, _ = apply_deltas(model, deltas, Strengths(start=0.0, end=0.5))
     assert patcher.patches == {} and model.patcher.wrappers == {}
-    (wrapper,), hooked = patcher.get_all_wrappers("apply_model"), []
+    (wrapper,) = patcher.get_all_wrappers("apply_model")
+    # The host may exchange the network below the wrappers: for another device, for conditioning with hooks.
+    for network in (patcher.model, copy.deepcopy(patcher.model)):
+        layer, hooked = network.get_submodule(model.key(NAME).removesuffix(".weight")), []
 
-    def executor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        hooked.append(len(model.layers()[NAME]._forward_hooks))
-        return x
+        def executor(x: torch.Tensor, t: torch.Tensor, layer: Any = layer, hooked: Any = hooked) -> torch.Tensor:
+            hooked.append(len(layer._forward_hooks))
+            return x
 
-    for sigma in (patcher.model.model_sampling.sigmas[-1], patcher.model.model_sampling.sigmas[0]):
-        wrapper(executor, torch.ones(1), sigma.view(1))
-    assert hooked == [1, 0] and not model.layers()[NAME]._forward_hooks
+        executor.class_obj = network  # type: ignore[attr-defined]
+        for sigma in (patcher.model.model_sampling.sigmas[-1], patcher.model.model_sampling.sigmas[0]):
+            wrapper(executor, torch.ones(1), sigma.view(1))
+        assert hooked == [1, 0] and not layer._forward_hooks
+    executor.class_obj = torch.nn.Linear(2, 2)  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="has no layer"):
+        wrapper(executor, torch.ones(1), patcher.model.model_sampling.sigmas[-1].view(1))
+
+
+def test_what_only_counts_while_the_host_samples_is_no_part_of_a_training(oracle: DiffusersModel) -> None:
+    """It is on no weight, so that an erasing, a search or a purified picture would silently leave it out."""
+    model = adapter(oracle)
+    deltas = DeltaSet({NAME: LowRankDelta(torch.ones(1, 64), torch.ones(64, 1))})
+    limited, _ = apply_deltas(model, deltas, Strengths(end=0.5))
+    bypassing = model.patcher.clone()
+    bypassing.injections = {"lora": [object()]}
+    for patcher, why in ((limited, "part of the sampling"), (bypassing, "bypass mode")):
+        with pytest.raises(ModelError, match=why), ComfyModel(patcher, model.clip).trainable():
+            pass
+    assert apply_deltas(ComfyModel(limited, model.clip), deltas, Strengths())[0].patches, "but more can be applied"
+
+
+def test_another_layer_of_the_text_encoder_or_another_schedule_is_another_request(oracle: DiffusersModel) -> None:
+    method = find_method("closed_form")
+
+    def key(model: ComfyModel) -> str:
+        return request_key(model, Concept(("ball",)), method, method.settings())
+
+    plain, skipping, other = adapter(oracle), adapter(oracle), adapter(oracle)
+    skipping.clip = skipping.clip.clone()
+    skipping.clip.layer_idx = -2
+    schedule = other.schedule
+    other._schedule = NoiseSchedule(schedule.signal**2, schedule.noise, schedule.prediction)
+    assert len({key(plain), key(skipping), key(other)}) == 3 and key(plain) == key(adapter(oracle))
+
+
+def test_a_clip_of_another_family_is_refused(pico_models: dict[str, DiffusersModel]) -> None:
+    """SDXL's holds the text encoder of SD1 as well, in another state than that of the model."""
+    model, other = adapter(pico_models["sd1"]), adapter(pico_models["sdxl"])
+    with pytest.raises(ModelError, match="do not belong together"):
+        ComfyModel(model.patcher, other.clip)
+
+
+@pytest.mark.parametrize("resolution", [1, 7, 100])
+def test_a_resolution_that_no_latent_has_is_refused(oracle: DiffusersModel, resolution: int) -> None:
+    model = adapter(oracle)
+    with pytest.raises(ModelError, match="multiple of 8"):
+        ComfyModel(model.patcher, model.clip, None, resolution)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.8, 0.2), (0.5, 0.5), (float("nan"), 1.0)])

@@ -25,6 +25,8 @@ from erasure_core.hosts.comfyui import ComfyModel
 from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, is_applied
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
+from erasure_core.library import Library
+from erasure_core.profile import bind_profile, make_profile
 
 CONV_IN = "unet.conv_in"
 SCALE = 0.25
@@ -151,6 +153,16 @@ def test_quantised_weights_take_changes_of_their_base(
         pass
 
 
+def test_a_profile_holds_on_quantised_weights_of_its_base(
+    oracle: DiffusersModel, on_host: Any, filed: Any, tmp_path: Path
+) -> None:
+    stored, library = filed(changes(oracle, False)), Library([tmp_path])
+    profile = make_profile("studio", library, [(stored.path.name, 1.0, 1.0)])
+    patcher, clip = on_host()
+    quantise(patcher)
+    assert bind_profile(profile, library, ComfyModel(patcher, clip))[0].deltas.changed()
+
+
 def test_quantised_weights_of_another_base_are_refused(oracle: DiffusersModel, on_host: Any, filed: Any) -> None:
     stored = filed(changes(oracle, False))
     patcher, clip = on_host()
@@ -174,6 +186,16 @@ def places_of(deltas: Iterable[Delta]) -> set[str]:
     return {parameter.device.type for delta in deltas for parameter in delta.parameters()}
 
 
+class Executor:
+    """What the host gives to a wrapper: calls the network, and tells which one."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.class_obj = network
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 def test_applying_leaves_nothing_on_the_device(oracle: DiffusersModel, on_host: Any, filed: Any) -> None:
     """The changes on a link live as long as the host caches the output, and it does not know of them."""
     patcher, clip = on_host()
@@ -185,7 +207,7 @@ def test_applying_leaves_nothing_on_the_device(oracle: DiffusersModel, on_host: 
     assert places_of(deltas.deltas.values()) == {"cpu"}
     limited = apply_deltas(model, deltas, Strengths(start=0.1))[0]
     (wrapper,) = limited.get_all_wrappers("apply_model")
-    wrapper(lambda x, t: x, torch.zeros(1, device="meta"), torch.tensor([0.1]))
+    wrapper(Executor(patcher.model), torch.zeros(1, device="meta"), torch.tensor([0.1]))
     assert places_of(deltas.deltas.values()) == {"cpu"}
 
 

@@ -246,7 +246,7 @@ def test_interrupting_a_search_of_hardening_writes_no_file(
 def test_what_a_stranger_writes_as_rounds_is_not_believed(nodes: Nodes, graph: dict[str, Any]) -> None:
     badge = importlib.import_module(f"{PACK}.nodes.badge")
     manifest = instant(nodes, graph).args[2][0].stored.manifest
-    for strange in (3, "x", [3], {}, [{"added": "abc", "leaking": None}], [{}]):
+    for strange in (3, "x", [3], {}, [{"added": "abc", "leaking": None}], [{"added": 5}], [{"added": True}], [{}]):
         manifest.settings["harden"] = strange
         said = badge.hardened(manifest)
         assert isinstance(said, str) and "erased too" not in said

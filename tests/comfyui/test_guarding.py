@@ -119,6 +119,26 @@ def test_no_way_of_writing_a_link_leads_around_the_guard(
     assert is_refused(got) and "'model' of node 3" in reason_of(got)
 
 
+def test_nodes_of_old_names_are_exchanged_before_the_guard_looks(
+    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer hosts exchange them behind the handler, which would else refuse graphs that run."""
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
+    sent = copy.deepcopy(GRAPH)
+    sent["2"]["class_type"] = "OldLora"
+    got = server.protect({"prompt": copy.deepcopy(sent)})
+    assert is_refused(got) and "no node of the type 'OldLora' (node 2)" in reason_of(got)
+
+    def apply_replacements(prompt: dict[str, Any]) -> None:
+        prompt["2"] = {**prompt["2"], "class_type": "Lora"}
+
+    manager = SimpleNamespace(apply_replacements=apply_replacements)
+    instance = SimpleNamespace(node_replace_manager=manager)
+    monkeypatch.setattr(sys.modules["server"].PromptServer, "instance", instance, raising=False)
+    guarded = server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]
+    assert server.protect({"prompt": sent})["prompt"] == guarded and sent["2"]["class_type"] == "OldLora"
+
+
 def test_a_graph_that_was_guarded_can_be_sent_again(server: Any, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The history and the pictures hold graphs as they ran. Another server's guard is none of ours."""
     monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)

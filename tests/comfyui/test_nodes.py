@@ -21,6 +21,8 @@ from pack_nodes import SMALL, Nodes, concept, instant
 from safetensors.torch import save_file
 
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.manifest import Manifest
+from erasure_core.safe_files import read_tensors, write_tensors
 
 
 def test_there_is_a_node_for_every_method(nodes: Nodes) -> None:
@@ -351,6 +353,65 @@ def test_a_mark_without_its_patches_is_worth_nothing(nodes: Nodes, graph: dict[s
     stripped.patches = {}
     again = nodes.run("SafetyProfile", model=stripped, clip=graph["clip"], profile=profile).args[0]
     assert {len(p) for p in again.patches.values()} == {2}
+
+
+@pytest.mark.parametrize("how", ["scaled", "set"])
+def test_patches_that_a_merge_has_undone_are_worth_nothing(
+    nodes: Nodes, graph: dict[str, Any], profile: str, how: str
+) -> None:
+    """Merging models scales what came before, or sets the weights, and keeps patches and attachments."""
+    safe = nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile).args[0]
+    merged = safe.clone()
+    for key, patches in merged.patches.items():
+        weight = merged.model.state_dict()[key]
+        scale, value = (0.0, ("diff", (weight,))) if how == "scaled" else (1.0, ("set", (weight,)))
+        merged.patches[key] = [*patches, (1.0, value, scale, None, None)]
+    carries = nodes.profiles._carries
+    wanted = nodes.profiles.load_profile(profile)
+    assert carries(safe, wanted) and not carries(merged, wanted)
+
+
+def test_a_profile_is_found_by_whatever_name_its_file_has(
+    nodes: Nodes, graph: dict[str, Any], profile: str, fake_host: Path
+) -> None:
+    """A second download is called "studio (1)"."""
+    folder = fake_host / "erasures" / "profiles"
+    (folder / "studio.profile.json").rename(folder / "My studio (1).profile.json")
+    node = nodes.all["ConceptErasureSafetyProfile"]
+    (listed,) = next(each.options for each in node.define_schema().inputs if each.id == "profile")
+    assert listed == "My studio (1)" and node.validate_inputs(profile=listed) is True
+    assert "missing" not in node.fingerprint_inputs(profile=listed)
+    assert nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=listed).args[0].patches
+
+
+def test_a_profile_that_was_removed_is_saved_again(nodes: Nodes, profile: str, fake_host: Path) -> None:
+    node = nodes.all["ConceptErasureSaveSafetyProfile"]
+    there = node.fingerprint_inputs(name=profile, erasure=None)
+    assert there == node.fingerprint_inputs(name=profile, erasure=None)
+    (fake_host / "erasures" / "profiles" / "studio.profile.json").unlink()
+    assert node.fingerprint_inputs(name=profile, erasure=None) != there
+
+
+def test_a_file_that_was_removed_meanwhile_is_told(nodes: Nodes, graph: dict[str, Any]) -> None:
+    """The host's cache still holds what was read from it."""
+    erasure = instant(nodes, graph).args[2]
+    erasure[0].stored.path.unlink()
+    with pytest.raises(nodes.profiles.ErasureError, match="cannot be read"):
+        nodes.run("Save", erasure=erasure, name="copy")
+
+
+def test_figures_in_a_file_do_not_make_its_graph_run_again(nodes: Nodes, graph: dict[str, Any]) -> None:
+    """A Report Card that writes into the file would else measure at every queue."""
+    path = instant(nodes, graph).args[2][0].stored.path
+    load = nodes.all["ConceptErasureLoad"]
+    before = load.fingerprint_inputs(file=path.name)
+    tensors, metadata = read_tensors(path)
+    manifest = Manifest.from_json(metadata["erasure"])
+    measured = replace(manifest, measured={"leak": 0.1}).to_json()
+    write_tensors(path, tensors, metadata | {"erasure": measured})
+    assert load.fingerprint_inputs(file=path.name) == before
+    write_tensors(path, {name: 2 * tensor for name, tensor in tensors.items()}, metadata)
+    assert load.fingerprint_inputs(file=path.name) != before
 
 
 @pytest.mark.parametrize("damage", ["missing", "exchanged", "empty", "profile"])
