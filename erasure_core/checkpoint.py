@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,17 @@ def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
+def _table(losses: Sequence[Mapping[str, float]]) -> dict[str, list[Any]]:
+    """Loss terms of many steps with each name written once: a header of a file is read up to 16 MiB."""
+    names = list(dict.fromkeys(name for terms in losses for name in terms))
+    return {"names": names, "steps": [[terms.get(name) for name in names] for terms in losses]}
+
+
+def _from_table(table: Mapping[str, list[Any]]) -> list[dict[str, float]]:
+    steps = (zip(table["names"], values, strict=True) for values in table["steps"])
+    return [{name: value for name, value in terms if value is not None} for terms in steps]
+
+
 def save_checkpoint(path: Path, trainer: Trainer) -> None:
     """Write the state atomically.
 
@@ -67,7 +78,7 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
     for name, pool in trainer.pools.items():
         tensors |= {f"pool.{name}.{key}": value for key, value in pool.tensors().items()}
     tensors |= {f"state.{key}": value for key, value in trainer.state.tensors.items()}
-    history = asdict(trainer.history)
+    history = asdict(trainer.history) | {"losses": _table(trainer.history.losses)}
     metadata = {
         "format": FORMAT,
         "identity": trainer.identity,
@@ -126,7 +137,7 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
     held = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     trainer.state.tensors = {key: value.to(trainer.model.device) for key, value in held.items()}
     history = json.loads(metadata["history"])
-    trainer.history.losses = history["losses"]
+    trainer.history.losses = _from_table(history["losses"])
     trainer.history.residual_guidance = [(step, value) for step, value in history["residual_guidance"]]
     trainer.history.figures = [(step, figures) for step, figures in history["figures"]]
     trainer.loss_scale = float(metadata["loss_scale"])

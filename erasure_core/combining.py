@@ -58,7 +58,8 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
             other = own.get(word, manifest.alternative)
             if other is not None and other.casefold() not in erased:
                 instead.setdefault(word, other)
-    return Concept(words, None, kept, tuple(instead.items()))
+    groups = tuple(group for manifest in manifests for group in manifest.concept.each)
+    return Concept(words, None, kept, tuple(instead.items()), groups=groups)
 
 
 def merge(

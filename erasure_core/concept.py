@@ -146,7 +146,7 @@ def said_word(prompt: str, words: tuple[str, ...]) -> str | None:
     Scripts such as Chinese have no spaces between words: there it counts anywhere.
     """
     single, others = _spellings(words)
-    text = prompt.casefold()
+    text = unicodedata.normalize("NFC", prompt).casefold()
     found = (single[part] for part in re.findall(r"\w+", text) if part in single)
     return next(found, None) or next((word for pattern, word in others if pattern.search(text)), None)
 
@@ -175,7 +175,8 @@ def worded(template: str, word: str, instead: str | None = None) -> str:
 
 
 def _checked(phrase: str, what: str) -> str:
-    text = " ".join(phrase.split())
+    # One letter with its accent or two: text encoders read the same, comparisons would not.
+    text = " ".join(unicodedata.normalize("NFC", phrase).split())
     if len(text) > MAX_LENGTH:
         raise InvalidConcept(
             f"The {what} is {len(text)} characters long; at most {MAX_LENGTH} are allowed. Shorten it."
@@ -362,9 +363,10 @@ class Concept:
 
     def spares(self, word: str) -> bool:
         """Whether a prompt to keep or an alternative says a word: erasing it would break what the user asked for."""
-        return any(says(prompt, word) for prompt in (*self.keep, *self._alternatives()))
+        return any(says(prompt, word) for prompt in (*self.keep, *self.alternatives()))
 
-    def _alternatives(self) -> tuple[str, ...]:
+    def alternatives(self) -> tuple[str, ...]:
+        """All that is painted in the place of any word; an empty one stands for nothing."""
         return (*([] if self.alternative is None else [self.alternative]), *(other for _, other in self.instead))
 
     def prompts(self) -> tuple[tuple[str, str], ...]:
@@ -378,7 +380,7 @@ class Concept:
 
     def _fillers(self) -> list[str]:
         """Everyday words that have nothing to do with what is erased or takes its place."""
-        said = " ".join([*self.words, *self._alternatives()]).casefold().split()
+        said = " ".join([*self.words, *self.alternatives()]).casefold().split()
         return [word for word in everyday_words() if not set(word.casefold().split()) & set(said)]
 
     def sayings(self, contexts: int = 0, fits: Callable[[str], bool] = lambda prompt: True) -> tuple[Saying, ...]:

@@ -132,12 +132,19 @@ def upright_rgb(opened: Image.Image) -> Image.Image:
 
 
 def own_latents(
-    model: LoadedModel, phrase: str, count: int, seed: int, steps: int, progress: Progress, max_batch: int = 16
+    model: LoadedModel,
+    phrase: str,
+    count: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+    progress: Progress,
+    max_batch: int = 16,
 ) -> Tensor:
     """Latents of pictures of the concept that the model itself makes, [count, C, h, w].
 
     Args:
-        model, steps, progress: as of ``sample``.
+        model, steps, guidance, progress: as of ``sample``.
         phrase: says the concept.
         count: how many pictures.
         seed: of the first one.
@@ -145,5 +152,5 @@ def own_latents(
     """
     each = max(1, max_batch // 2)
     groups = [range(seed + start, seed + min(start + each, count)) for start in range(0, count, each)]
-    made = [sample(model, [worded("a photo of a {}", phrase)] * len(s), s, steps, progress=progress) for s in groups]
-    return torch.cat(made)
+    prompt = worded("a photo of a {}", phrase)
+    return torch.cat([sample(model, [prompt] * len(s), s, steps, guidance, progress=progress) for s in groups])

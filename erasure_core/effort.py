@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from .delta import weight_of
 from .errors import InvalidSettings, OtherTraining, OutOfMemory
+from .layers import select
 from .methods.registry import MOST_ACCUMULATED, TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
@@ -24,12 +26,22 @@ EFFORTS = {
 KEPT = {"sd1": (190_000, 62_000), "sd2": (190_000, 62_000), "sdxl": (330_000, 40_000)}
 """Bytes that training keeps for each latent pixel of a picture, in 16 bits: with all activations, and with those of
 each block computed again. Counted at true size by ``benchmarks.floor``, to which a test compares them."""
+FULL_WIDTH = 320
+"""Channels behind the first layer of all these families' UNets."""
+TRAINED = 16
+"""Bytes for each number that is trained: itself, its gradient and two moments, in 32 bits."""
 PREDICTING = 20_000
 """Bytes for each latent pixel of a picture at the peak of a prediction without gradients, in 16 bits."""
 PICTURES = 3
 """Most predictions of one step for each picture of the batch: the concept's, a kept prompt's, and one of the method."""
 USABLE = 0.85
 """Share of the free memory that is planned with; the rest is for what libraries take and for fragments."""
+_CGROUP = Path("/sys/fs/cgroup")
+CONTAINER_LIMITS = (
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory" / "memory.limit_in_bytes", _CGROUP / "memory" / "memory.usage_in_bytes"),
+)
+"""Where containers tell their limit and what they use, in the second and the first version of control groups."""
 SHORT = "memory is short, going on with smaller pieces"
 """The stage of a training that is told where it is stepped down."""
 SURELY = 2 / 3
@@ -95,7 +107,18 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0] + cached)
     if device.type == "cpu" and Path("/proc/meminfo").exists():
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        computer = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        container = _left_in_container()
+        return computer if container is None else min(computer, container)
+    return None
+
+
+def _left_in_container(limits: Sequence[tuple[Path, Path]] = CONTAINER_LIMITS) -> int | None:
+    """Bytes that a container may still take, which the computer's own figures do not tell; ``None`` without a limit."""
+    for limit, used in limits:
+        if limit.exists() and used.exists():
+            most = limit.read_text(encoding="ascii").strip()
+            return max(0, int(most) - int(used.read_text(encoding="ascii"))) if most.isdecimal() else None
     return None
 
 
@@ -105,9 +128,25 @@ def _pixels(model: LoadedModel, scale: float) -> int:
 
 
 def needed(settings: TrainingSettings, model: LoadedModel) -> int:
-    """Bytes that a training takes beside the loaded model, estimated."""
-    kept = KEPT.get(model.family, KEPT["sdxl"])[settings.checkpointing] * model.dtype.itemsize // 2
-    return PICTURES * settings.batch * _pixels(model, settings.picture_scale) * kept
+    """Bytes that a training takes beside the loaded model, estimated: activations, and what is trained with its
+    gradients and moments."""
+    kept = KEPT.get(model.family, KEPT["sdxl"])[settings.checkpointing] * model.dtype.itemsize / 2
+    activations = PICTURES * settings.batch * _pixels(model, settings.picture_scale) * kept * _width(model)
+    return int(activations) + TRAINED * _trained(settings, model)
+
+
+def _width(model: LoadedModel) -> float:
+    """How wide the UNet is, as a share of the family's own: activations grow with it."""
+    first = model.layers().get("unet.conv_in")
+    return 1.0 if first is None else len(weight_of(first)) / FULL_WIDTH
+
+
+def _trained(settings: TrainingSettings, model: LoadedModel) -> int:
+    """Numbers that are trained."""
+    shapes = [weight_of(layer).shape for layer in select(model.layers(), settings.layers).values()]
+    if not settings.rank:
+        return sum(shape.numel() for shape in shapes)
+    return sum(settings.rank * (shape[0] + shape[1:].numel()) for shape in shapes)
 
 
 def _smaller(settings: TrainingSettings) -> TrainingSettings | None:

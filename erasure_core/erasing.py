@@ -34,8 +34,8 @@ from .manifest import Manifest
 from .methods import Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel, PromptModel, check_readable
 from .naming import file_names
-from .progress import Noting, Progress, Silent
-from .trainer import SAVE_EVERY, History, train
+from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
+from .trainer import SAVE_EVERY, History, moved_away, train
 from .version import __version__
 
 CANDIDATES = 12
@@ -82,7 +82,7 @@ def erase(
         wrong = type(settings).__name__
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
     _check_names(model, settings)
-    check_readable(model, concept.words)
+    check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
     try:
         with model.trainable():
@@ -108,6 +108,8 @@ def erase(
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
+    if moved_away(history) and start is None and getattr(settings, "start", "nothing") == "nothing":
+        progress.update(Report(f"{MOVED_AWAY}: its loss grew; lower the learning rate", 1, 1))
     history.notes = progress.notes
     steps_done = len(history.losses)
     if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:
@@ -179,6 +181,7 @@ def describe(
         alternative=concept.alternative,
         keep=concept.kept_prompts[1:],
         instead=concept.instead,
+        groups=concept.groups,
         method=method,
         method_status=status,
         settings=settings,

@@ -28,6 +28,7 @@ class Manifest:
         alternative: what is painted instead, if chosen.
         keep: prompts that were kept.
         instead: pairs (word, what is painted in its place) where words have alternatives of their own.
+        groups: the words of each concept where several were erased at once; older files do not tell.
         method: name of the registered method.
         method_status: how our form of the method relates to its paper.
         settings: the method's settings, seed and steps among them.
@@ -55,6 +56,7 @@ class Manifest:
     base_sketch: list[float]
     prediction: str
     instead: tuple[tuple[str, str], ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Manifest:
 
     @property
     def concept(self) -> Concept:
-        return Concept(self.words, self.alternative, self.keep, self.instead)
+        return Concept(self.words, self.alternative, self.keep, self.instead, groups=self.groups)
 
     def to_json(self) -> str:
         """The manifest as JSON, which ``from_json`` reads again.
@@ -112,6 +114,7 @@ class Manifest:
         _check_types(known)
         known |= {name: tuple(known[name]) for name in ("words", "keep")}
         known["instead"] = tuple((word, instead) for word, instead in known.get("instead", ()))
+        known["groups"] = tuple(tuple(words) for words in known.get("groups", ()))
         manifest = cls(**known)
         manifest.concept  # noqa: B018  # checks the words as if they had been typed
         return manifest
@@ -142,6 +145,10 @@ def _check_types(raw: dict[str, Any]) -> None:
     pairs = raw.get("instead", [])
     checks["instead"] = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in pairs
+    )
+    groups = raw.get("groups", [])
+    checks["groups"] = isinstance(groups, list) and all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in groups
     )
     checks["alternative"] = raw["alternative"] is None or isinstance(raw["alternative"], str)
     checks["base_sketch"] = isinstance(raw["base_sketch"], list) and all(map(is_number, raw["base_sketch"]))

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidConcept, PromptTooLong
+from .errors import InvalidConcept
 from .schedule import NoiseSchedule
 
 
@@ -209,15 +209,20 @@ def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, li
     distinct = list(dict.fromkeys(prompts))
     if not distinct:  # which tokenizers cannot read
         return {}
-    rows = dict(zip(distinct, model.tokenize(distinct), strict=True))
-    return rows if _fit(model, list(rows.values())) else {p: row for p, row in rows.items() if _fit(model, [row])}
+    room = int(model.token_rows([[]])[0][0].shape[1]) - 2
+    rows = zip(distinct, model.tokenize(distinct), strict=True)
+    return {prompt: row for prompt, row in rows if len(row) <= room}
 
 
 def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
     """Small vocabularies have no token for some words and put the end token in their place.
 
+    Args:
+        model: the loaded model; one that cannot be asked is taken to read all.
+        words: words and phrases of a concept, or what takes its place.
+
     Raises:
-        InvalidConcept: a word of the concept is nothing to the model; erasing it would change the empty prompt.
+        InvalidConcept: a word, or one of a phrase, is nothing to the model: it would be another concept, or none.
     """
     if not hasattr(model, "token_rows"):
         return
@@ -225,13 +230,7 @@ def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
     framed, (end,) = asked.token_rows([[]])
     nothing = {int(framed[0][0, 0]), int(framed[0][0, end])}
     for word, row in zip(words, asked.tokenize(words), strict=True):
-        if nothing.issuperset(row):
-            raise InvalidConcept(f"This model's vocabulary has no token for {word!r}; say it in other words.")
-
-
-def _fit(model: PromptModel, rows: Sequence[Sequence[int]]) -> bool:
-    try:
-        model.token_rows(rows)
-    except PromptTooLong:
-        return False
-    return True
+        if not row or not nothing.isdisjoint(row):
+            unread = [part for part in word.split() if not nothing.isdisjoint(asked.tokenize([part])[0])]
+            what = repr(unread[0]) if unread else repr(word)
+            raise InvalidConcept(f"This model's vocabulary has no token for {what}; say it in other words.")

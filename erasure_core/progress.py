@@ -12,6 +12,7 @@ from .errors import Cancelled
 
 T = TypeVar("T")
 HARDLY_KNOWN = "this model hardly knows "
+MOVED_AWAY = "the training moved away from its goal"
 """How a stage begins that is news about the concept, and no work."""
 
 
@@ -57,7 +58,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Noting:
-    """Passes on what is reported, and notes what is news about the concept.
+    """Passes on what is reported, and notes what is news about the concept or its training.
 
     Args:
         shown: where it is passed on to.
@@ -69,7 +70,7 @@ class Noting:
 
     def update(self, report: Report) -> None:
         said = f"{report.stage[:1].upper()}{report.stage[1:]}"
-        if report.stage.startswith(HARDLY_KNOWN) and said not in self.notes:
+        if report.stage.startswith((HARDLY_KNOWN, MOVED_AWAY)) and said not in self.notes:
             self.notes.append(said)
         self.shown.update(report)
 

@@ -36,11 +36,11 @@ class PromptFile:
 
     Args:
         concept: all its targets, each with its own alternative.
-        negative: their guidance scale.
+        negative: their guidance scale; ``None`` where the file gives none.
     """
 
     concept: Concept
-    negative: float
+    negative: float | None
 
 
 def read_prompt_file(path: Path) -> PromptFile:
@@ -58,10 +58,10 @@ def parse_prompt_file(text: str, origin: str) -> PromptFile:
     entries = _entries(text, origin)
     if not entries:
         raise InvalidFile(f"{origin} holds no prompts; give a YAML list with a target in each entry.")
-    scales = {_scale(entry, origin) for entry in entries}
+    scales = {scale for entry in entries if (scale := _scale(entry, origin)) is not None}
     if len(scales) > 1:
         raise InvalidFile(f"{origin} has entries with different guidance_scale; one run has one, so use several files.")
-    return PromptFile(Concept.joined([_concept(entry, origin) for entry in entries]), scales.pop())
+    return PromptFile(Concept.joined([_concept(entry, origin) for entry in entries]), next(iter(scales), None))
 
 
 def _concept(entry: dict[str, str], origin: str) -> Concept:
@@ -82,9 +82,11 @@ def _concept(entry: dict[str, str], origin: str) -> Concept:
     return Concept((target,), entry.get("neutral") or None)
 
 
-def _scale(entry: dict[str, str], origin: str) -> float:
+def _scale(entry: dict[str, str], origin: str) -> float | None:
+    if not entry.get("guidance_scale"):
+        return None
     try:
-        scale = float(entry.get("guidance_scale") or "1")
+        scale = float(entry["guidance_scale"])
         if not math.isfinite(scale):
             raise ValueError("it is no finite number")
         return scale

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -77,6 +78,12 @@ class Step:
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
 
 
+COMPARED = 10
+"""Steps at the end of a training that are compared with the first one, where nothing was changed yet."""
+GROWN = 10.0
+"""So many times its first value no loss reaches by the chance of what a batch holds."""
+
+
 @dataclass
 class History:
     """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
@@ -86,6 +93,16 @@ class History:
     residual_guidance: list[tuple[int, float]] = field(default_factory=list)
     figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def moved_away(history: History) -> bool:
+    """Whether what a training erases was further from its target at the end than where nothing was changed yet: numbers
+    that stay finite may be a wrecked model all the same."""
+    losses = history.losses
+    if len(losses) < 2 * COMPARED:
+        return False
+    (name,) = [name for name in ("erase", "surgical") if name in losses[0]]
+    return fmean(terms[name] for terms in losses[-COMPARED:]) > GROWN * losses[0][name]
 
 
 def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> Iterator[tuple[nn.Parameter, float]]:
@@ -213,7 +230,8 @@ class Trainer:
         except (TrainingFailed, ModelError):
             raise
         except DeviceOutOfMemory as error:
-            self._save()
+            if not self._updating:
+                self._save()
             raise OutOfMemory(self._too_little_memory()) from error
         except BaseException:
             # Hosts interrupt with exceptions of their own, from any operation. Weights and moments change together

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..concept import worded
-from ..model import Conditioning
+from ..errors import DeviceOutOfMemory, OutOfMemory
+from ..model import Conditioning, gradient_scale
 from ..sampling import seeded_noise
 from .probe import SAMPLING_STEPS, neutral_latents
 from .subject import Subject, derived
@@ -48,6 +49,43 @@ class Aim:
         predicted = subject.predict(latents, t, repeated).reshape(count, len(rows), -1)
         missed = (predicted - self.target[rows].flatten(1)).pow(2).sum(2) * self.scale[rows]
         return missed.mean(1)
+
+    def descend(self, subject: Subject, prompts: Conditioning, places: Sequence[int]) -> None:
+        """The backward pass of ``loss``, summed over the prompts, into whatever they were encoded from.
+
+        Where memory does not suffice for the activations of all prompts, they take turns: half as many at once, and so
+        from then on in this ``subject``.
+
+        Raises:
+            OutOfMemory: it does not suffice for one.
+        """
+        start, leaves = 0, _leaves(prompts)
+        while start < len(prompts):
+            rows = range(start, min(start + subject.descended_at_once, len(prompts)))
+            try:
+                loss = self.loss(subject, leaves[rows], places).sum() * gradient_scale(subject.model.dtype)
+                loss.backward()  # type: ignore[no-untyped-call]
+            except DeviceOutOfMemory as error:
+                if len(rows) == 1:
+                    raise OutOfMemory("the device has too little memory for it") from error
+                # A backward that was broken off may have left a part of its gradients: all begins anew.
+                subject.descended_at_once, start, leaves = len(rows) // 2, 0, _leaves(prompts)
+                continue
+            start = rows.stop
+        encoded, gradients = [prompts.context], [leaves.context.grad]
+        if prompts.pooled is not None and leaves.pooled is not None:
+            encoded.append(prompts.pooled)
+            gradients.append(leaves.pooled.grad)
+        torch.autograd.backward(encoded, gradients)
+
+
+def _leaves(prompts: Conditioning) -> Conditioning:
+    """Encoded prompts as if nothing had made them, which collect their gradients."""
+    leaves = prompts.detach()
+    leaves.context.requires_grad_()
+    if leaves.pooled is not None:
+        leaves.pooled.requires_grad_()
+    return leaves
 
 
 @torch.no_grad()

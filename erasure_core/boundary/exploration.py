@@ -25,7 +25,7 @@ MAX_ITEMS = 200_000
 """Entries of all its lists and objects: twice as many as the largest search writes."""
 SCALARS = {
     "threshold": float, "explicit": bool, "erased": bool, "seconds": float, "calls": int, "seed": int, "stopped": bool,
-    "looked": int, "unsettled": int, "words_read": int, "words_known": int, "format_version": int,
+    "looked": int, "unsettled": int, "dismissed": int, "words_read": int, "words_known": int, "format_version": int,
 }  # fmt: skip
 POINT = {
     "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "margin": float, "residual": float, 
@@ -44,6 +44,14 @@ def hardly_changed(left: float) -> str:
     return (
         f"But prompts that name it still steer pictures {left:.0%} of its way: what takes its place is much like it, "
         "or the same by another name. Look at pictures."
+    )
+
+
+def too_few_looks(dismissed: int) -> str:
+    """A sentence for people on ``Exploration.dismissed``."""
+    return (
+        f"{dismissed} more under suspicion were looked at too seldom to say; of the others, pictures did not confirm "
+        "most. Search longer, or look at more."
     )
 
 
@@ -66,6 +74,8 @@ class Exploration:
         looked: how many candidates were painted and looked at.
         unsettled: prompts that say the concept and still steer pictures its way, which only a look could have decided,
             and none was made.
+        dismissed: further prompts under suspicion for which the budget left too few looks; they are not said to leak,
+            because pictures did not confirm most of the others.
         words_read: tokens that the scan of the vocabulary has read, the likeliest first.
         words_known: tokens that it would have read with time enough.
     """
@@ -83,6 +93,7 @@ class Exploration:
     stopped: bool = False
     looked: int = 0
     unsettled: int = 0
+    dismissed: int = 0
     words_read: int = 0
     words_known: int = 0
     format_version: int = FORMAT_VERSION
@@ -139,8 +150,10 @@ class Exploration:
             said.append(hardly_changed(self.unchanged))
         if self.unsettled:
             said.append(
-                f"{self.unsettled} others say it and still steer pictures its way; none of these was looked at."
+                f"{self.unsettled} others say it and still steer pictures its way; they were looked at too seldom."
             )
+        if self.dismissed:
+            said.append(too_few_looks(self.dismissed))
         return " ".join(said)
 
     @property
@@ -176,7 +189,7 @@ class Exploration:
     def _from_raw(cls, raw: Any) -> Exploration:
         if _typed(raw, {"format_version": int})["format_version"] != FORMAT_VERSION:
             raise ValueError("another version wrote it")
-        known = _typed({"unsettled": 0} | raw, SCALARS)  # older ones do not count them
+        known = _typed({"unsettled": 0, "dismissed": 0} | raw, SCALARS)  # older ones do not count them
         known |= {name: _texts(raw, name) for name in ("words", "clusters", "levels")}
         if not known["words"] or not all(known["words"]):
             raise ValueError("it names no concept")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..concept import Concept, check_words, without_contradictions, worded
 from ..delta import DeltaSet
-from ..errors import Cancelled, ErasureError, InvalidConcept, InvalidSettings
+from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidConcept, InvalidSettings, OutOfMemory
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable, has_room
 from ..progress import Progress, Report, Silent
@@ -32,7 +32,8 @@ from .wording import with_room
 LOOKING = 0.3
 """Share of the budget that is kept for looking at pictures of the worst candidates."""
 BELIEVED = 0.75
-"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look."""
+"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look;
+else none of them is, which is told."""
 LOOKED_AT_ONCE = 8
 SIGHTS = 3
 """Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
@@ -159,7 +160,7 @@ class _Explorer:
         self.levels: list[str] = []
         self.suspects: list[int] = []
         self.seen: dict[int, list[float]] = {}
-        self.stopped, self.unsettled = False, 0
+        self.stopped, self.unsettled, self.dismissed = False, 0, 0
 
     def run(self) -> Exploration:
         failed: ErasureError | None = None
@@ -192,10 +193,15 @@ class _Explorer:
         except Cancelled:
             raise
         except ErasureError as error:
-            self.levels.remove(level.name)
-            self._tell(f"{level.name} left out: {error}")
-            return error
+            return self._leave_out(level, error)
+        except DeviceOutOfMemory:
+            return self._leave_out(level, OutOfMemory("the device has too little memory for it"))
         return None
+
+    def _leave_out(self, level: Level, error: ErasureError) -> ErasureError:
+        self.levels.remove(level.name)
+        self._tell(f"{level.name} left out: {error}")
+        return error
 
     def _climb(self, level: Level, chosen: Sequence[str]) -> None:
         """Run one search for its share of what is left."""
@@ -275,8 +281,11 @@ class _Explorer:
         only_heard = self._only_heard()
         heard = [place for place in only_heard if self._speaker_of(place) == place][:count]
         self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
-        for sight in range(SIGHTS):
-            self._look_at([place for place in self.suspects if self.points[place].leaks], sight, see, cost)
+        # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
+        for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
+            some = self.suspects[start : start + LOOKED_AT_ONCE]
+            for sight in range(SIGHTS):
+                self._look_at([place for place in some if self.points[place].leaks], sight, see, cost)
         self._look_at([place for place in worst if place not in self.seen and place not in only_heard], 0, see, cost)
 
     def _only_heard(self) -> list[int]:
@@ -346,19 +355,24 @@ class _Explorer:
         self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(usual, 4))
 
     def _settle(self) -> None:
-        """Decide on the suspects that the budget left no look at by what became of the others."""
+        """Decide on the suspects that the budget left no look at, or not enough, by what became of the others."""
         threshold = self.field.scorer.threshold
-        for place in [place for place in self._only_heard() if place not in self.seen]:
+        for place in [place for place in self._only_heard() if not self._is_settled(place)]:
             other = self._speaker_of(place)
-            self.points[place] = replace(self.points[place], leaks=other in self.seen and self.points[other].leaks)
-            self.unsettled += other not in self.seen
-        looked_at = [p for p in self.suspects if p in self.seen and self.points[p].leak > threshold]
-        confirmed = sum(self.points[place].leaks for place in looked_at)
-        if confirmed >= BELIEVED * len(looked_at):  # also where nothing was looked at, which the summary says then
+            self.points[place] = replace(self.points[place], leaks=self._is_settled(other) and self.points[other].leaks)
+            self.unsettled += not self._is_settled(other)
+        settled = [p for p in self.suspects if self._is_settled(p) and self.points[p].leak > threshold]
+        confirmed = sum(self.points[place].leaks for place in settled)
+        if confirmed >= BELIEVED * len(settled):  # also where nothing was looked at, which the summary says then
             return
         for place, point in enumerate(self.points):
-            if point.leaks and place not in self.seen:
+            if point.leaks and not self._is_settled(place):
                 self.points[place] = replace(point, leaks=False, hidden=False)
+                self.dismissed += 1
+
+    def _is_settled(self, place: int) -> bool:
+        """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""
+        return len(self.seen.get(place, ())) >= SIGHTS or (place in self.seen and not self.points[place].leaks)
 
     def illustrated(self, found: Exploration) -> Exploration:
         """With small pictures of what was painted, where they are wanted."""
@@ -385,6 +399,7 @@ class _Explorer:
             stopped=self.stopped,
             looked=len(self.seen),
             unsettled=self.unsettled,
+            dismissed=self.dismissed,
             words_read=self.field.words_read[0],
             words_known=self.field.words_read[1],
         )

@@ -37,10 +37,15 @@ class Round:
 
 
 def widened(concept: Concept, words: Sequence[str]) -> Concept:
-    """The concept with words added, but for those that are to be kept or cannot be used."""
+    """The concept with words added, but for those that are to be kept, cannot be used, or would say together with the
+    others what the guard refuses to search for."""
     own = {word.casefold() for word in concept.words} | ARTICLES
     usable = [word for word in words if word.casefold() not in own and len(word) <= MAX_LENGTH and word.isprintable()]
-    return replace(concept, words=(*concept.words, *(word for word in usable if not concept.spares(word))))
+    wider = concept
+    for word in usable:
+        if not concept.spares(word) and guard.allows(wider, word):
+            wider = replace(wider, words=(*wider.words, word))
+    return wider
 
 
 def harden(

@@ -135,7 +135,7 @@ def _labels(sheet: Sheet, exploration: Exploration) -> None:
 
 
 def _suspected(exploration: Exploration) -> str:
-    return f"suspected above {exploration.threshold:.1%}; hollow: pictures refute it"
+    return f"suspected above {exploration.threshold:.1%}; hollow: pictures do not confirm it"
 
 
 def map_svg(exploration: Exploration) -> str:

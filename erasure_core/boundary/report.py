@@ -116,6 +116,7 @@ class FileReport:
         about: method, settings, base, cost.
         verdict: sentences for people.
         unsettled: prompts that name the concept of which the budget left open whether they leak.
+        dismissed: further prompts under suspicion that were looked at too seldom (``Exploration.dismissed``).
         unchanged: what is left of the guidance in prompts that name the concept, if most (``Exploration.unchanged``).
         judged: whether leaks could be told at all (``Exploration.judged``); where not, those shares mean nothing.
     """
@@ -135,6 +136,7 @@ class FileReport:
     verdict: tuple[str, ...] = ()
     judged: bool = True
     unsettled: int = 0
+    dismissed: int = 0
     unchanged: float = 0.0
 
 
@@ -280,7 +282,7 @@ class _Reporter:
             }
             groups = {name: found for name, found in groups.items() if found}
             yardstick = self._yardstick(scorer, exploration)
-            drifted = drift(subject, self.settings.seed)
+            drifted = drift(scorer, self.settings.seed)
         measured = FileReport(
             name=file.name,
             strength=file.strength,
@@ -296,6 +298,7 @@ class _Reporter:
             about=_about(file, exploration),
             judged=exploration.judged,
             unsettled=exploration.unsettled,
+            dismissed=exploration.dismissed,
             unchanged=exploration.unchanged,
         )
         return replace(measured, verdict=verdict(measured, self.concept))

@@ -13,7 +13,7 @@ from ..model import fitting
 from ..sampling import seeded_noise
 from .candidate import Candidate
 from .scores import Scorer
-from .subject import Subject, derived
+from .subject import derived
 
 MODIFIERS = (
     "in red", "in blue", "made of glass", "made of wood", "at night", "in the snow", "as a watercolor painting",
@@ -87,12 +87,18 @@ def _compared(texts: Sequence[str], before: Tensor, after: Tensor, rivals: Tenso
 
 
 @torch.no_grad()
-def drift(subject: Subject, seed: int = 0) -> list[tuple[int, float]]:
-    """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| at evenly spread timesteps, over random noisy latents."""
+def drift(scorer: Scorer, seed: int = 0) -> list[tuple[int, float]]:
+    """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| at evenly spread timesteps, over noised pictures: those that the
+    original model sees in the least noisy half of the scorer's states."""
+    subject, probe = scorer.subject, scorer.probe
     model = subject.model
+    clean, _ = model.schedule.split(probe.latents, probe.t, probe.empty)
+    least = probe.t.argsort()[: max(1, len(probe) // 2)].repeat(DRIFT_STATES)[:DRIFT_STATES]
     seeds = [derived(seed, 300_000 + i) for i in range(DRIFT_STATES)]
-    z = seeded_noise(model.latent_shape, seeds).to(model.device)
+    shape = (probe.latents.shape[1], probe.latents.shape[2], probe.latents.shape[3])
+    noise = seeded_noise(shape, seeds).to(model.device)
     t = torch.linspace(20, len(model.schedule) - 1, DRIFT_STATES).long().to(model.device)
+    z = model.schedule.add_noise(clean[least], noise, t)
     places = [0] * DRIFT_STATES
     with subject.original():
         before = subject.predict(z, t, model.encode([""])[places]).flatten(1)

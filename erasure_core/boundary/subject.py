@@ -84,6 +84,7 @@ class Subject:
         self._seconds, self._numbers = 0.0, 0
         self._length = 0
         self._first, self._expected = 0, 0
+        self.descended_at_once = max_batch  # prompts that a gradient search looks at together, see ``Aim.descend``
         self.tables: list[Tensor] = []
 
     @contextmanager

@@ -95,9 +95,10 @@ def _also(text: str) -> Concept:
 def implied_settings(options: argparse.Namespace, method: Method) -> dict[str, Any]:
     """Settings that a preset or a prompt file stands for; single flags go before them."""
     settings = preset_settings(options.preset, method) if options.preset else {}
-    if options.prompt_file is not None and hasattr(method.settings, "negative"):
-        settings["negative"] = _prompt_file(options).negative
+    scale = _prompt_file(options).negative if options.prompt_file is not None else None
+    if scale is not None and hasattr(method.settings, "negative"):
+        settings["negative"] = scale
         # LECO's target is neutral - scale (positive - unconditional): with a neutral prompt the scale counts as well.
         if method.name == "leco":
-            settings["negative_beside"] = settings["negative"]
+            settings["negative_beside"] = scale
     return settings

@@ -17,7 +17,7 @@ from ..chosen_words import chosen_words
 from ..concept import Concept
 from ..effort import EFFORTS, plan
 from ..erasure_file import Erasure, write_erasure
-from ..errors import Cancelled, InvalidSettings, OutputError
+from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidSettings, OutOfMemory, OutputError
 from ..manifest import Manifest
 from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from ..safe_files import exclusive
@@ -152,12 +152,19 @@ def _erase(
                 tell_round,
                 finished.append,
             )
-    except Cancelled as stopped:
+    except (ErasureError, DeviceOutOfMemory) as stopped:
         if finished:  # an erasing that took hours must not be lost to a search behind it
             write_erasure(options.out, finished[-1], model)
             again = "--resume --overwrite" if checkpoint.exists() else "--overwrite"
+            why = (
+                stopped
+                if isinstance(stopped, ErasureError)
+                else OutOfMemory("The device has too little memory for the search.")
+            )
             what = f"{options.out} holds the erasure as it was before."
-            raise Cancelled(f"{stopped} {what} To harden it again, repeat the command with {again}.") from None
+            raise type(why)(f"{why} {what} To harden it again, repeat the command with {again}.") from stopped
+        if not isinstance(stopped, Cancelled):
+            raise
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..errors import OutputError
 from ..hosts.diffusers import DiffusersModel
-from ..progress import HARDLY_KNOWN, Report
+from ..progress import HARDLY_KNOWN, MOVED_AWAY, Report
 from ..safe_files import LONGEST_NAME, is_unicode, read_text
 
-NOTES = ("not saved: ", "too little memory", HARDLY_KNOWN)
+NOTES = ("not saved: ", "too little memory", HARDLY_KNOWN, MOVED_AWAY)
 """How stages begin that are news and no work: a bar would cut them, and is gone when the work is done."""
 
 

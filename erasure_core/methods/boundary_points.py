@@ -119,8 +119,9 @@ class Boundary(RunState):
             return None
         trainer = self.trainer
         states = trainer.pools["concept"].draw(max(1, self.settings.batch // 2), step.generator, trainer.noisiest)
-        words = [trainer.sayings[prompt].word for prompt in states.prompts]
-        chosen = [_one_of(self.points["word"], word, step.generator) for word in words]
+        wanted = [trainer.sayings[prompt].word for prompt in states.prompts]
+        chosen = [_one_of(self.points["word"], word, step.generator) for word in wanted]
+        words = self.points["word"][chosen].tolist()  # a point's own: of another concept it goes another way
         own = dict(trainer.concept.instead)
         instead = [own.get(trainer.concept.words[word], trainer.concept.alternative or "") for word in words]
         written = {PROMPT: self._written(chosen), WITHOUT: self._rewritten(chosen, [""] * len(chosen))}

@@ -158,7 +158,7 @@ def _leading(matrix: Tensor, most: int, tolerance: float) -> Tensor:
     sought = 256
     while tolerance > 0 and width > SKETCHED and sought <= width // 4:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # and not the devices', which are the host's
             _, values, found = torch.svd_lowrank(matrix, sought, niter=1)
         needed = enough(values.square())
         if needed < sought:

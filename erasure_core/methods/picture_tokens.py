@@ -50,10 +50,9 @@ class PictureState(RunState):
             latents = given.latents if given is not None else None
             if latents is None:
                 s = trainer.settings
-                count, most = s.trajectory_steps, s.max_batch
+                how = s.seed, s.trajectory_steps, s.guidance, trainer.progress, s.max_batch
                 phrases = [words[0] for words in trainer.concept.each]
-                made = [own_latents(trainer.model, p, pictures, s.seed, count, trainer.progress, most) for p in phrases]
-                latents = torch.cat(made)
+                latents = torch.cat([own_latents(trainer.model, phrase, pictures, *how) for phrase in phrases])
             batch = min(8, trainer.settings.batch)
             return invert_pictures(trainer.model, latents, chance, tokens, steps, batch, progress=trainer.progress)
 

@@ -18,6 +18,7 @@ from made_up import CONCEPT, QUICK, TRIES, made_up
 
 from erasure_core import Concept, DeltaSet, Report, Silent
 from erasure_core.boundary import Candidate, Exploration, ExploreSettings, aim, evidence, explore, field, subject
+from erasure_core.boundary.aim import Aim, take_aim
 from erasure_core.boundary.exploration import ordered
 from erasure_core.boundary.field import Field
 from erasure_core.boundary.map_page import map_page
@@ -25,6 +26,7 @@ from erasure_core.boundary.scores import Score, Scorer
 from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
+from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.domain import nearest_words
 from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -180,7 +182,7 @@ def test_embeddings_are_no_prompts(explored: Exploration) -> None:
         replace(explored.points[0], word="orb", origin="vocabulary", leaks=False),
         replace(explored.points[0], word="", leaks=True),
     )
-    found = replace(explored, points=(state, prompt), looked=1, unsettled=0)
+    found = replace(explored, points=(state, prompt), looked=1, unsettled=0, dismissed=0)
     assert found.summary() == (
         "0 of 1 prompts still reach “ball” in the erased model. 1 of 1 embeddings that no text gives reach it too."
     )
@@ -328,6 +330,70 @@ def test_a_leak_needs_most_of_its_pictures(
     assert len(set(painted)) == len(painted) == 3 and found.looked == 1
 
 
+def test_one_look_alone_settles_nothing(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the budget ends before the others, half of what one picture shows is chance."""
+    monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)
+    explore_module = sys.modules["erasure_core.boundary.explore"]
+    monkeypatch.setattr(explore_module, "LOOKED_AT_ONCE", 2)
+    seen: list[int] = []
+
+    def detector(pictures: Any) -> list[float]:
+        seen.append(len(pictures))
+        return [0.1 if len(seen) <= 1 else 0.9] * len(pictures)
+
+    def affordable(subject: Subject, most: int, cost: int, *rest: Any, **named: Any) -> int:
+        return most if cost != evidence.PAINTING or len(seen) < 2 else 0
+
+    monkeypatch.setattr(Subject, "affordable", affordable)
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical", "look": 4})
+    found = explore(pico, CONCEPT, (), settings, detector=detector)
+    looked_at = [point.evidence for point in found.points if point.evidence is not None]
+    assert sorted(looked_at) == pytest.approx([-0.4, -0.4, 0.4, 0.4])
+    assert not found.leaking and found.dismissed == len(found.points) - 2
+    assert "looked at too seldom to say" in found.summary()
+    assert "looked at too seldom" not in replace(found, dismissed=0, unsettled=0).summary()
+
+
+def test_too_little_memory_costs_one_search(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Listening(Silent):
+        def update(self, report: Report) -> None:
+            told.append(report.stage)
+
+    def short(aim: Aim, *rest: Any) -> Any:
+        raise torch.OutOfMemoryError("acted")
+
+    monkeypatch.setattr(Aim, "loss", short)
+    found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical+prefix"}), Listening())
+    assert found.levels == ("lexical",) and found.points
+    assert "prefix left out: the device has too little memory for it" in told
+
+
+def test_prompts_that_take_turns_get_the_same_gradients(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(pico, (), Silent(), Budget(None))
+    with subject.opened():
+        aim = take_aim(subject, CONCEPT.words, 0, states=2, pictures=2)
+        rows, ends = pico.token_rows(pico.tokenize(["a red box", "one cat", "a dog"]))
+        loss, tried = Aim.loss, []
+
+        def gradients() -> Any:
+            given = subject.tables[0][rows[0]].float().requires_grad_()
+            aim.descend(subject, pico.encode_embeddings([given], ends), [0, 1])
+            return given.grad
+
+        def scarce(self: Aim, subject: Subject, prompts: Any, places: Any) -> Any:
+            tried.append(len(prompts))
+            if len(prompts) > 1:
+                raise torch.OutOfMemoryError("acted")
+            return loss(self, subject, prompts, places)
+
+        whole = gradients()
+        monkeypatch.setattr(Aim, "loss", scarce)
+        assert torch.allclose(gradients(), whole, rtol=1e-3, atol=1e-4) and whole.abs().sum() > 0
+    assert tried == [3, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("answer", "believed"), [(0.9, True), (0.1, False)])
 def test_what_was_not_looked_at_is_believed_as_far_as_the_others(
     pico: DiffusersModel, answer: float, believed: bool, monkeypatch: pytest.MonkeyPatch
@@ -360,7 +426,7 @@ def test_pictures_decide_where_some_of_a_colour_is_left(
     found = explore(pico, red, (), ExploreSettings(**QUICK | {"look": look, "levels": "lexical"}))
     (said,) = (p for p in found.points if p.text == "a red box")
     assert said.leaks == (shown > 0 and look > 0) and not said.hidden
-    assert (found.unsettled == 0) == (look > 0) and ("none of these was looked at" in found.summary()) == (look == 0)
+    assert (found.unsettled == 0) == (look > 0) and ("looked at too seldom" in found.summary()) == (look == 0)
 
 
 def test_what_only_a_picture_can_decide_is_looked_at_first(

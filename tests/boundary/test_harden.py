@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_up import CONCEPT, made_up
 
 from erasure_core import Concept, read_erasure
 from erasure_core.boundary import Exploration
 from erasure_core.boundary import harden as loop
 from erasure_core.cli.main import main
-from erasure_core.errors import Cancelled
+from erasure_core.errors import Cancelled, InvalidConcept, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 
@@ -89,3 +90,30 @@ def test_a_finished_erasing_is_not_lost_to_a_stopped_search(
     manifest = read_erasure(out).manifest
     assert manifest is not None and manifest.words == ("ball", *before)
     assert [one["added"] for one in manifest.settings.get("harden", [])] == [[word] for word in before]
+
+
+@pytest.mark.parametrize("error", [InvalidConcept("It is refused."), torch.OutOfMemoryError("acted")])
+def test_a_finished_erasing_is_not_lost_to_a_search_that_fails(
+    pico_folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def failing(*_: Any, **__: Any) -> Exploration:
+        raise error
+
+    monkeypatch.setattr(loop, "explore", failing)
+    out = tmp_path / "ball.safetensors"
+    asked = ["erase", "--model", str(pico_folders["sd1"]), "--concept", "ball", "--method", "closed_form"]
+    kind = InvalidConcept if isinstance(error, InvalidConcept) else OutOfMemory
+    assert main([*asked, "--harden", "1", "--out", str(out)]) == kind.exit_code
+    told = capsys.readouterr().err
+    assert f"{out} holds the erasure as it was before." in told and read_erasure(out).changes
+    assert ("It is refused." if kind is InvalidConcept else "too little memory for the search") in told
+
+
+def test_no_words_are_added_that_are_refused_together() -> None:
+    """Each alone is harmless; the next search would be refused, and the round with it."""
+    wider = loop.widened(Concept(("woman",)), ["girl", "nude", "lady"])
+    assert wider.words == ("woman", "girl", "lady")

@@ -42,7 +42,7 @@ def test_what_pictures_refuted_is_hollow() -> None:
     filled, hollow = (map_picture(replace(found, points=(point,))) for point in found.points)
     middle = tuple(map(round, place_of(leak)))
     assert sum(hollow.getpixel(middle)) > sum(filled.getpixel(middle)) + 100  # type: ignore[arg-type]
-    assert "pictures refute it" in map_svg(found) and "Hollow ones were suspected" in map_page(found)
+    assert "pictures do not confirm it" in map_svg(found) and "Hollow ones were suspected" in map_page(found)
 
 
 def test_an_old_pillow_draws_quotes_and_words_that_its_font_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from erasure_core.layers import select
 from erasure_core.methods import METHODS
 from erasure_core.methods.closed_form import (
     ClosedFormSettings,
+    _leading,
     kept_rows,
     partings,
     solved_change,
@@ -141,15 +142,29 @@ def test_needs_layers_that_read_the_prompt(pico: DiffusersModel) -> None:
 
 
 def test_an_alternative_that_the_model_reads_as_the_concept_is_told(pico: DiffusersModel) -> None:
-    """An accent of its own and one that is part of its letter are the same to a tokenizer."""
+    """Spaces around a hyphen are the same to a tokenizer."""
     with pytest.raises(InvalidConcept, match="changes nothing"):
-        erase(pico, Concept(("caf\u00e9",), "cafe\u0301"), "closed_form", ClosedFormSettings(neighbours=0))
+        erase(pico, Concept(("red-ball",), "red - ball"), "closed_form", ClosedFormSettings(neighbours=0))
 
 
 def test_a_word_that_is_nothing_to_the_model_is_refused(pico: DiffusersModel) -> None:
     """The pico vocabulary puts the end token in its place: erasing that would change the empty prompt."""
     with pytest.raises(InvalidConcept, match="no token for '猫'"):
         erase(pico, Concept(("ball", "猫")), "closed_form")
+    with pytest.raises(InvalidConcept, match="no token for '猫'"):
+        erase(pico, Concept(("red 猫",)), "closed_form")  # it would be "red" that is erased
+    with pytest.raises(InvalidConcept, match="no token for '猫'"):
+        erase(pico, Concept(("ball",), "猫"), "closed_form")
+
+
+def test_the_hosts_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next pictures would else all begin from the same noise."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    matrix = torch.randn(1100, 8) @ torch.randn(8, 1100)
+    before = torch.get_rng_state()
+    assert _leading(matrix, 1100, 0.01).shape[1] <= 8
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
 
 
 def test_kept_prompts_are_read_some_at_a_time(pico: DiffusersModel) -> None:

@@ -141,6 +141,12 @@ def test_every_word_is_said_inside_kept_prompts_at_every_place(words: int, kept:
         assert all(places), own
 
 
+def test_one_letter_with_its_accent_is_two_all_the_same() -> None:
+    """As names of files and texts of some systems are written."""
+    assert says("a cafe\u0301 at night", "caf\u00e9") and says("a caf\u00e9 at night", "caf\u00e9")
+    assert Concept(("cafe\u0301", "caf\u00e9")).words == ("caf\u00e9",)
+
+
 def test_whole_words_and_their_plurals_are_said() -> None:
     assert says("a portrait of a Man", "man") and not says("a portrait of a woman", "man")
     assert says("three trees", "tree") and not says("a city street", "tree")

@@ -136,8 +136,8 @@ def test_own_pictures_are_made_a_few_at_a_time(pico: DiffusersModel, monkeypatch
 
     monkeypatch.setattr(pico, "predict", noted)
     with torch.no_grad():
-        many = own_latents(pico, "ball", 9, 3, 2, Silent())
-        few = own_latents(pico, "ball", 9, 3, 2, Silent(), max_batch=4)
+        many = own_latents(pico, "ball", 9, 3, 2, 5.0, Silent())
+        few = own_latents(pico, "ball", 9, 3, 2, 5.0, Silent(), max_batch=4)
     assert sizes == [16, 16, 2, 2] + [4] * 8 + [2] * 2
     torch.testing.assert_close(few, many, atol=1e-4, rtol=1e-4)
 

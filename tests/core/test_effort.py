@@ -11,9 +11,11 @@ from stopping import StopAt
 
 from erasure_core import METHODS, Concept, Report, effort, erase
 from erasure_core.cli.main import main
+from erasure_core.delta import weight_of
 from erasure_core.effort import EFFORTS, foreseen, needed, plan
 from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.layers import select
 from erasure_core.methods import TrainingSettings
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
@@ -199,6 +201,33 @@ def test_the_command_line_says_what_it_picked(
     ]
     assert main(["erase", *out, *quick, "--effort", "low-vram"]) == 0
     assert "low-vram: with " in capsys.readouterr().err
+
+
+def test_what_is_needed_grows_with_what_is_trained_and_with_the_width(pico: DiffusersModel) -> None:
+    low, high, dense = (needed(replace(SMALL, rank=rank, layers="full"), pico) for rank in (1, 9, 0))
+    count = sum(weight_of(layer).numel() for layer in select(pico.layers(), "full").values())
+    assert dense - (low - (high - low) // 8) == effort.TRAINED * count
+    first = weight_of(pico.layers()["unet.conv_in"])
+    assert effort._width(pico) == len(first) / 320
+
+
+def test_a_containers_limit_counts_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The computer's own figures say nothing of it, and the system ends a program that takes more."""
+    (most, used), (old_most, old_used) = places = [
+        (tmp_path / f"{version}.max", tmp_path / f"{version}.current") for version in (2, 1)
+    ]
+    assert effort._left_in_container(places) is None
+    old_most.write_text("1000\n")
+    old_used.write_text("300\n")
+    assert effort._left_in_container(places) == 700
+    most.write_text("max\n")
+    used.write_text("300\n")
+    assert effort._left_in_container(places) is None, "no limit"
+    most.write_text("200\n")
+    assert effort._left_in_container(places) == 0
+    monkeypatch.setattr(effort, "_left_in_container", lambda: 12345)
+    if Path("/proc/meminfo").exists():
+        assert effort.free_memory(torch.device("cpu")) == 12345
 
 
 def test_smaller_pictures_are_never_larger_and_never_nothing(pico: DiffusersModel) -> None:

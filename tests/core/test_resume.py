@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +15,8 @@ from pico import write_pico
 from stopping import StopAt
 
 from erasure_core import Concept, Report, Silent, erase, write_erasure
-from erasure_core.checkpoint import checkpoint_path
-from erasure_core.errors import Cancelled, InvalidFile, TrainingFailed
+from erasure_core.checkpoint import _from_table, _table, checkpoint_path
+from erasure_core.errors import Cancelled, InvalidFile, OutOfMemory, TrainingFailed
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.safe_files import read_tensors, write_tensors
@@ -181,6 +182,35 @@ def test_a_state_that_cannot_be_saved_stops_nothing_and_hides_nothing(pico: Diff
     assert any(note.startswith("not saved: ") and "cannot be written" in note for note in notes)
     with pytest.raises(HostInterrupt):
         erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(3), nowhere)
+
+
+def test_too_little_memory_inside_the_optimiser_saves_no_torn_state(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There some weights have moved and others not."""
+    state, step = tmp_path / "x.partial", torch.optim.AdamW.step
+    calls = []
+
+    def short(optimizer: torch.optim.AdamW, *rest: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            optimizer.param_groups[0]["params"][0].data.add_(1.0)
+            raise torch.OutOfMemoryError("acted")
+        return step(optimizer, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    smallest = replace(SETTINGS, batch=1, checkpointing=True, picture_scale=0.5)
+    with pytest.raises(OutOfMemory):
+        erase(pico, CONCEPT, "esd", smallest, checkpoint=state, save_every=0.0)
+    assert read_tensors(state)[1]["step"] == "2", "the last whole one"
+
+
+def test_the_losses_of_a_long_training_can_be_read_again() -> None:
+    """Headers are read up to 16 MiB; a training has at most 100,000 steps."""
+    terms = dict.fromkeys(("surgical", "drift", "keep", "text", "erased text"), 0.12345678901234567)
+    losses = [{"surgical": 0.1}] + [terms] * 99_999
+    table = json.loads(json.dumps(_table(losses)))
+    assert _from_table(table) == losses and len(json.dumps(table)) < 2**24 - 2**20
 
 
 def test_a_finished_training_can_be_written_again_without_training(

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_a_file_in_lecos_form() -> None:
         ("- target: x\n  unconditional: bad art\n", "the unconditional prompt is 'bad art', which is not supported"),
         ("- target: null\n", "without a target"),
         ('- target: "caf\\xe9"\n', r"line 1: an escape in .* is unknown"),
-        ("- target: x\n- target: y\n  guidance_scale: 3\n", "different guidance_scale"),
+        ("- target: x\n  guidance_scale: 1\n- target: y\n  guidance_scale: 3\n", "different guidance_scale"),
         ("- target: x\n  guidance_scale: much\n", "must be a number"),
         ("- target: x\n  guidance_scale: nan\n", "must be a number"),
         ("- target: [ball, cube]\n", "line 1: .* another form; for a text put it in quotes"),
@@ -143,7 +143,11 @@ def test_the_manifest_remembers_alternatives_of_words() -> None:
         ("dog", "star"), None, (), "esd", "", {}, 1, "sd1", "", [], "epsilon", instead=(("dog", "cat"),)
     )
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert manifest.concept.prompts()[0] == ("dog", "cat")
+    assert manifest.concept.prompts()[0] == ("dog", "cat") and manifest.concept.each == (("dog", "star"),)
+    several = replace(manifest, groups=(("dog",), ("star",)))
+    assert Manifest.from_json(several.to_json()) == several and several.concept.each == (("dog",), ("star",))
+    with pytest.raises(InvalidFile, match="groups has the wrong type"):
+        Manifest.from_json(several.to_json().replace('["star"]]', '"star"]'))
     with pytest.raises(InvalidFile, match="instead has the wrong type"):
         Manifest.from_json(manifest.to_json().replace('["dog", "cat"]', '["dog"]'))
 
@@ -170,6 +174,13 @@ def test_concepts_on_the_command_line(tmp_path: Path) -> None:
         chosen_concept(parsed())
     with pytest.raises(InvalidConcept, match="--instead belong"):
         chosen_concept(parsed("--instead", "box", "--also", "star"))
+
+
+def test_a_file_without_a_scale_leaves_the_methods_own(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("- target: van gogh\n", encoding="utf-8")
+    assert implied_settings(parsed("--prompt-file", str(path)), METHODS["auto"]) == {}
+    assert parse_prompt_file("- target: x\n- target: y\n  guidance_scale: 3\n", "p.yaml").negative == 3.0
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -239,6 +239,34 @@ def test_an_alternative_longer_than_the_room_around_a_point_is_cut(pico: Diffuse
         assert state.drawn(step) is not None
 
 
+def test_a_point_of_another_concept_goes_where_that_one_goes(pico: DiffusersModel) -> None:
+    """Where a word has had no turn yet, the point of another one stands in."""
+    several = Concept.joined([Concept(("ball",), "box", ("a red house",)), Concept(("cat",), "dog")])
+    with stopped(pico, several, "auto", at=50) as (trainer, step):
+        state = trainer.state
+        assert isinstance(state, Boundary)
+        state.tensors |= {"point.word": torch.zeros_like(state.points["word"])}
+        asked: list[str] = []
+        rewritten = state._rewritten
+
+        def noted(chosen: Any, instead: Any) -> Any:
+            asked.extend(instead)
+            return rewritten(chosen, instead)
+
+        state._rewritten = noted  # type: ignore[method-assign]
+        for _ in range(4):
+            state.drawn(step)
+    assert set(asked) == {"", "box"}
+
+
+def test_a_training_that_wrecks_the_model_with_finite_numbers_is_told(pico: DiffusersModel) -> None:
+    settings = METHODS["esd"].settings(**SMALL | {"steps": 24, "refresh": 24})
+    sound = erase(pico, CONCEPT, "esd", settings)[1]
+    assert not sound.notes
+    wild = erase(pico, CONCEPT, "esd", replace(settings, learning_rate=1.0))[1]
+    assert wild.notes == ["The training moved away from its goal: its loss grew; lower the learning rate"]
+
+
 def test_what_nothing_kept_is_not_said_to_be_kept(pico: DiffusersModel) -> None:
     settings = settings_of("leco")
     assert erase(pico, Concept(("ball",)), "leco", settings)[0].manifest.keep == ()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import torch
 
-from ...model import gradient_scale
 from ..candidate import Candidate
 from ..field import Field
 
@@ -48,9 +47,8 @@ def inversion(field: Field) -> Iterator[list[Candidate]]:
             given.append(torch.cat([whole[:, : places.start], vectors, whole[:, places.stop :]], dim=1))
         prompts = subject.model.encode_embeddings(given, ends)
         chosen = torch.randperm(len(aim.t), generator=chance)[:STATES_AT_ONCE].tolist()
-        loss = aim.loss(subject, prompts, chosen).sum()
         optimizer.zero_grad()
-        (loss * gradient_scale(subject.model.dtype)).backward()  # type: ignore[no-untyped-call]
+        aim.descend(subject, prompts, chosen)
         optimizer.step()
         if step == STEPS // 2:
             yield _candidates(learned, row, before, subject.tables)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...concept import worded
-from ...model import Conditioning, gradient_scale
+from ...model import Conditioning
 from ..aim import Aim
 from ..candidate import Candidate
 from ..field import Field
@@ -111,9 +111,8 @@ def _descend(
     tokens = prefixes.tokens(subject.tables)
     prompts = _encode(field, prefixes.embedded(subject.tables, tokens), tokens, row)
     places = torch.randperm(len(aim.t), generator=chance)[:STATES_AT_ONCE].tolist()
-    losses = aim.loss(subject, prompts, places)
     optimizer.zero_grad()
-    (losses.sum() * gradient_scale(subject.model.dtype)).backward()  # type: ignore[no-untyped-call]
+    aim.descend(subject, prompts, places)
     optimizer.step()
     with torch.no_grad():
         prefixes.weights.copy_(onto_simplex(prefixes.weights))
