@@ -75,6 +75,9 @@ class ConceptErasureScript(scripts.Script):
     def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
         gate.end(p)
 
+    def after_extra_networks_activate(self, p: Any, *values: Any, **kwargs: Any) -> None:
+        gate.put_on_hires_text(p, kwargs.get("extra_network_data"))
+
     def process_batch(self, p: Any, *values: Any, **kwargs: Any) -> None:
         gate.put_on_text(p)
 

@@ -26,7 +26,8 @@ class State:
         refusal: why no picture may come out, or an empty text.
         bound: what must be on the model.
         bound_to: the model and checkpoint that ``bound`` was matched to.
-        encoded: which erasures of text encoders the Forge family's host has encoded the prompts with.
+        encoded: what the Forge family's host encodes the first pass's prompts with (``False``) and the hires pass's
+            (``True``): erasures of text encoders, and the mark of the model that they were on.
     """
 
     panel: list[Wish] = field(default_factory=list)
@@ -35,7 +36,7 @@ class State:
     refusal: str = ""
     bound: list[Applied] | None = None
     bound_to: tuple[int, str] = (0, "")
-    encoded: str = ""
+    encoded: dict[bool, tuple[str, object]] = field(default_factory=dict)
 
     def asked(self) -> list[Wish]:
         """All wishes. Of an erasure that it names itself, this generation's own strength counts."""

@@ -41,11 +41,13 @@ class Held:
         patcher: puts erasures on it.
         checkpoint: the file that its weights came from.
         bound: erasures and profiles matched to it.
+        mark: tells it from every other model, and from other weights in the same one, without keeping it in memory.
     """
 
     patcher: Patcher
     checkpoint: str
     bound: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    mark: object = field(default_factory=object)
 
     def keep(self, key: tuple[Any, ...], value: Any) -> Any:
         while len(self.bound) >= KEPT:

@@ -21,7 +21,8 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
 
     ``task=False`` belongs to the task before, ``wildcards`` is what another extension's ``process`` does after ours,
-    ``inside`` is what another extension does with the finished picture.
+    ``inside`` is what another extension does with the finished picture, ``conds`` what the host encodes beside the
+    prompt.
     Returns the "picture"; raises what the host would let through.
     """
     p = given.pop("p", None) or fakes.Processing([prompt])
@@ -56,6 +57,9 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
         with fakes.swallowing():
             gate.put_on_text(p)
     cond = conditioning(p, host)
+    given.pop("conds", lambda: None)()
+    if is_forge:
+        model.forge_objects = model.forge_objects_after_applying_lora.shallow_copy()
     if with_scripts:
         with fakes.swallowing():
             gate.put_on_unet(p)
