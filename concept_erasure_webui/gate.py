@@ -19,7 +19,7 @@ from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
 from .running import RUNNING, STATE, State, state_of
-from .session import SESSION, UNKNOWN, checkpoint_of
+from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
 
 INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED = (
     "Concept erasure", "Concept erasure profile", "Concept erasure refused",
@@ -174,7 +174,9 @@ def _match(p: Any) -> list[Applied]:
     always = SESSION.bind_profile(profile) if profile is not None else []
     asked = state.asked()
     # Without any wish the model need not even be of a known kind.
-    state.bound = [*always, *(SESSION.bind(asked) if asked else [])]
+    wished = SESSION.bind(asked) if asked else []
+    check_kept(always, wished, SESSION.products)
+    state.bound = [*always, *wished]
     state.bound_to = _model_now()
     return state.bound
 

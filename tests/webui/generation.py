@@ -10,8 +10,9 @@ import fakes
 import torch
 from torch import Tensor
 
+from erasure_core.delta import Delta, DeltaSet, DenseDelta, LowRankDelta
 from erasure_core.erasing import applied
-from erasure_core.erasure_file import read_erasure
+from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
 from erasure_core.hosts.diffusers import DiffusersModel
 
 PROMPT = "a red ball"
@@ -131,3 +132,17 @@ def expected(source: DiffusersModel, library: Path, name: str, strength: float =
     with torch.no_grad(), applied(source, [(deltas, strength)]):
         cond = source.encode([PROMPT])
         return source.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), cond)
+
+
+def write_negated(library: Path, model: DiffusersModel, name: str) -> None:
+    """An erasure that takes another one back: NAME-negated."""
+    stored = read_erasure(library / f"{name}.safetensors")
+    deltas = DeltaSet({layer: _negated(delta) for layer, delta in stored.bind(model).deltas.items()})
+    assert stored.manifest is not None
+    write_erasure(library / f"{name}-negated.safetensors", Erasure(deltas, stored.manifest), model)
+
+
+def _negated(delta: Delta) -> Delta:
+    if isinstance(delta, LowRankDelta):
+        return LowRankDelta(delta.down.detach(), -delta.up.detach())
+    return DenseDelta(-delta.change().detach())
