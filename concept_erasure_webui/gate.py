@@ -9,6 +9,7 @@ be, latent and prompts are replaced by objects that raise at their first use, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from modules import errors, extra_networks, shared
@@ -64,7 +65,7 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
     state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
     try:
-        RUNNING.enter(state)
+        RUNNING.enter(state, getattr(p, "concept_erasure_cell", None))
         axis = getattr(p, "concept_erasure_xyz", None)
         state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(axis or "")]
         is_empty = wishes.is_on(panel_values) and axis is None and state.outer is None and not state.panel
@@ -362,8 +363,22 @@ def model_loaded(sd_model: Any) -> None:
 
 def leave() -> None:
     """The extension is unloaded: the model is left as the host made it."""
+    _stay_enabled()
     SESSION.take_off()
     extra_networks.extra_network_registry.pop("erase", None)
+
+
+def _stay_enabled() -> None:
+    """A pinned profile outlasts "Reload UI": the host reads which extensions are off after this, and anyone who may
+    change its settings can have written us there."""
+    if places.locked_profile() is None:
+        return
+    chosen, ours = shared.opts.data, Path(__file__).parents[1].name
+    disabled = chosen.get("disabled_extensions") or []
+    if ours in disabled:
+        chosen["disabled_extensions"] = [name for name in disabled if name != ours]
+    if chosen.get("disable_all_extensions", "none") != "none":
+        chosen["disable_all_extensions"] = "none"
 
 
 def register() -> None:

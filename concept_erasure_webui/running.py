@@ -56,10 +56,15 @@ class Running:
         self._state: State | None = None
         self._task: Any = None
         self._is_over = True
+        self._cell: object = None
 
-    def enter(self, state: State) -> None:
-        """A generation begins: alone, or as a part of the one that runs."""
-        if self._state is not None and not self._is_over and self._task == _task():
+    def enter(self, state: State, cell: object = None) -> None:
+        """A generation begins: alone, or as a part of the one that runs. ``cell`` is the mark of an XYZ plot's: a new
+        one is part of no other, and the plot goes on where the one before has failed."""
+        is_new_cell = cell is not None and cell is not self._cell
+        if is_new_cell:
+            self._cell = cell
+        if self._state is not None and not self._is_over and self._task == _task() and not is_new_cell:
             state.outer = self._state.asked()
         else:
             self._state, self._task, self._is_over = state, _task(), False
