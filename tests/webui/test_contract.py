@@ -208,3 +208,14 @@ def test_a_pinned_profile_outlasts_a_switch_of_extensions(extension: Extension, 
     extension.callbacks.fire("script_unloaded")
     off = (["another"], "none") if pinned else (["another", ours], "extra")
     assert (shared.opts.data["disabled_extensions"], shared.opts.data["disable_all_extensions"]) == off
+
+
+def test_the_panel_tells_that_a_hires_prompts_networks_went_on(extension: Extension, monkeypatch: Any) -> None:
+    extension.start_ui()
+    seen: list[Any] = []
+    monkeypatch.setattr(host_of(extension).gate, "put_on_hires_text", lambda p, data: seen.append(data))
+    data = {"erase": ["…"]}
+    extension.script.after_extra_networks_activate(  # as all hosts call it
+        fakes.Processing([PROMPT]), False, batch_number=0, prompts=[], seeds=[], subseeds=[], extra_network_data=data
+    )
+    assert seen == [data]
