@@ -13,7 +13,7 @@ from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.errors import ErasureError, InvalidSettings
 
-from . import exploring, pages, places, show
+from . import exploring, pages, places, saved, show
 from .exploring import FINDINGS, Search
 from .handlers import PREFIX, erasure_list, interrupt, lines, task_box
 from .subject import stored
@@ -131,7 +131,11 @@ def explore(task: str, *values: Any) -> list[str]:
     job = exploring.run_explore(search)
     if FINDINGS.found is None:
         return [so_far(), "", show.message(job.message, is_error=job.status == "failed")]
-    return [pages.candidates(FINDINGS.points()), pages.map_frame(FINDINGS.found), show.message(job.message)]
+    return [
+        pages.candidates(FINDINGS.points()),
+        pages.map_frame(saved.showable(FINDINGS.found)),
+        show.message(job.message),
+    ]
 
 
 def search_of(
@@ -182,7 +186,8 @@ def shown() -> list[str]:
         return ["", "", show.message(places.told(error), is_error=True)]
     if found is None:
         return [so_far(), "", show.message("No exploration is finished yet.")]
-    return [pages.candidates(found.points), pages.map_frame(found), show.message(f"{found.summary()} Saved as {name}.")]
+    where = f"Saved as {name}." if name else "It could not be saved."
+    return [pages.candidates(found.points), pages.map_frame(found), show.message(f"{found.summary()} {where}")]
 
 
 def to_erase_form(

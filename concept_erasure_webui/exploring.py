@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from erasure_core.boundary import Exploration, ExploreSettings, Point, explore
 from erasure_core.boundary.exploration import ordered
-from erasure_core.errors import ErasureError
+from erasure_core.errors import ErasureError, OutputError
 
 from . import places, saved
 from .pages import reaching
@@ -69,7 +69,7 @@ class Findings:
             newest = next(iter(saved.names(saved.EXPLORATIONS)), None)
             if newest is not None:
                 self.found, self.name = saved.read_exploration(newest), newest
-        return self.found, self.name
+        return saved.showable(self.found) if self.found is not None else None, self.name
 
 
 FINDINGS = Findings()
@@ -78,7 +78,8 @@ FINDINGS = Findings()
 def run_explore(search: Search) -> Job:
     """Explore; never raises for what a user can cause. Call it under the host's queue.
 
-    An interrupted search keeps what it has found. The job's ``file`` is the name under which the result was saved.
+    An interrupted search keeps what it has found. The job's ``file`` is the name under which the result was saved;
+    empty if it could not be.
     """
     job = FINDINGS.begin("Exploring")
     started = time.monotonic()
@@ -95,11 +96,15 @@ def run_explore(search: Search) -> Job:
         ]
         found = explore(model, concept, erasures, settings, progress, search.tries, notify=FINDINGS.add)
         where = files[0].path.stem if files else "untouched"
-        job.file = saved.save_exploration(found, f"{concept.name[:50]}-{where}")
-        FINDINGS.found, FINDINGS.name = found, job.file
-        job.status = "stopped" if found.stopped else "done"
+        FINDINGS.found = found
+        try:
+            job.file = FINDINGS.name = saved.save_exploration(found, f"{concept.name[:50]}-{where}")
+            kept = f"Saved as {saved.EXPLORATIONS}/{job.file}."
+        except OutputError as error:
+            kept = f"It could not be saved: {places.told(error)}"
         stopped = " Stopped early; this is what was found until then." if found.stopped else _left_out(found, settings)
-        job.message = f"{found.summary()}{stopped} Saved as {saved.EXPLORATIONS}/{job.file}.{unkept}"
+        job.message = f"{found.summary()}{stopped} {kept}{unkept}"
+        job.status = "stopped" if found.stopped else "done"
     except ErasureError as error:
         job.status, job.message = "failed", places.told(error)
     finally:

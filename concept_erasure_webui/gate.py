@@ -9,6 +9,7 @@ be, latent and prompts are replaced by objects that raise at their first use, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from modules import errors, extra_networks, shared
@@ -19,7 +20,7 @@ from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
 from .running import RUNNING, STATE, State, state_of
-from .session import SESSION, UNKNOWN, checkpoint_of
+from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
 
 INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED = (
     "Concept erasure", "Concept erasure profile", "Concept erasure refused",
@@ -64,7 +65,7 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
     state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
     try:
-        RUNNING.enter(state)
+        RUNNING.enter(state, getattr(p, "concept_erasure_cell", None))
         axis = getattr(p, "concept_erasure_xyz", None)
         state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(axis or "")]
         is_empty = wishes.is_on(panel_values) and axis is None and state.outer is None and not state.panel
@@ -90,10 +91,17 @@ def begin_batch(p: Any, number: int) -> None:
             raise Refused(state.refusal)
         size = max(1, int(p.batch_size))
         here = slice(number * size, (number + 1) * size)
+        text_keys = set()
         for prompts in (_hires(p, "all_hr_prompts")[here], p.prompts):  # those that are painted first come last
             if prompts:
                 state.tags = wishes.from_batch(prompts)
-                _match(p)
+                text_keys.add(_text_key(_match(p)))
+        if len(text_keys) > 1 and _is_hires_encoded_first(p):
+            raise InvalidSettings(
+                "The hires prompt asks for other erasures of text encoders than the prompt, but the setting 'For hires "
+                "fix, calculate conds of second pass using extra networks of first pass' has it encoded with the "
+                "prompt's; write the same <erase:…> tags into both, or switch that setting off."
+            )
         wishes.refuse_tags([*p.negative_prompts, *_hires(p, "all_hr_negative_prompts")[here]])
     except Exception as error:
         if not state.refusal:
@@ -121,6 +129,12 @@ def _negative_prompts(p: Any) -> list[str]:
 def _hires(p: Any, name: str) -> list[str]:
     """Prompts of the hires pass; none without one."""
     return list(getattr(p, name, None) or []) if getattr(p, "enable_hr", False) else []
+
+
+def _is_hires_encoded_first(p: Any) -> bool:
+    """Whether the host encodes the hires prompt with what the prompt put on the model."""
+    with_first = getattr(shared.opts, "hires_fix_use_firstpass_conds", False)
+    return bool(with_first) and getattr(p, "hr_checkpoint_info", None) is None
 
 
 def _note(p: Any) -> None:
@@ -161,7 +175,9 @@ def _match(p: Any) -> list[Applied]:
     always = SESSION.bind_profile(profile) if profile is not None else []
     asked = state.asked()
     # Without any wish the model need not even be of a known kind.
-    state.bound = [*always, *(SESSION.bind(asked) if asked else [])]
+    wished = SESSION.bind(asked) if asked else []
+    check_kept(always, wished, SESSION.products)
+    state.bound = [*always, *wished]
     state.bound_to = _model_now()
     return state.bound
 
@@ -178,6 +194,8 @@ class EraseTag(extra_networks.ExtraNetwork):
         try:
             if getattr(p, "all_prompts", None) is None:
                 state.outer = None  # A1111 encodes the empty prompt of a model that it has just read, and keeps that
+            if getattr(p, "hr_c", None) is None:
+                state.encoded.pop(True, None)  # the host may encode the hires prompt next, with other LoRAs or models
             state.tags = [wishes.from_tag([str(item) for item in params.items]) for params in params_list]
             bound = _match(p)
             if _is_swapping():
@@ -222,7 +240,22 @@ def forget_conditioning(p: Any) -> None:
 
 
 def put_on_text(p: Any) -> None:
-    """Forge family, before the prompts are encoded: change the text encoders and see that they are changed."""
+    """Forge family, before a batch is encoded: change the text encoders, and see that they are changed."""
+    state_of(p).encoded = {}
+    _put_on_text(p, False, True)  # of the hires pass too, unless the host puts its own networks on first
+
+
+def put_on_hires_text(p: Any, network_data: Any) -> None:
+    """Forge family, after the networks of a prompt went on: if the hires prompt is encoded next, as ``put_on_text``.
+
+    Where its LoRAs differ the host has taken its own text encoder again, and a hires checkpoint brings another one.
+    """
+    is_next = getattr(p, "hr_c", None) is None
+    if is_next and network_data is not None and network_data is getattr(p, "hr_extra_network_data", None):
+        _put_on_text(p, True)
+
+
+def _put_on_text(p: Any, *passes: bool) -> None:
     state = state_of(p)
     if _is_swapping() or state.refusal:
         return
@@ -232,15 +265,17 @@ def put_on_text(p: Any) -> None:
         if text_key or SESSION.encoded:
             forget_conditioning(p)
         SESSION.encoded = text_key
-        if not text_key:
+        if not text_key and not SESSION.touched():
             return
         patcher = SESSION.patcher()
         assert isinstance(patcher, ForgePatcher)
         patcher.apply(bound, text=True)
+        if not text_key:
+            return
         patcher.load_text()
         if not patcher.in_effect(bound, text=True):
             raise PatchFailed("The host did not put the erasure on its text encoder.")
-        state.encoded = text_key
+        state.encoded |= dict.fromkeys(passes, (text_key, SESSION.held().mark))
     except Exception as error:
         refuse(p, error)
 
@@ -253,10 +288,7 @@ def put_on_unet(p: Any) -> None:
     try:
         bound = _bound(p)
         if bound:
-            patcher = SESSION.patcher()
-            patcher.apply(bound)
-            if _text_key(bound) and isinstance(patcher, ForgePatcher):
-                patcher.apply(bound, text=True)  # the hires pass encodes its own prompts
+            SESSION.patcher().apply(bound)
     except Exception as error:
         refuse(p, error)
 
@@ -299,8 +331,8 @@ def _verify(p: Any) -> None:
     if not bound and not SESSION.touched():
         return
     patcher = SESSION.patcher()
-    if not patcher.applies_while_sampling and _text_key(bound) not in ("", state.encoded):
-        raise PatchFailed(f"The prompts were encoded without the erasure; give a hires prompt the same tags. {ALLOW}")
+    if not patcher.applies_while_sampling and _text_key(bound):
+        _verify_encoded(state.encoded.get(bool(getattr(p, "is_hr_pass", False))), _text_key(bound))
     if patcher.in_effect(bound):
         return
     if not patcher.applies_while_sampling:
@@ -312,6 +344,18 @@ def _verify(p: Any) -> None:
         raise PatchFailed("The host did not keep the erasure on its model.")
 
 
+def _verify_encoded(encoded: tuple[str, object] | None, text_key: str) -> None:
+    """Forge family: see that the prompts were encoded by this model, with these erasures on it.
+
+    Raises:
+        PatchFailed: they were not.
+    """
+    if encoded is None or encoded[0] != text_key:
+        raise PatchFailed(f"The prompts were encoded without the erasure. {ALLOW}")
+    if encoded[1] is not SESSION.held().mark:
+        raise PatchFailed("The model was changed during the generation, after the prompts had been encoded.")
+
+
 def model_loaded(sd_model: Any) -> None:
     """The host has read a checkpoint, maybe into a model that erasures were on, maybe in mid-generation."""
     SESSION.model_was_loaded(sd_model)
@@ -319,8 +363,22 @@ def model_loaded(sd_model: Any) -> None:
 
 def leave() -> None:
     """The extension is unloaded: the model is left as the host made it."""
+    _stay_enabled()
     SESSION.take_off()
     extra_networks.extra_network_registry.pop("erase", None)
+
+
+def _stay_enabled() -> None:
+    """A pinned profile outlasts "Reload UI": the host reads which extensions are off after this, and anyone who may
+    change its settings can have written us there."""
+    if places.locked_profile() is None:
+        return
+    chosen, ours = shared.opts.data, Path(__file__).parents[1].name
+    disabled = chosen.get("disabled_extensions") or []
+    if ours in disabled:
+        chosen["disabled_extensions"] = [name for name in disabled if name != ours]
+    if chosen.get("disable_all_extensions", "none") != "none":
+        chosen["disable_all_extensions"] = "none"
 
 
 def register() -> None:

@@ -53,6 +53,10 @@ class ConceptErasureScript(scripts.Script):
                     )  # fmt: skip
                 names.append(name)
                 controls += [name, strength]
+            # Hosts drop the values that a request has too many of; here the first of those shows.
+            rest = gr.Textbox(
+                "", visible=False, label="More than the panel holds", elem_id=f"concept_erasure_rest_{tab}"
+            )
             refresh = gr.Button("Refresh list", elem_id=f"concept_erasure_refresh_{tab}")
             page = gr.context.Context.root_block
             for event in (refresh.click, page.load):  # the page was built when the server was started
@@ -63,7 +67,7 @@ class ConceptErasureScript(scripts.Script):
             )
         self.infotext_fields = _paste_fields(controls)
         self.paste_field_names = [gate.INFOTEXT]
-        return controls
+        return [*controls, rest]
 
     # Each of these is called for every generation that runs scripts, whether the panel is on or not.
     def process(self, p: Any, *values: Any) -> None:
@@ -74,6 +78,9 @@ class ConceptErasureScript(scripts.Script):
 
     def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
         gate.end(p)
+
+    def after_extra_networks_activate(self, p: Any, *values: Any, **kwargs: Any) -> None:
+        gate.put_on_hires_text(p, kwargs.get("extra_network_data"))
 
     def process_batch(self, p: Any, *values: Any, **kwargs: Any) -> None:
         gate.put_on_text(p)

@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure_core.delta import DeltaSet
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.hosts.webui_slots import Applied, Products
 from erasure_core.profile import bind_profile
 from erasure_core.purify import purify
 
 from . import places
+from .session import check_kept
 from .wishes import Wish
 from .working import HostProgress, Job, as_pictures, as_pixels, loaded_model
 
@@ -37,18 +38,30 @@ def run_purify(
     """
     job, pixels = Job("Purifying a picture"), _pixels(picture)
     model = loaded_model()
-    bound = [(read_erasure(places.library().find(wish.file)).bind(model), wish.unet) for wish in wishes]
-    if not bound:
+    if not wishes:
         raise InvalidSettings("Choose an erasure.")
-    bound += _profile(model)
+    profile, asked = _profile(model), [_asked(wish, model) for wish in wishes]
+    check_kept(profile, asked, Products())
+    bound = [
+        pair
+        for one in (*asked, *profile)
+        for pair in zip(one.deltas.apart(), (one.unet, one.text), strict=True)
+        if len(pair[0])
+    ]
     with model.trainable(), torch.no_grad():
         latents = model.latents_of(pixels)
         made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
         return as_pictures(model.decode(made))
 
 
-def _profile(model: WebuiModel) -> list[tuple[DeltaSet, float]]:
-    """The changes of the profile in force, with their strengths: whoever purifies writes the caption freely.
+def _asked(wish: Wish, model: WebuiModel) -> Applied:
+    """A wish matched to the model; raises as ``StoredErasure.bind``, and InvalidFile."""
+    deltas = read_erasure(places.library().find(wish.file)).bind(model, places.allows_other_bases())
+    return Applied(wish.name, wish.file, deltas, wish.unet, wish.text)
+
+
+def _profile(model: WebuiModel) -> list[Applied]:
+    """The changes of the profile in force: whoever purifies writes the caption freely.
 
     Raises:
         ProfileFailed: it cannot be applied whole.
@@ -56,9 +69,8 @@ def _profile(model: WebuiModel) -> list[tuple[DeltaSet, float]]:
     profile = places.profile()
     entries = bind_profile(profile, places.library(), model) if profile is not None else []
     return [
-        pair
+        Applied(one.entry.file, one.entry.file, one.deltas, one.entry.strength_unet, one.entry.strength_text)
         for one in entries
-        for pair in zip(one.deltas.apart(), (one.entry.strength_unet, one.entry.strength_text), strict=True)
     ]
 
 

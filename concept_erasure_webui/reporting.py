@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from erasure_core.boundary.report import ReportCard, ReportSettings, report
 from erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures
-from erasure_core.errors import Cancelled, ErasureError, InvalidSettings
+from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
 from erasure_core.profile import refuse_if_pinned
 
 from . import places, saved
@@ -53,7 +53,8 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
     """Measure; never raises for what a user can cause. Call it under the host's queue.
 
     Returns:
-        The job, whose ``file`` is the name under which the report was saved, and the report, if it was finished.
+        The job, whose ``file`` is the name under which the report was saved (empty if it could not be), and the report,
+        if it was finished.
     """
     job, card = Job("Measuring"), None
     started = time.monotonic()
@@ -73,8 +74,11 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         measured = [subjected(wish, file, model) for wish, file in zip(wanted.erasures, files, strict=True)]
         card = report(model, concept, measured, settings, progress, wanted.tries)
         what = files[0].path.stem if len(files) == 1 else f"{concept.name[:50]}-compared"
-        job.file = saved.save_report(card, what)
-        job.message = f"Saved as {saved.REPORTS}/{job.file}.{unkept}"
+        try:
+            job.file = saved.save_report(card, what)
+            job.message = f"Saved as {saved.REPORTS}/{job.file}.{unkept}"
+        except OutputError as error:
+            job.message = f"The report card could not be saved: {places.told(error)}{unkept}"
         if wanted.merge:
             for number, file in enumerate(files):
                 merge_into_manifest(file.path, card, number)

@@ -170,9 +170,10 @@ def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Search for prompts that reach a concept; answers when it is done. Fields: words, keep, try, erasure, strength,
     side, and the settings of a search: seconds, calls, levels, states, guidance, look, pictures, seed, sensitive."""
     search = _asked(_search, body)
-    job = _in_turn(lambda: exploring.run_explore(search))
+    job, found = _in_turn(lambda: (exploring.run_explore(search), exploring.FINDINGS.found))
     answer = _answer(job)
-    found = saved.read_exploration(job.file)
+    if found is None:
+        raise HTTPException(409, job.message)
     return answer | {"summary": found.summary(), "leaking": found.leaking_words(), "tried": len(found.points)}
 
 

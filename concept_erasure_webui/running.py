@@ -26,7 +26,8 @@ class State:
         refusal: why no picture may come out, or an empty text.
         bound: what must be on the model.
         bound_to: the model and checkpoint that ``bound`` was matched to.
-        encoded: which erasures of text encoders the Forge family's host has encoded the prompts with.
+        encoded: what the Forge family's host encodes the first pass's prompts with (``False``) and the hires pass's
+            (``True``): erasures of text encoders, and the mark of the model that they were on.
     """
 
     panel: list[Wish] = field(default_factory=list)
@@ -35,7 +36,7 @@ class State:
     refusal: str = ""
     bound: list[Applied] | None = None
     bound_to: tuple[int, str] = (0, "")
-    encoded: str = ""
+    encoded: dict[bool, tuple[str, object]] = field(default_factory=dict)
 
     def asked(self) -> list[Wish]:
         """All wishes. Of an erasure that it names itself, this generation's own strength counts."""
@@ -55,10 +56,15 @@ class Running:
         self._state: State | None = None
         self._task: Any = None
         self._is_over = True
+        self._cell: object = None
 
-    def enter(self, state: State) -> None:
-        """A generation begins: alone, or as a part of the one that runs."""
-        if self._state is not None and not self._is_over and self._task == _task():
+    def enter(self, state: State, cell: object = None) -> None:
+        """A generation begins: alone, or as a part of the one that runs. ``cell`` is the mark of an XYZ plot's: a new
+        one is part of no other, and the plot goes on where the one before has failed."""
+        is_new_cell = cell is not None and cell is not self._cell
+        if is_new_cell:
+            self._cell = cell
+        if self._state is not None and not self._is_over and self._task == _task() and not is_new_cell:
             state.outer = self._state.asked()
         else:
             self._state, self._task, self._is_over = state, _task(), False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from erasure_core.boundary import Exploration
 from erasure_core.boundary.map import write_map
 from erasure_core.boundary.report import ReportCard
 from erasure_core.boundary.report_page import write_report
-from erasure_core.errors import InvalidFile
+from erasure_core.errors import InvalidFile, OutputError
 from erasure_core.library import safe_stem
 from erasure_core.safe_files import check_regular
 
@@ -20,6 +21,7 @@ from . import places
 EXPLORATIONS, REPORTS = "explorations", "reports"
 CONTENT = {EXPLORATIONS: "exploration.json", REPORTS: "report.json"}
 """The file that makes a folder one of its kind."""
+PICTURE, NO_PICTURE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*"), "data:,"
 MAX_BYTES = 2**26
 NAME = re.compile(r"[\w-][\w.-]*")
 
@@ -43,14 +45,14 @@ def find(kind: str, name: str | None) -> Path:
 
 
 def save_exploration(found: Exploration, name: str) -> str:
-    """Write the map and the list; returns the name of the folder. Nothing is ever overwritten."""
+    """Write the map and the list; returns the name of the folder. Nothing is ever overwritten; raises OutputError."""
     folder = _free(EXPLORATIONS, name)
     write_map(found, folder)
     return folder.name
 
 
 def save_report(card: ReportCard, name: str) -> str:
-    """Write the page and the figures; returns the name of the folder. Nothing is ever overwritten."""
+    """Write the page and the figures; returns the folder's name. Nothing is ever overwritten; raises OutputError."""
     folder = _free(REPORTS, name)
     write_report(card, folder)
     return folder.name
@@ -58,11 +60,22 @@ def save_report(card: ReportCard, name: str) -> str:
 
 def read_exploration(name: str | None) -> Exploration:
     """A saved exploration; raises as ``find``, and InvalidFile if it is damaged."""
-    return Exploration.from_json(_text(find(EXPLORATIONS, name) / CONTENT[EXPLORATIONS]))
+    return showable(Exploration.from_json(_text(find(EXPLORATIONS, name) / CONTENT[EXPLORATIONS])))
+
+
+def showable(found: Exploration) -> Exploration:
+    """Without the pictures while a safety profile is in force: they were painted without it."""
+    if not places.is_in_force():
+        return found
+    return replace(found, points=tuple(replace(point, thumbnail="") for point in found.points))
 
 
 def read_report(name: str | None) -> tuple[str, dict[str, Any]]:
-    """Page and figures of a saved report card; raises as ``find``, and InvalidFile if it is damaged."""
+    """Page and figures of a saved report card, without pictures while a safety profile is in force.
+
+    Raises:
+        InvalidFile: as ``find``, or it is damaged.
+    """
     folder = find(REPORTS, name)
     try:
         figures = json.loads(_text(folder / CONTENT[REPORTS]))
@@ -70,7 +83,8 @@ def read_report(name: str | None) -> tuple[str, dict[str, Any]]:
         raise InvalidFile(f"The report {name!r} is damaged ({error}); make it again.") from error
     if not isinstance(figures, dict):
         raise InvalidFile(f"The report {name!r} is damaged (it is no JSON object); make it again.")
-    return _text(folder / "report.html"), figures
+    page = _text(folder / "report.html")
+    return PICTURE.sub(NO_PICTURE, page) if places.is_in_force() else page, figures
 
 
 def _free(kind: str, name: str) -> Path:
@@ -79,7 +93,12 @@ def _free(kind: str, name: str) -> Path:
     while folder.exists():
         number += 1
         folder = root / f"{stem}-{number}"
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made ({error.strerror}); free some space or check its rights."
+        ) from error
     return folder
 
 

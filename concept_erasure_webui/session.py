@@ -13,7 +13,7 @@ from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import ErasureError
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_patching import ForgePatcher, SwapPatcher, patcher_for
-from erasure_core.hosts.webui_slots import Applied
+from erasure_core.hosts.webui_slots import Applied, Products
 from erasure_core.profile import ProfileFailed, SafetyProfile, bind_profile, sha256_of
 
 from . import places
@@ -41,11 +41,13 @@ class Held:
         patcher: puts erasures on it.
         checkpoint: the file that its weights came from.
         bound: erasures and profiles matched to it.
+        mark: tells it from every other model, and from other weights in the same one, without keeping it in memory.
     """
 
     patcher: Patcher
     checkpoint: str
     bound: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    mark: object = field(default_factory=object)
 
     def keep(self, key: tuple[Any, ...], value: Any) -> Any:
         while len(self.bound) >= KEPT:
@@ -54,12 +56,32 @@ class Held:
         return value
 
 
+MIN_KEPT = 0.5
+"""Least share of a safety profile's change that other erasures may leave of it."""
+
+
+def check_kept(profile: Sequence[Applied], others: Sequence[Applied], products: Products) -> None:
+    """See that a profile is not undone by what is asked for beside it, as by its own files negated.
+
+    Raises:
+        ProfileFailed: it is.
+    """
+    kept = products.kept(profile, others) if profile and others else 1.0
+    if not kept >= MIN_KEPT:
+        names = ", ".join(one.label for one in others)
+        raise ProfileFailed(
+            f"The erasures asked for ({names}) would leave {max(0.0, kept):.0%} of what the safety profile in force "
+            "changes; ask for others, or for less of them."
+        )
+
+
 class Session:
     """What is known of the loaded models; their patchers are kept on the models themselves, because a host with several
     models in memory changes between them without telling anybody."""
 
     def __init__(self) -> None:
         self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
+        self.products = Products()
         self.encoded = ""
         """Which erasures of text encoders are in the encoded prompts that the host keeps, whatever is on the model."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from erasure_core.foreign import looks_foreign, read_foreign
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import SUFFIX, history_path, safe_stem
 from erasure_core.profile import make_profile, write_profile
+from erasure_core.safe_files import copy_file
 
 from . import places
 from .wishes import NONE
@@ -54,6 +55,15 @@ def _guarded(name: str | None) -> Path:
     return path
 
 
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Raises OutputError where the system does not let the file be renamed or deleted."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be changed ({error.strerror}); check the rights of its folder.") from error
+
+
 def rename(name: str | None, new: str) -> str:
     """Give a file another name; returns a message.
 
@@ -68,9 +78,10 @@ def rename(name: str | None, new: str) -> str:
     target = path.with_name(safe_stem(new.removesuffix(SUFFIX)) + SUFFIX)
     if target.exists():
         raise OutputError(f"There is already an erasure {target.stem!r}; choose another name.")
-    path.rename(target)
-    if history_path(path).exists():
-        history_path(path).replace(history_path(target))
+    with _changing(path):
+        path.rename(target)
+        if history_path(path).exists():
+            history_path(path).replace(history_path(target))
     return f"{path.stem} is now {target.stem}."
 
 
@@ -84,8 +95,9 @@ def delete(name: str | None, is_sure: bool) -> str:
     path = _guarded(name)
     if not is_sure:
         raise InvalidSettings(f"Tick the box to delete {path.stem!r} for good.")
-    path.unlink()
-    history_path(path).unlink(missing_ok=True)
+    with _changing(path):
+        path.unlink()
+        history_path(path).unlink(missing_ok=True)
     return f"{path.stem} was deleted."
 
 
@@ -118,7 +130,7 @@ def check(name: str | None) -> str:
 def _fits(path: Path, model: WebuiModel) -> StoredErasure:
     """The file, if it belongs to the model; raises as ``check``."""
     stored = read_erasure(path)
-    stored.bind(model, device=torch.device("cpu"))
+    stored.bind(model, places.allows_other_bases(), torch.device("cpu"))
     return stored
 
 
@@ -129,20 +141,25 @@ def import_file(source: Path | None, words: str) -> str:
         A message.
 
     Raises:
-        ErasureError: unreadable, unsafe, or made for another base.
+        ErasureError: unreadable, unsafe, or made for another base; others use this web UI, or a profile is pinned.
     """
+    places.refuse_if_open_to_others("Importing")
+    if places.locked_profile() is not None:
+        raise ErasureError(
+            "Importing is switched off while a safety profile is pinned on the command line: a file could take back "
+            "what the profile takes away. Put files into the folder on the machine itself."
+        )
     if source is None:
         raise InvalidFile("Choose a file.")
     if source.suffix != SUFFIX:
         raise InvalidFile(f"{source.name} is not a {SUFFIX} file; only those are read.")
     library = places.library()
     target = library.free_path(source.stem)
-    library.folders[0].mkdir(parents=True, exist_ok=True)
     model = loaded_model()
     stored = None if looks_foreign(source) else read_erasure(source)
     if stored is not None and stored.manifest is not None:
         stored.bind(model)
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         return f"{target.stem} was imported."
     said = tuple(word.strip() for word in words.split(",") if word.strip())
     if not said:
@@ -181,13 +198,12 @@ def export_lora(name: str | None) -> str:
     target = folder / path.name
     if target.exists():
         raise OutputError(f"There is already a LoRA {target.stem!r}; rename the erasure first.")
-    folder.mkdir(parents=True, exist_ok=True)
     stored = read_erasure(path)
     if all(isinstance(delta, LowRankDelta) for delta in stored.changes.values()):
-        shutil.copyfile(path, target)
+        copy_file(path, target)
     else:
         model = loaded_model()
-        write_erasure(target, converted(model, stored, "low-rank"), model)
+        write_erasure(target, converted(model, stored, "low-rank", allow_other_base=places.allows_other_bases()), model)
     return f"{target.stem} is now a LoRA: <lora:{target.stem}:1>."
 
 

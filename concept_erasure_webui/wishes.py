@@ -121,10 +121,15 @@ def from_panel(values: Sequence[Any]) -> list[Wish]:
     """The panel's values: whether it is on, then name and strength for each slot. Missing ones count as empty.
 
     Raises:
-        InvalidSettings: a value of the wrong kind, as an API user may send.
+        InvalidSettings: a value of the wrong kind or one too many, as an API user may send.
     """
     if not is_on(values):
         return []
+    if any(value not in (None, "") for value in values[1 + 2 * SLOTS :]):
+        raise InvalidSettings(
+            f"The panel holds {SLOTS} erasures, and the request names more; write the others into the prompt as "
+            "<erase:name:strength>."
+        )
     wishes = []
     for place in range(SLOTS):
         pair = list(values[1 + 2 * place : 3 + 2 * place])

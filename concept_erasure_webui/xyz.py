@@ -27,7 +27,10 @@ def _plots() -> list[Any]:
 
 
 def _apply(p: Any, value: str, values: Any) -> None:
-    p.concept_erasure_xyz = "" if value == wishes.NONE else value
+    # A plot can have this axis twice or thrice; each cell has a new copy of the generation.
+    both = (getattr(p, "concept_erasure_xyz", ""), "" if value == wishes.NONE else value)
+    p.concept_erasure_xyz = ", ".join(filter(None, both))
+    p.concept_erasure_cell = object()
 
 
 def _confirm(p: Any, values: list[str]) -> None:

@@ -137,6 +137,7 @@ def converted(
     form: str,
     rank: int = 0,
     noise: Mapping[str, float] = MappingProxyType({}),
+    allow_other_base: bool = False,
 ) -> Erasure:
     """An erasure in another form.
 
@@ -144,11 +145,12 @@ def converted(
         model: the model it was made on.
         stored: the erasure.
         form, rank, noise: as of ``reshaped``.
+        allow_other_base: as of ``StoredErasure.bind``.
 
     Raises:
         WrongBase: it was made for another model.
     """
-    deltas, error = reshaped(stored.bind(model), form, rank, noise)
+    deltas, error = reshaped(stored.bind(model, allow_other_base), form, rank, noise)
     manifest = stored.manifest or describe(
         model, deltas, Concept((UNKNOWN,)), "converted", "made by other software", {"file": stored.path.name}
     )

@@ -158,6 +158,25 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
+@torch.no_grad()
+def inner_product(a: Delta, b: Delta) -> float:
+    """The inner product of two changes of one layer; two of low rank are not expanded for it."""
+    if isinstance(a, LowRankDelta) and isinstance(b, LowRankDelta):
+        (up, down), (other_up, other_down) = _factors(a), _factors(b)
+        return float(((up.T @ other_up) * (down @ other_down.T)).sum())
+    if isinstance(b, LowRankDelta):
+        a, b = b, a
+    dense = b.change().detach().flatten(1).cpu().double()
+    if isinstance(a, LowRankDelta):
+        up, down = _factors(a)
+        return float(((up.T @ dense) * down).sum())
+    return float((a.change().detach().flatten(1).cpu().double() * dense).sum())
+
+
+def _factors(delta: LowRankDelta) -> tuple[Tensor, Tensor]:
+    return delta.up.flatten(1).cpu().double(), delta.down.flatten(1).cpu().double()
+
+
 class DeltaSet:
     """The deltas of one erasure, by canonical layer name, with one strength for all of them.
 

@@ -189,6 +189,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_chunks(path, (content,))
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content; raises as ``write_chunks``, and InvalidFile if the source cannot be read."""
+    check_regular(source)
+    write_chunks(target, _content(source))
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                yield chunk
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
 def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
     """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the whole new one. Of a
     symbolic link its target is replaced.

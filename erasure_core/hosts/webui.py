@@ -168,7 +168,7 @@ class WebuiModel:
         elif "forward" in self.unet.__dict__:
             reason = "another extension has replaced its forward function; disable that extension"
         if reason:
-            raise ModelError(f"The loaded model cannot be trained now: {reason}.")
+            raise ModelError(f"The loaded model cannot be trained, nor paint pictures again, now: {reason}.")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

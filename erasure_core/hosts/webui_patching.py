@@ -151,19 +151,26 @@ class ForgePatcher:
             PatchFailed: the host does not know one of the layers.
         """
         changes, key = self._changes(wanted, text), key_of(wanted)
+        base, cached = (self.objects.clip if text else self.objects.unet), self._cache.get(text)
+        if cached is not None and _descends(_side(base, text), _side(cached[2], text)):
+            if changes and cached[1] == key:
+                return
+            base = cached[0]  # ours would be on it twice, or beside what is wanted now
         if not changes:
+            self._use(base, text)
             return
-        base = self.objects.clip if text else self.objects.unet
-        cached = self._cache.get(text)
         if cached is None or cached[0] is not base or cached[1] != key:
             clone = base.clone()
-            _add(clone.patcher if text else clone, changes, f"concept-erasure-{key}-{'text' if text else 'unet'}")
+            _add(_side(clone, text), changes, f"concept-erasure-{key}-{'text' if text else 'unet'}")
             cached = (base, key, clone)
             self._cache[text] = cached
+        self._use(cached[2], text)
+
+    def _use(self, found: Any, text: bool) -> None:
         if text:
-            self.objects.clip = cached[2]
+            self.objects.clip = found
         else:
-            self.objects.unet = cached[2]
+            self.objects.unet = found
 
     def in_effect(self, wanted: Sequence[Applied], text: bool = False) -> bool:
         """Whether the weights that the host computes with now hold these changes.
@@ -174,9 +181,9 @@ class ForgePatcher:
         changes, key = self._changes(wanted, text), key_of(wanted)
         if not changes:
             return True
-        side = self.objects.clip.patcher if text else self.objects.unet
+        side = _side(self.objects.clip if text else self.objects.unet, text)
         cached = self._cache.get(text)
-        if cached is None or cached[1] != key or not _descends(side, cached[2].patcher if text else cached[2]):
+        if cached is None or cached[1] != key or not _descends(side, _side(cached[2], text)):
             return False
         seen_key, seen = self._checked.get(text, ("", []))
         # After another generation the host may have patched anew: then the weights are others, and checked again.
@@ -212,6 +219,11 @@ class ForgePatcher:
     def load_text(self) -> None:
         """Have the host put the text encoder, as it is patched now, where it will run."""
         self.host.load(self.objects.clip.patcher)
+
+
+def _side(found: Any, text: bool) -> Any:
+    """The patcher of a text object or of a UNet, which is one itself."""
+    return found.patcher if text else found
 
 
 def patcher_for(model: WebuiModel) -> SwapPatcher | ForgePatcher:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..delta import DeltaSet
+from ..delta import DeltaSet, inner_product
 from ..layers import is_text
 from .webui import WebuiModel
 
@@ -135,3 +135,39 @@ def summed(wanted: Sequence[Applied], slots: Mapping[str, Slot], text: bool) -> 
             with torch.autocast("cpu", enabled=False):  # hosts call us inside their own half precision
                 part += one.strength(name) * one.deltas[name].change().detach().view(part.shape)
     return list(totals.values())
+
+
+class Products:
+    """Inner products of erasures' changes, each computed once: they are asked for before every generation."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, bool], float] = {}
+
+    def of(self, a: Applied, b: Applied, text: bool) -> float:
+        """Of one side, at strength 1."""
+        key = (a.digest, b.digest, text)
+        if key not in self._known:
+            both = [name for name in a.deltas if is_text(name) == text and name in b.deltas.deltas]
+            self._known[key] = sum(inner_product(a.deltas[name], b.deltas[name]) for name in both)
+        return self._known[key]
+
+    def kept(self, wanted: Sequence[Applied], others: Sequence[Applied]) -> float:
+        """How much of the wanted change is left with others beside it, on the side where that is least: <all, wanted> /
+        <wanted, wanted>."""
+        return min(self._kept(wanted, others, text) for text in (False, True))
+
+    def _kept(self, wanted: Sequence[Applied], others: Sequence[Applied], text: bool) -> float:
+        def total(beside: Sequence[Applied]) -> float:
+            return sum(
+                _of_side(a, text) * _of_side(b, text) * self.of(a, b, text)
+                for a in wanted
+                for b in beside
+                if _of_side(a, text) and _of_side(b, text)
+            )
+
+        whole = total(wanted)
+        return 1.0 + total(others) / whole if whole > 0 else 1.0
+
+
+def _of_side(one: Applied, text: bool) -> float:
+    return one.text if text else one.unet

@@ -5,6 +5,7 @@ The dataclass is the schema: command-line flags, host widgets and the manifest a
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -47,16 +48,31 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""What settings can be, by the type that their field is declared with."""
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; a whole number is a number too, and so are numpy's."""
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    wanted = numbers.Integral if kind is int else numbers.Real
+    return isinstance(value, wanted) and not isinstance(value, bool)
+
+
 def check_settings(settings: Any) -> None:
     """Check every field against its own range.
 
     Raises:
-        InvalidSettings: a value outside its range; the message names the field and the range.
+        InvalidSettings: a value of another type or outside its range; the message names the field and what it may be.
     """
     for setting in fields(settings):
         value, meta = getattr(settings, setting.name), setting.metadata
-        if value is None:
+        if value is None and (setting.default is None or "None" in str(setting.type)):
             continue
+        kind = next((kind for kind in KINDS if kind.__name__ in str(setting.type)), None)
+        if kind is not None and not _is_of(value, kind):
+            raise InvalidSettings(f"{setting.name} is {value!r}; it must be {KINDS[kind]}.")
         if meta["choices"]:
             parts = str(value).split("+") if meta["combine"] else [value]
             if any(part not in meta["choices"] for part in parts):

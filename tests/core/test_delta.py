@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from erasure_core.delta import DeltaSet, DenseDelta, LowRankDelta, new_deltas
+from erasure_core.delta import DeltaSet, DenseDelta, LowRankDelta, inner_product, new_deltas
 from erasure_core.errors import InvalidSettings
 from erasure_core.fingerprint import fingerprint
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -124,3 +124,13 @@ def test_layers_called_by_keyword_are_changed_too() -> None:
     with DeltaSet({"layer": delta}).attached({"layer": layer}) as deltas:
         torch.testing.assert_close(layer(input=x), layer(x))
         assert not deltas.unused()
+
+
+def test_inner_products_of_all_kinds_of_changes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = LowRankDelta(torch.randn(3, 5, 3, 3, generator=generator), torch.randn(4, 3, 1, 1, generator=generator))
+    other = LowRankDelta(torch.randn(2, 5, 3, 3, generator=generator), torch.randn(4, 2, 1, 1, generator=generator))
+    dense = DenseDelta(torch.randn(4, 5, 3, 3, generator=generator))
+    for a in (conv, other, dense):
+        for b in (conv, other, dense):
+            assert inner_product(a, b) == pytest.approx(float((a.change() * b.change()).sum()), rel=1e-4)

@@ -339,7 +339,7 @@ def install(folder: Path) -> dict[str, types.ModuleType]:
         setattr(made["modules"], part, made[f"modules.{part}"])
     shared = made["modules.shared"]
     shared.cmd_opts = types.SimpleNamespace()
-    shared.opts = types.SimpleNamespace()
+    shared.opts = types.SimpleNamespace(CLIP_stop_at_last_layers=1)
     shared.state = State()
     shared.sd_model = None
     shared.loaded_hypernetworks = []

@@ -10,8 +10,9 @@ import fakes
 import torch
 from torch import Tensor
 
+from erasure_core.delta import Delta, DeltaSet, DenseDelta, LowRankDelta
 from erasure_core.erasing import applied
-from erasure_core.erasure_file import read_erasure
+from erasure_core.erasure_file import Erasure, read_erasure, write_erasure
 from erasure_core.hosts.diffusers import DiffusersModel
 
 PROMPT = "a red ball"
@@ -21,7 +22,8 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     """One generation as the host runs it: every hook guarded, one network call in the place of sampling.
 
     ``task=False`` belongs to the task before, ``wildcards`` is what another extension's ``process`` does after ours,
-    ``inside`` is what another extension does with the finished picture.
+    ``inside`` is what another extension does with the finished picture, ``conds`` what the host encodes beside the
+    prompt.
     Returns the "picture"; raises what the host would let through.
     """
     p = given.pop("p", None) or fakes.Processing([prompt])
@@ -56,6 +58,9 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
         with fakes.swallowing():
             gate.put_on_text(p)
     cond = conditioning(p, host)
+    given.pop("conds", lambda: None)()
+    if is_forge:
+        model.forge_objects = model.forge_objects_after_applying_lora.shallow_copy()
     if with_scripts:
         with fakes.swallowing():
             gate.put_on_unet(p)
@@ -127,3 +132,17 @@ def expected(source: DiffusersModel, library: Path, name: str, strength: float =
     with torch.no_grad(), applied(source, [(deltas, strength)]):
         cond = source.encode([PROMPT])
         return source.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), cond)
+
+
+def write_negated(library: Path, model: DiffusersModel, name: str) -> None:
+    """An erasure that takes another one back: NAME-negated."""
+    stored = read_erasure(library / f"{name}.safetensors")
+    deltas = DeltaSet({layer: _negated(delta) for layer, delta in stored.bind(model).deltas.items()})
+    assert stored.manifest is not None
+    write_erasure(library / f"{name}-negated.safetensors", Erasure(deltas, stored.manifest), model)
+
+
+def _negated(delta: Delta) -> Delta:
+    if isinstance(delta, LowRankDelta):
+        return LowRankDelta(delta.down.detach(), -delta.up.detach())
+    return DenseDelta(-delta.change().detach())

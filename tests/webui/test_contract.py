@@ -184,3 +184,38 @@ def test_an_extension_that_was_switched_off_is_gone(extension: Extension) -> Non
     registry = extension.made["modules.extra_networks"].extra_network_registry  # type: ignore[attr-defined]
     assert registry == {} and isinstance(host.gate, types.ModuleType)
     assert all(torch.equal(tensor, before[name]) for name, tensor in host.model.state_dict().items())
+
+
+def test_what_a_request_has_too_much_of_is_seen(extension: Extension) -> None:
+    # The hosts copy as many of a request's values as the panel has controls, and drop the others.
+    extension.start_ui()
+    controls = extension.script.ui(False)
+    sent = [True, *(value for name in ("ball", "words", "a", "b", "ball") for value in (name, 1.0))]
+    p = fakes.Processing([PROMPT])
+    extension.script.process(p, *sent[: len(controls)])
+    assert "the request names more" in p.comments[-1]
+    assert controls[-1].given["visible"] is False and value_of(controls[-1]) == ""
+    assert len(extension.script.infotext_fields) == len(controls) - 1
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_pinned_profile_outlasts_a_switch_of_extensions(extension: Extension, pinned: bool) -> None:
+    extension.start_ui()
+    shared: Any = extension.made["modules.shared"]
+    shared.cmd_opts.concept_erasure_profile = "studio" if pinned else None
+    ours = ROOT.name
+    shared.opts.data = {"disabled_extensions": ["another", ours], "disable_all_extensions": "extra"}
+    extension.callbacks.fire("script_unloaded")
+    off = (["another"], "none") if pinned else (["another", ours], "extra")
+    assert (shared.opts.data["disabled_extensions"], shared.opts.data["disable_all_extensions"]) == off
+
+
+def test_the_panel_tells_that_a_hires_prompts_networks_went_on(extension: Extension, monkeypatch: Any) -> None:
+    extension.start_ui()
+    seen: list[Any] = []
+    monkeypatch.setattr(host_of(extension).gate, "put_on_hires_text", lambda p, data: seen.append(data))
+    data = {"erase": ["…"]}
+    extension.script.after_extra_networks_activate(  # as all hosts call it
+        fakes.Processing([PROMPT]), False, batch_number=0, prompts=[], seeds=[], subseeds=[], extra_network_data=data
+    )
+    assert seen == [data]

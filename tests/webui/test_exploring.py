@@ -222,3 +222,43 @@ def test_saved_names_stay_in_our_folder(part: Any, library: Path, tmp_path: Path
     (damaged / "report.json").write_text("[]")
     with pytest.raises(ErasureError, match="damaged"):
         saved.read_report("one")
+
+
+PICTURE = "data:image/png;base64,AAAA"
+
+
+def test_saved_pictures_are_not_shown_while_a_profile_is_in_force(part: Any, a1111: SimpleNamespace) -> None:
+    exploring, reporting, saved = part("exploring"), part("reporting"), part("saved")
+    searched = exploring.run_explore(search(part))
+    points = tuple(replace(point, thumbnail=PICTURE) for point in exploring.FINDINGS.found.points)
+    exploring.FINDINGS.found = replace(exploring.FINDINGS.found, points=points)
+    saved.save_exploration(exploring.FINDINGS.found, "pictured")
+    measured, _ = reporting.run_report(measurement(part))
+    page = saved.find(saved.REPORTS, measured.file) / "report.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", f'<img src="{PICTURE}" alt=""></body>'))
+
+    def shown() -> list[bool]:
+        return [
+            PICTURE in saved.read_exploration("pictured").to_json(),
+            PICTURE in exploring.FINDINGS.last()[0].to_json(),
+            PICTURE in saved.read_report(measured.file)[0],
+        ]
+
+    assert searched.status == "done" and shown() == [True] * 3
+    part("shelf").save_profile("studio", ["words"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    assert shown() == [False] * 3
+    a1111.shared.opts.concept_erasure_profile = "None"
+    assert shown() == [True] * 3  # the files keep them
+
+
+def test_what_cannot_be_saved_is_shown_all_the_same(part: Any, library: Path) -> None:
+    (library / "explorations").write_text("in the way")
+    (library / "reports").write_text("in the way")
+    exploring = part("exploring")
+    job = exploring.run_explore(search(part))
+    assert job.status == "done" and "could not be saved" in job.message and str(library) not in job.message
+    assert exploring.FINDINGS.found is not None and exploring.FINDINGS.last()[0] is not None
+    assert "could not be saved" in part("explore_tab").shown()[2]
+    job, card = part("reporting").run_report(measurement(part))
+    assert job.status == "done" and "could not be saved" in job.message and card is not None

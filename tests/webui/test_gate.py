@@ -9,7 +9,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
-from generation import PROMPT, NoPicture, expected, generate
+from generation import PROMPT, NoPicture, expected, generate, write_negated
 
 from erasure_core.delta import DeltaSet, DenseDelta
 from erasure_core.errors import DeviceOutOfMemory
@@ -117,6 +117,22 @@ def test_a_pinned_profile_cannot_be_switched_off(web: SimpleNamespace, library: 
     erased = generate(web)
     web.shared.cmd_opts.concept_erasure_profile = "studio"
     web.shared.opts.concept_erasure_profile = "None"
+    assert torch.equal(generate(web), erased)
+
+
+@pytest.mark.parametrize("name", ["ball", "words"])
+def test_a_profile_cannot_be_undone_by_another_erasure(
+    web: SimpleNamespace, source: DiffusersModel, library: Path, name: str
+) -> None:
+    write_negated(library, source, name)
+    generate(web, f"{PROMPT}<erase:{name}><erase:{name}-negated>")
+    _use_profile(web, library, name)
+    erased = generate(web)
+    for strength in (0.6, 1.0, 4.0):
+        with pytest.raises(NoPicture, match="what the safety profile in force changes"):
+            generate(web, panel=(True, f"{name}-negated", strength))
+    generate(web, panel=(True, f"{name}-negated", 0.4))
+    generate(web, f"{PROMPT}<erase:ball:0.5><erase:words>")
     assert torch.equal(generate(web), erased)
 
 

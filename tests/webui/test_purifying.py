@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from generation import write_negated
 from PIL import Image
 
-from erasure_core.errors import InvalidConcept, InvalidSettings
+from erasure_core.errors import InvalidConcept, InvalidSettings, ModelError, WrongBase
+from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.profile import ProfileFailed
 
@@ -59,3 +61,34 @@ def test_a_profile_in_force_holds_here_too(purifying: Any, a1111: SimpleNamespac
     (library / "studio.profile.json").unlink()
     with pytest.raises(ProfileFailed, match="cannot be read"):
         made(small)
+
+
+def test_another_base_is_painted_with_only_where_the_setting_allows_it(
+    purifying: Any, a1111: SimpleNamespace, library: Path
+) -> None:
+    picture, wishes = Image.new("RGB", (64, 64)), [purifying.Wish("ball")]
+    with torch.no_grad():
+        for weight in a1111.model.model.diffusion_model.parameters():
+            weight.mul_(1.1)
+    with pytest.raises(WrongBase):
+        purifying.run_purify(picture, "a red ball", wishes, 4, 3.0, 0.5)
+    a1111.shared.opts.concept_erasure_other_base = True
+    assert purifying.run_purify(picture, "a red ball", wishes, 4, 3.0, 0.5)
+
+
+def test_a_model_that_cannot_be_used_is_told_in_words_that_fit(
+    purifying: Any, a1111: SimpleNamespace, library: Path
+) -> None:
+    a1111.shared.loaded_hypernetworks = [object()]
+    with pytest.raises(ModelError, match="paint pictures again, now: a hypernetwork"):
+        purifying.run_purify(Image.new("RGB", (64, 64)), "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
+
+
+def test_a_profile_is_not_undone_here(
+    purifying: Any, a1111: SimpleNamespace, library: Path, source: DiffusersModel
+) -> None:
+    write_negated(library, source, "ball")
+    importlib.import_module("concept_erasure_webui.shelf").save_profile("studio", ["ball"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    with pytest.raises(ProfileFailed, match="would leave 0% of"):
+        purifying.run_purify(Image.new("RGB", (64, 64)), "a red ball", [purifying.Wish("ball-negated")], 4, 3.0, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +173,43 @@ def test_cells_of_a_plot_say_what_each_of_them_did(a1111: SimpleNamespace, libra
         generate(a1111, p=cell)
     said = [cell.extra_generation_params.get("Concept erasure") for cell in (*cells, whole)]
     assert said == ["ball:1", None, "words:0.5", None]
+
+
+def test_more_erasures_than_the_panel_holds(a1111: SimpleNamespace, library: Path) -> None:
+    four = (True, "ball", 1.0, "words", 1.0, "None", 1.0, "None", 1.0)
+    generate(a1111, panel=(*four, ""))
+    generate(a1111, panel=(False, *four[1:], "star"))
+    with pytest.raises(NoPicture, match="holds 4 erasures, and the request names more"):
+        generate(a1111, panel=(*four, "star"))
+
+
+def test_two_axes_of_a_plot_count_both(web: SimpleNamespace) -> None:
+    xyz: Any = importlib.import_module("concept_erasure_webui.xyz")
+    p = fakes.Processing([PROMPT])
+    for value in ("ball:0.5", "None", "words:0.5"):
+        xyz._apply(p, value, [])
+    erased = generate(web, p=p)
+    assert p.extra_generation_params["Concept erasure"] == "ball:0.5, words:0.5"
+    assert torch.equal(generate(web, f"{PROMPT}<erase:ball:0.5><erase:words:0.5>"), erased)
+
+
+def test_a_cell_of_a_plot_that_failed_is_not_part_of_the_next(web: SimpleNamespace) -> None:
+    xyz: Any = importlib.import_module("concept_erasure_webui.xyz")
+    base, whole = generate(web), fakes.Processing([PROMPT])
+
+    def cell(value: str, **given: Any) -> torch.Tensor:
+        p = copy.copy(whole)
+        xyz._apply(p, value, [])
+        return generate(web, p=p, task=False, **given)
+
+    def fail() -> None:
+        raise MemoryError
+
+    web.shared.state.begin("plot")
+    with pytest.raises(MemoryError):
+        cell("ball:1", before_step=fail)
+    assert torch.equal(cell("None"), base)
+    # What an extension paints inside of a cell is a part of it still, also with a copy of the cell's own object.
+    made: list[torch.Tensor] = []
+    erased = cell("ball:1", inside=lambda: made.append(generate(web, task=False)))
+    assert torch.equal(made[0], erased)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from erasure_core.errors import ErasureError, InvalidSettings, WrongBase
+from erasure_core.errors import ErasureError, InvalidSettings, OutputError, WrongBase
 from erasure_core.methods import METHODS, find_method
 
 
@@ -262,3 +262,53 @@ def test_settings_cannot_be_changed_from_the_hosts_api(package: Any) -> None:
     exec("def set_config():\n    change()", calls)  # noqa: S102  # a frame of that module is what is looked for
     with pytest.raises(ErasureError, match="through the API"):
         calls["set_config"]()
+
+
+def test_nothing_is_imported_where_it_could_undo_a_profile(
+    a1111: SimpleNamespace, package: Any, library: Path, erasure_files: dict[str, bytes]
+) -> None:
+    shelf, upload = package("shelf"), library.parent / "ball.safetensors"
+    upload.write_bytes(erasure_files["ball"])
+    a1111.shared.cmd_opts.webui_is_non_local = True
+    with pytest.raises(ErasureError, match="Importing is switched off, because this web UI is open"):
+        shelf.import_file(upload, "")
+    a1111.shared.cmd_opts.webui_is_non_local = False
+    for pinned in ("studio", ""):
+        a1111.shared.cmd_opts.concept_erasure_profile = pinned
+        with pytest.raises(ErasureError, match="Importing is switched off while a safety profile is pinned"):
+            shelf.import_file(upload, "")
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    a1111: SimpleNamespace, package: Any, library: Path, erasure_files: dict[str, bytes], monkeypatch: Any
+) -> None:
+    shelf, upload = package("shelf"), library.parent / "ball.safetensors"
+    upload.write_bytes(erasure_files["ball"])
+    before = sorted(library.iterdir())
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(OutputError, match="No space left"):
+            shelf.import_file(upload, "")
+        with pytest.raises(OutputError, match="No space left"):
+            shelf.export_lora("ball")
+    assert sorted(library.iterdir()) == before and not any((library.parent / "Lora").iterdir())
+    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+    for work in (lambda: shelf.rename("ball", "sphere"), lambda: shelf.delete("ball", True)):
+        with pytest.raises(OutputError, match="cannot be changed"):
+            work()
+
+
+def test_other_bases_fit_where_the_setting_allows_them(a1111: SimpleNamespace, package: Any, library: Path) -> None:
+    shelf = package("shelf")
+    with torch.no_grad():
+        for weight in a1111.model.model.diffusion_model.parameters():
+            weight.mul_(1.5)
+    with pytest.raises(WrongBase):
+        shelf.check("ball")
+    a1111.shared.opts.concept_erasure_other_base = True
+    assert "ball fits" in shelf.check("ball")
