@@ -103,6 +103,20 @@ def test_the_hires_pass_has_its_own_tags(web: WebUi, ball: str) -> None:
     assert (web.paint(P, **hires), web.paint(erase, **hires)) == (base, both)
 
 
+def test_an_erasure_of_the_text_encoder_reaches_the_hires_pass(web: WebUi, ball: str) -> None:
+    """Where its prompt has other LoRAs, hosts take their own text encoder again before they encode it."""
+    small = {"layers": "text-encoder", "steps": 2, "trajectories": 2, "trajectory_steps": 2, "batch": 1}
+    status, made = web.erase("ball", method="esd", settings=small | {"learning_rate": 0.01})
+    assert status == 200 and made["status"] == "done", made
+    name = Path(made["file"]).stem
+    tag, lora, hires = f"<erase:{name}:1>", "<lora:style:0>", HIRES | {"hr_second_pass_steps": 5}
+    plain = web.paint(f"{P}{tag}", **hires, hr_prompt=f"{P}{lora}")
+    erased = web.paint(f"{P}{tag}", **hires, hr_prompt=f"{P}{tag}{lora}")
+    assert None not in (plain, erased) and plain != erased
+    panel = {"concept erasure": {"args": [True, name, 1.0]}}
+    assert web.paint(P, **hires, hr_prompt=f"{P}{lora}", alwayson_scripts=panel) == erased
+
+
 @pytest.mark.skipif(not os.environ.get("WEBUI_OTHER"), reason="set WEBUI_OTHER to a checkpoint of another base")
 def test_other_checkpoints_are_refused_and_leave_no_trace(web: WebUi, ball: str) -> None:
     other, erase = os.environ["WEBUI_OTHER"], f"{P}<erase:{ball}:1>"
