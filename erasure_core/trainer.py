@@ -217,7 +217,8 @@ class Trainer:
         # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
         self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
         self._updating = self._all_ran = False
-        self._encoded: dict[str, Conditioning] = {}
+        self._encoded: Conditioning | None = None
+        self._places: dict[str, int] = {}
 
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""
@@ -485,8 +486,8 @@ class Trainer:
         if not self.trains_text:
             prompts = [p for roles in self.pool_roles().values() for written in roles.values() for p in written]
             distinct = list(dict.fromkeys(["", *prompts]))
-            encoded = encode_in_pieces(self.model, distinct)
-            self._encoded = {prompt: encoded[[i]] for i, prompt in enumerate(distinct)}
+            self._encoded = encode_in_pieces(self.model, distinct)
+            self._places = {prompt: i for i, prompt in enumerate(distinct)}
 
     def _encode_together(self, given: Sequence[list[str] | Conditioning]) -> list[Conditioning]:
         """Each list of prompts encoded, all in one call; what is encoded already stays."""
@@ -507,4 +508,5 @@ class Trainer:
         if self.trains_text:
             distinct = list(dict.fromkeys(prompts))
             return self.model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
-        return Conditioning.cat([self._encoded[prompt] for prompt in prompts])
+        assert self._encoded is not None
+        return self._encoded[[self._places[prompt] for prompt in prompts]]
