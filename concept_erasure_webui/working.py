@@ -128,7 +128,7 @@ def loaded_model(latent_side: int | None = None) -> WebuiModel:
     """
     _load_chosen()
     SESSION.take_off()
-    model = WebuiModel(shared.sd_model, latent_side, f"clip skip {shared.opts.CLIP_stop_at_last_layers}")
+    model = WebuiModel(shared.sd_model, latent_side, f"clip skip {getattr(shared.opts, 'CLIP_stop_at_last_layers', 1)}")
     model.host.clean()
     return model
 
