@@ -58,7 +58,7 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
             other = own.get(word, manifest.alternative)
             if other is not None and other.casefold() not in erased:
                 instead.setdefault(word, other)
-    groups = tuple(group for manifest in manifests for group in manifest.concept.each)
+    groups = tuple(group for manifest in manifests for group in (manifest.groups or (manifest.words,)))
     return Concept(words, None, kept, tuple(instead.items()), groups=groups)
 
 

@@ -137,8 +137,8 @@ def peak_memory() -> int:
 
 def shown_by_adapter(model: DiffusersModel, concept: Concept, settings: CoErasingSettings) -> ConceptPictures:
     """As many pictures of the concept as the method would make by itself, as the bundled IP-Adapter reads them."""
-    count, steps = settings.own_pictures, settings.trajectory_steps
-    made = own_latents(model, concept.words[0], count, settings.seed, steps, Silent(), settings.max_batch)
+    how = settings.seed, settings.trajectory_steps, settings.guidance, Silent(), settings.max_batch
+    made = own_latents(model, concept.words[0], settings.own_pictures, *how)
     adapter = ImageAdapter.read(ADAPTER, model)
     return ConceptPictures(tokens=tokens_of(model.decode(made), adapter), adapter=adapter)
 

@@ -110,11 +110,12 @@ def test_a_merge_of_one_file_scales_it(
 
 def test_a_merge_keeps_what_takes_each_words_place() -> None:
     def erasing(words: str, instead: str | None, *own: tuple[str, str]) -> Any:
-        return SimpleNamespace(words=tuple(words.split()), alternative=instead, keep=(), instead=own)
+        return SimpleNamespace(words=tuple(words.split()), alternative=instead, keep=(), instead=own, groups=())
 
     merged_one = all_words([erasing("ball orb", "cube", ("orb", "egg")), erasing("cat", "ball"), erasing("dog", None)])
     assert merged_one.words == ("ball", "orb", "cat", "dog") and merged_one.alternative is None
     assert dict(merged_one.instead) == {"ball": "cube", "orb": "egg"}, "the cat's ball is erased itself"
+    assert merged_one.each == (("ball", "orb"), ("cat",), ("dog",))
 
 
 def test_convert_command_states_its_errors(
