@@ -59,7 +59,7 @@ class Aim:
         Raises:
             OutOfMemory: it does not suffice for one.
         """
-        start, leaves = 0, _leaves(prompts)
+        start, leaves, most = 0, _leaves(prompts), subject.batches.most
         while start < len(prompts):
             rows = range(start, min(start + subject.descended_at_once, len(prompts)))
             try:
@@ -68,6 +68,7 @@ class Aim:
             except DeviceOutOfMemory as error:
                 if len(rows) == 1:
                     raise OutOfMemory("the device has too little memory for it") from error
+                subject.batches.most = most  # what does not fit with activations may fit without
                 # A backward that was broken off may have left a part of its gradients: all begins anew.
                 subject.descended_at_once, start, leaves = len(rows) // 2, 0, _leaves(prompts)
                 continue
