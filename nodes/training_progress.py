@@ -78,10 +78,14 @@ class BarProgress(Stoppable):
     def __init__(self, node_id: str | None) -> None:
         self.node_id, self.bar = node_id, comfy.utils.ProgressBar(1, node_id=node_id)
         self.started, self.first_step, self.stage, self.told = time.monotonic(), 0, "", 0.0
+        self.step = 0
 
     def update(self, report: Report) -> None:
-        if report.stage != self.stage:
+        if report.stage != self.stage or report.step < self.step:
             self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
+            # A bar of its own: newer hosts do not show one that goes back.
+            self.bar = comfy.utils.ProgressBar(max(1, report.total), node_id=self.node_id)
+        self.step = report.step
         self.bar.update_absolute(report.step, report.total, self._preview(report))
         now = time.monotonic()
         if now - self.told >= TELL_EVERY or report.step == report.total:

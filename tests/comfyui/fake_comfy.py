@@ -428,11 +428,14 @@ class ProgressBar:
     shown: list[tuple[int, int]] = []  # noqa: RUF012
 
     def __init__(self, total: int, node_id: str | None = None) -> None:
-        self.total = total
+        self.total, self.sent = total, -1
 
     def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
-        self.shown.append((value, total or self.total))
-        _throw_if_interrupted()
+        self.total = total or self.total
+        if self.sent <= value or value >= self.total:  # newer hosts send nothing of a bar that goes back
+            self.sent = value
+            self.shown.append((value, self.total))
+            _throw_if_interrupted()
 
 
 def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType]:

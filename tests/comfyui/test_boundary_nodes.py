@@ -243,6 +243,19 @@ def test_interrupting_a_search_of_hardening_writes_no_file(
     assert not list((fake_host / "erasures").glob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("nodes")
+def test_a_bar_that_begins_anew_is_shown() -> None:
+    """Of a bar that goes back newer hosts would show nothing till its end."""
+    progress = importlib.import_module(f"{PACK}.nodes.training_progress")
+    report = importlib.import_module(f"{PACK}.erasure_core.progress").Report
+    stages = [("preparing", 0, 9), ("preparing", 9, 9), ("words", 1, 100), ("words", 5, 100), ("words", 2, 100)]
+    bar = progress.BarProgress("1")
+    fake_comfy.ProgressBar.shown.clear()
+    for stage in stages:
+        bar.update(report(*stage))
+    assert fake_comfy.ProgressBar.shown == [stage[1:] for stage in stages]
+
+
 def test_what_a_stranger_writes_as_rounds_is_not_believed(nodes: Nodes, graph: dict[str, Any]) -> None:
     badge = importlib.import_module(f"{PACK}.nodes.badge")
     manifest = instant(nodes, graph).args[2][0].stored.manifest
