@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..delta import weight_of
-from ..errors import ModelError, PromptTooLong
+from ..errors import Cancelled, ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
 from .comfyui_weights import HostWeights, constant, lent, out_of_place, recomputing, refuse_quantised
@@ -129,6 +129,7 @@ class ComfyModel:
             with (
                 _embeddings_instead(encoder, tokens, ends) if given else ExitStack(),
                 _reading_at(encoder, self.device),
+                interrupt_cancels(),
             ):
                 context, pooled = encoder.encode(tokens)[:2]
             contexts.append(context)
@@ -148,14 +149,15 @@ class ComfyModel:
             height, width = (8 * side for side in latents.shape[-2:])
             added = host.encode_adm(pooled_output=conditioning.pooled, width=width, height=height)
             added = added.to(self.device, self.dtype)
-        prediction: Tensor = host.diffusion_model(
-            latents.to(self.device, self.dtype),
-            t.to(self.device).float(),
-            context=conditioning.context.to(self.device, self.dtype),
-            y=added,
-            transformer_options={"optimized_attention_override": _differentiable_attention},
-        )
-        return prediction.float()
+        with interrupt_cancels():
+            prediction: Tensor = host.diffusion_model(
+                latents.to(self.device, self.dtype),
+                t.to(self.device).float(),
+                context=conditioning.context.to(self.device, self.dtype),
+                y=added,
+                transformer_options={"optimized_attention_override": _differentiable_attention},
+            )
+            return prediction.float()
 
     def layers(self) -> dict[str, nn.Module]:
         if not self._layers:
@@ -424,6 +426,22 @@ def as_the_host() -> torch.inference_mode:
     ("Inference tensors do not track version counter"). What comes out belongs to inference mode; clone it to train.
     """
     return torch.inference_mode()
+
+
+@contextmanager
+def interrupt_cancels() -> Iterator[None]:
+    """Inside, the host's interrupt is our own: newer hosts raise theirs, which is no ``Exception``, from any layer, and
+    a search would lose what it has found.
+
+    Raises:
+        Cancelled: the user interrupted.
+    """
+    import comfy.model_management as mm
+
+    try:
+        yield
+    except mm.InterruptProcessingException:
+        raise Cancelled("Stopped by the host's Interrupt.") from None
 
 
 @contextmanager

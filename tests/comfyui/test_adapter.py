@@ -157,7 +157,7 @@ class RaiseAt(Silent):
 def test_an_interrupt_from_inside_a_layer_leaves_the_host_untouched(oracle: DiffusersModel, tmp_path: Path) -> None:
     model, saved = adapter(oracle), tmp_path / "state"
     before = state(model)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Cancelled):  # the node ends with the host's own again
         erase(model, BALL, "esd", SHORT, RaiseAt(), saved)
     Switches.reset()
     assert state(model) == before and saved.exists()
@@ -442,6 +442,22 @@ def test_pictures_go_both_ways(oracle: DiffusersModel) -> None:
     model.vae = None
     with pytest.raises(ModelError, match="No VAE"):
         model.decode(torch.randn(1, 4, 8, 8))
+
+
+def test_an_interrupt_from_inside_a_layer_cancels(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts raise theirs, which is no ``Exception``, from every operation."""
+    model = adapter(oracle)
+    conditioning = model.encode(["a red ball"])
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr(model.patcher.model.diffusion_model, "forward", interrupted)
+    with pytest.raises(Cancelled, match="Interrupt"):
+        model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), conditioning)
+    monkeypatch.setattr(model.clip.cond_stage_model.clip_l, "encode", interrupted)
+    with pytest.raises(Cancelled, match="Interrupt"):
+        model.encode(["a red ball"])
 
 
 def test_cancelling_saves_the_state(oracle: DiffusersModel, tmp_path: Path) -> None:

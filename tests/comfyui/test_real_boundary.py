@@ -96,7 +96,7 @@ def test_a_report_card(host: Host, graphs: Graphs) -> None:
     page = host.picture_bytes(outputs["report"]["report_card"][0]).decode()
     assert "data:image/png" in page and "Does not withstand an attacker" in outputs["report"]["text"][0]
     assert picture_of(outputs, "show")["filename"].startswith("card")
-    file = outputs["erase"]["erasure"][0]["file"]
+    file = outputs["look"]["erasure"][0]["file"]  # the Erase node may be cached, and say nothing
     assert "report_card" in host.get(f"/concept_erasure/erasure?name={file}")["measured"]
 
 
