@@ -25,7 +25,7 @@ from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
 from ..erasure_core.manifest import Manifest
-from ..erasure_core.safe_files import check_regular, read_tensors, write_bytes
+from ..erasure_core.safe_files import copy_file, read_tensors
 from .badge import badge_of, missing
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
 from .refusal import FOLDER
@@ -290,7 +290,7 @@ class SaveErasure(io.ComfyNode):
             path = library().free_path(name)
             only = erasure[0] if len(erasure) == 1 else None
             if only is not None and only.is_file and only.unet == only.text == 1.0:
-                write_bytes(path, _bytes_of(only.stored.path))
+                copy_file(only.stored.path, path)
             elif model is None:
                 raise ModelError("This is more than a copy of one file: connect the MODEL (and CLIP) it was made on.")
             else:
@@ -300,14 +300,6 @@ class SaveErasure(io.ComfyNode):
                 write_erasure(path, merge(loaded, parts), loaded)
             shown = badge_of(path.name, read_manifest(path))
             return io.NodeOutput((Item(read_erasure(path)),), str(path), ui={"erasure": [shown]})
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        check_regular(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidFile(f"{path} cannot be read ({error.strerror}).") from error
 
 
 class InspectErasure(io.ComfyNode):
