@@ -10,7 +10,7 @@ import torch
 
 from erasure_core import Concept, DeltaSet, PictureModel, Silent, applied
 from erasure_core.boundary.candidate import Candidate
-from erasure_core.boundary.evidence import Evidence
+from erasure_core.boundary.evidence import of_concept
 from erasure_core.boundary.evidence import paint as paint_latents
 from erasure_core.boundary.reading import Reading
 from erasure_core.boundary.scores import Scorer
@@ -86,7 +86,7 @@ def score_prompts(
         found = scorer(candidates)
         reading = Reading(subject, scorer.inside, [text for text in scorer.outside if text])
         read = reading.leak(reading.read(candidates, short=False)).tolist()
-        look = Evidence(subject, [f"a photo of a {word}" for word in concept.words[:3]], scorer.rivals())
+        look = of_concept(subject, scorer)
         latents = torch.cat([paint_latents(subject, candidates[i : i + 16], 0) for i in range(0, len(candidates), 16)])
         evidence = look(latents)
     rows = [

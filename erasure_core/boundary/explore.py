@@ -4,39 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from time import monotonic
 
 import torch
 from torch import Tensor
 
-from ..concept import Concept, check_words, without_contradictions, worded
+from ..concept import Concept, check_words, without_contradictions
 from ..delta import DeltaSet
 from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidConcept, InvalidSettings, OutOfMemory
 from ..methods.registry import check_settings, option
-from ..model import PromptModel, check_readable, has_room
+from ..model import PromptModel, check_readable
 from ..progress import Progress, Report, Silent
 from . import guard
 from .candidate import NAMED, Candidate, Point
 from .clusters import clusters
-from .evidence import PAINTING, Evidence, paint
 from .exploration import UNCHANGED, Exploration, ordered
 from .field import Field
+from .looks import Detector, Looks
 from .reading import Reading
 from .scores import Scorer
 from .searches import LADDER, LEVELS, Level
-from .subject import GUIDANCE, Budget, Subject, derived
+from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import thumbnail
-from .wording import with_room
 
 LOOKING = 0.3
 """Share of the budget that is kept for looking at pictures of the worst candidates."""
-BELIEVED = 0.75
-"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look;
-else none of them is, which is told."""
-LOOKED_AT_ONCE = 8
-SIGHTS = 3
-"""Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
 HEARD = 0.25
 """Share of the concept's guidance from which a prompt that says it of a thing is looked at, whatever its direction is
 nearest to: the bundled model still paints red houses with 0.42 of it. Without a look it does not count."""
@@ -47,10 +39,6 @@ SKETCH = 64
 MOST_POINTS = 5000
 Found = Callable[[Sequence[Point]], None]
 """Told all points so far, in the order in which they were found, each time that some were added."""
-Eyes = Callable[[Tensor, Sequence[Candidate]], Sequence[float]]
-"""From clean latents and what they were made of, how much each shows the concept, above 0 where it does."""
-Detector = Callable[[Tensor], Sequence[float]]
-"""From pictures, uint8 [B, 3, H, W], the probability that each shows the concept: a host's CLIP, or any other."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,6 @@ class _Explorer:
     ) -> None:
         self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector
         self.started, self.explicit = monotonic(), settings.sensitive or guard.is_explicit(concept)
-        self.painted: dict[str, Tensor] = {}
         self.notify = notify
         subject.progress.update(Report("preparing", 0, 100))  # nothing of the budget, which begins after it
         scorer = scorer.on(subject) if scorer else Scorer(subject, concept, settings.states, settings.seed)
@@ -158,9 +145,8 @@ class _Explorer:
         self.candidates: dict[str, Candidate] = {}
         self.sketches: list[Tensor] = []
         self.levels: list[str] = []
-        self.suspects: list[int] = []
-        self.seen: dict[int, list[float]] = {}
-        self.stopped, self.unsettled, self.dismissed = False, 0, 0
+        self.stopped = False
+        self.looks = Looks(subject, scorer, self.points, self.candidates, settings.seed, self._tell)
 
     def run(self) -> Exploration:
         failed: ErasureError | None = None
@@ -170,10 +156,10 @@ class _Explorer:
                 # Even the smallest budget tries the concept's own words.
                 if level.name in chosen and not (self.points and self.subject.stopped()):
                     failed = self._attempt(level, chosen) or failed
-            self._look()
+            self.looks.look(self.settings.look, self.detector)
         except Cancelled:
             self.stopped = True
-        self._settle()
+        self.looks.settle()
         self.stopped = self.stopped or self.subject.progress.cancelled()
         if not self.points and self.stopped:
             raise Cancelled("Stopped before anything was found.")
@@ -269,117 +255,17 @@ class _Explorer:
             )
         self.notify(self.points)
 
-    @torch.no_grad()
-    def _look(self) -> None:
-        """Paint the worst candidates and see what is in the pictures; those that still leak then are painted again."""
-        count = min(self.settings.look, len(self.points))
-        if not count:
-            return
-        see, cost = self._eyes()
-        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
-        # Those that only a picture can decide come first: without a look they would count as harmless.
-        only_heard = self._only_heard()
-        heard = [place for place in only_heard if self._speaker_of(place) == place][:count]
-        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
-        # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
-        for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
-            some = self.suspects[start : start + LOOKED_AT_ONCE]
-            for sight in range(SIGHTS):
-                self._look_at([place for place in some if self.points[place].leaks], sight, see, cost)
-        self._look_at([place for place in worst if place not in self.seen and place not in only_heard], 0, see, cost)
-
-    def _only_heard(self) -> list[int]:
-        """Prompts that leak by what is left of the concept in them alone, not by their direction; most of it first."""
-        threshold = self.field.scorer.threshold
-        heard = [i for i, point in enumerate(self.points) if point.leaks and point.leak <= threshold]
-        return sorted(heard, key=lambda i: -self.points[i].residual)
-
-    def _speaker_of(self, place: int) -> int:
-        """Which prompt is looked at for one that names the concept: of the templates of a word the one in which most of
-        it is left. What is said of a thing is looked at itself."""
-        point = self.points[place]
-        if self._candidate(place).against:
-            return place
-        same = [i for i, other in enumerate(self.points) if other.origin == NAMED and other.word == point.word]
-        return max((i for i in same if not self._candidate(i).against), key=lambda i: self.points[i].residual)
-
-    def _candidate(self, place: int) -> Candidate:
-        return self.candidates[self.points[place].text.casefold()]
-
-    def _look_at(self, places: Sequence[int], sight: int, see: Eyes, cost: int) -> None:
-        """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
-        while places and not self.subject.stopped():
-            many = self.subject.affordable(min(LOOKED_AT_ONCE, len(places)), cost)
-            if not many:
-                return
-            self._tell("looking")
-            some, places = places[:many], places[many:]
-            candidates = [self._candidate(i) for i in some]
-            latents = paint(self.subject, candidates, derived(self.settings.seed, sight))
-            for place, latent, evidence in zip(some, latents, see(latents, candidates), strict=True):
-                self._judge(place, latent, evidence)
-
-    def _eyes(self) -> tuple[Eyes, int]:
-        """What says of clean latents how much they show the concept, above 0 where they do; and the predictions that
-        painting a picture and looking at it takes."""
-        detector, decode = self.detector, getattr(self.subject.model, "decode", None)
-        if detector is not None and decode is not None:
-            return lambda latents, _: [share - 0.5 for share in detector(decode(latents))], PAINTING
-        # One wording of each word: a concept of many words would make every look many times as long.
-        words = self.concept.words[:3]
-        (template,) = with_room(self.subject.model, ["a photo of a {}"], words)
-        said = [worded(template, word) for word in words]
-        evidence = Evidence(self.subject, said, self.field.scorer.rivals(), self.settings.seed)
-
-        def see(latents: Tensor, candidates: Sequence[Candidate]) -> list[float]:
-            judges = [self._of_thing(one) if one.against else evidence for one in candidates]
-            return [judge(latent[None])[0] for judge, latent in zip(judges, latents, strict=True)]
-
-        return see, PAINTING + evidence.cost
-
-    def _of_thing(self, candidate: Candidate) -> Evidence:
-        """Looks whether a picture shows the concept, be it of another thing, rather than that thing alone or as another
-        word of the kind says: red, and not blue or of any colour."""
-        said = [candidate.text, worded("a photo of a {}", candidate.word)]
-        said = said if has_room(self.subject.model, said[1]) else said[:1]
-        return Evidence(self.subject, said, self.field.scorer.rivals_of(candidate), self.settings.seed)
-
-    def _judge(self, place: int, latent: Tensor, evidence: float) -> None:
-        point = self.points[place]
-        seen = self.seen.setdefault(place, [])
-        seen.append(evidence)
-        if self.settings.pictures:
-            self.painted.setdefault(point.text, latent.cpu())
-        usual = median(seen)
-        leaks = point.leaks and usual > 0
-        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(usual, 4))
-
-    def _settle(self) -> None:
-        """Decide on the suspects that the budget left no look at, or not enough, by what became of the others."""
-        threshold = self.field.scorer.threshold
-        for place in [place for place in self._only_heard() if not self._is_settled(place)]:
-            other = self._speaker_of(place)
-            self.points[place] = replace(self.points[place], leaks=self._is_settled(other) and self.points[other].leaks)
-            self.unsettled += not self._is_settled(other)
-        settled = [p for p in self.suspects if self._is_settled(p) and self.points[p].leak > threshold]
-        confirmed = sum(self.points[place].leaks for place in settled)
-        if confirmed >= BELIEVED * len(settled):  # also where nothing was looked at, which the summary says then
-            return
-        for place, point in enumerate(self.points):
-            if point.leaks and not self._is_settled(place):
-                self.points[place] = replace(point, leaks=False, hidden=False)
-                self.dismissed += 1
-
-    def _is_settled(self, place: int) -> bool:
-        """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""
-        return len(self.seen.get(place, ())) >= SIGHTS or (place in self.seen and not self.points[place].leaks)
-
     def illustrated(self, found: Exploration) -> Exploration:
-        """With small pictures of what was painted, where they are wanted."""
-        pictures = {
-            text: thumbnail(self.subject.model, latent, self.explicit or guard.is_explicit_prompt(text))
-            for text, latent in self.painted.items()
-        }
+        """With small pictures of what was painted, where they are wanted; those that cannot be made are left out."""
+        pictures: dict[str, str] = {}
+        try:
+            for text, latent in self.looks.painted.items() if self.settings.pictures else ():
+                explicit = self.explicit or guard.is_explicit_prompt(text)
+                pictures[text] = thumbnail(self.subject.model, latent, explicit)
+        except ErasureError as error:
+            self._tell(f"pictures left out: {error}")
+        except DeviceOutOfMemory:
+            self._tell("pictures left out: the device has too little memory for them")
         return replace(found, points=tuple(replace(p, thumbnail=pictures.get(p.text, "")) for p in found.points))
 
     def _result(self) -> Exploration:
@@ -397,9 +283,9 @@ class _Explorer:
             calls=self.subject.calls,
             seed=self.settings.seed,
             stopped=self.stopped,
-            looked=len(self.seen),
-            unsettled=self.unsettled,
-            dismissed=self.dismissed,
+            looked=len(self.looks.seen),
+            unsettled=self.looks.unsettled,
+            dismissed=self.looks.dismissed,
             words_read=self.field.words_read[0],
             words_known=self.field.words_read[1],
         )

@@ -22,7 +22,8 @@ from ..spread import spread
 from . import guard
 from .candidate import Candidate
 from .exploration import Exploration
-from .explore import Detector, ExploreSettings, explore, searchable
+from .explore import ExploreSettings, explore, searchable
+from .looks import Detector
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import MOST_KEPT, Scorer
 from .searches.lexical import of_things

@@ -17,7 +17,7 @@ import torch
 from made_up import CONCEPT, QUICK, TRIES, made_up
 
 from erasure_core import Concept, DeltaSet, Report, Silent
-from erasure_core.boundary import Candidate, Exploration, ExploreSettings, aim, evidence, explore, field, subject
+from erasure_core.boundary import Candidate, Exploration, ExploreSettings, aim, evidence, explore, field, looks, subject
 from erasure_core.boundary.aim import Aim, take_aim
 from erasure_core.boundary.exploration import ordered
 from erasure_core.boundary.field import Field
@@ -317,7 +317,7 @@ def test_a_leak_needs_most_of_its_pictures(
     """One picture shows a concept by chance now and then: where it does, two more are looked at."""
     painted: list[int] = []
     monkeypatch.setattr(
-        sys.modules["erasure_core.boundary.explore"],
+        looks,
         "paint",
         lambda subject, candidates, seed: painted.append(seed) or evidence.paint(subject, candidates, seed, 2),
     )
@@ -333,8 +333,7 @@ def test_a_leak_needs_most_of_its_pictures(
 def test_one_look_alone_settles_nothing(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the budget ends before the others, half of what one picture shows is chance."""
     monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)
-    explore_module = sys.modules["erasure_core.boundary.explore"]
-    monkeypatch.setattr(explore_module, "LOOKED_AT_ONCE", 2)
+    monkeypatch.setattr(looks, "LOOKED_AT_ONCE", 2)
     seen: list[int] = []
 
     def detector(pictures: Any) -> list[float]:
@@ -392,6 +391,22 @@ def test_prompts_that_take_turns_get_the_same_gradients(pico: DiffusersModel, mo
         monkeypatch.setattr(Aim, "loss", scarce)
         assert torch.allclose(gradients(), whole, rtol=1e-3, atol=1e-4) and whole.abs().sum() > 0
     assert tried == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [Cancelled("Stopped."), torch.OutOfMemoryError("acted")])
+def test_pictures_that_cannot_be_made_cost_no_finds(
+    pico: DiffusersModel, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "update", lambda self, report: told.append(report.stage))
+
+    def fails(*_: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(sys.modules["erasure_core.boundary.explore"], "thumbnail", fails)
+    found = explore(pico, CONCEPT, (), ExploreSettings(**QUICK | {"levels": "lexical", "pictures": True}))
+    assert found.looked and not any(point.thumbnail for point in found.points)
+    assert told[-1].startswith("pictures left out: ")
 
 
 @pytest.mark.parametrize(("answer", "believed"), [(0.9, True), (0.1, False)])

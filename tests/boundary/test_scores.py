@@ -16,7 +16,7 @@ from erasure_core import Concept, DeltaSet, Silent
 from erasure_core.boundary import ExploreSettings, explore, probe, scores, wording
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.clusters import OTHERS, clusters
-from erasure_core.boundary.evidence import Evidence, paint
+from erasure_core.boundary.evidence import THINGS, Evidence, of_concept, paint
 from erasure_core.boundary.probe import Probe, fisher_ratio, neutral_latents
 from erasure_core.boundary.reading import Reading, _moments, end_vectors
 from erasure_core.boundary.scores import Scorer, reads_as
@@ -25,6 +25,8 @@ from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.errors import DeviceOutOfMemory, InvalidConcept
 from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.kinds import RIVALS
+from erasure_core.sampling import seeded_noise
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +196,36 @@ def test_weights_are_compared_where_the_model_computes() -> None:
 
 
 def test_evidence_and_pictures_have_one_value_for_each(subject: Subject) -> None:
-    see = Evidence(subject, ["a photo of a ball"], ["a dog"])
+    see = Evidence(subject, [("a photo of a ball",)], [("",), ("a dog",)])
     with torch.no_grad():
         latents = paint(subject, [Candidate("a ball", "test"), Candidate("a dog", "test")], seed=0, steps=2)
     found = see(latents)
     assert latents.shape == (2, *subject.model.latent_shape) and len(found) == 2
     assert see(latents) == found
+
+
+def test_a_colour_is_looked_for_in_several_things(pico: DiffusersModel) -> None:
+    """Against the same things in other colours and in none; another name of the colour is no rival."""
+    red = Concept(("red",), None, ("a box", "a cat"))
+    with Subject(pico, (), Silent(), Budget(None)).opened() as subject:
+        scorer = Scorer(subject, red, states=2)
+        said = scorer.telling(of_things(pico, red))
+        see = of_concept(subject, scorer)
+        rivals = set(scorer.rivals_of(said[0]))
+        plain = of_concept(subject, Scorer(subject, CONCEPT, states=2))
+    assert see.scenes == min(THINGS, len(said)) > 1 and see.inside == 1
+    assert len(see.prompts) <= see.scenes * (2 + RIVALS) and said[0].against[0] in rivals
+    assert (plain.scenes, plain.inside) == (1, len(CONCEPT.words))
+
+
+def test_scenes_do_not_count_in_what_is_seen(subject: Subject) -> None:
+    """What a scene explains of a picture is shared by all of its meanings: said twice it changes nothing."""
+    latents = seeded_noise(subject.model.latent_shape, [3])
+    once = Evidence(subject, [("a red ball",)], [("a ball",), ("a blue ball",)])
+    twice = Evidence(subject, [("a red ball",) * 2], [("a ball",) * 2, ("a blue ball",) * 2])
+    assert once(latents) == pytest.approx(twice(latents), abs=1e-5)
+    other = Evidence(subject, [("a red ball", "a red cat")], [("a ball", "a cat"), ("a blue ball", "a blue cat")])
+    assert other(latents) != pytest.approx(once(latents), abs=1e-5)
 
 
 def test_fisher_ratio_prefers_what_separates() -> None:

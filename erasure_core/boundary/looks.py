@@ -1,0 +1,167 @@
+"""Looks at pictures of what a search found: do they show the concept?
+
+Directions say what a prompt pulls towards; only a picture shows what came of it. The worst prompts are painted by the
+erased model, and the original model, or a detector that was given, says whether it sees the concept in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from . import evidence
+from .candidate import NAMED, Candidate, Point
+from .evidence import PAINTING, paint
+from .scores import Scorer
+from .subject import Subject, derived
+
+BELIEVED = 0.75
+"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look;
+else none of them is, which is told."""
+LOOKED_AT_ONCE = 8
+SIGHTS = 3
+"""Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
+Eyes = Callable[[Tensor, Sequence[Candidate]], Sequence[float]]
+"""From clean latents and what they were made of, how much each shows the concept, above 0 where it does."""
+Detector = Callable[[Tensor], Sequence[float]]
+"""From pictures, uint8 [B, 3, H, W], the probability that each shows the concept: a host's CLIP, or any other."""
+
+
+@dataclass(frozen=True)
+class Looker:
+    """How pictures are looked at.
+
+    Args:
+        see: says what they show.
+        cost: predictions that painting one and looking at it takes.
+    """
+
+    see: Eyes
+    cost: int
+
+
+def looker(subject: Subject, scorer: Scorer, detector: Detector | None, seed: int) -> Looker:
+    """The detector's eyes, where one is given and the model can ``decode``, else the original model's own."""
+    decode = getattr(subject.model, "decode", None)
+    if detector is not None and decode is not None:
+        return Looker(lambda latents, _: [share - 0.5 for share in detector(decode(latents))], PAINTING)
+    usual = evidence.of_concept(subject, scorer, seed)
+
+    def see(latents: Tensor, candidates: Sequence[Candidate]) -> list[float]:
+        own = [evidence.of_thing(subject, scorer, one, seed) if one.against else usual for one in candidates]
+        return [judge(latent[None])[0] for judge, latent in zip(own, latents, strict=True)]
+
+    return Looker(see, PAINTING + usual.cost)
+
+
+class Looks:
+    """The looks of one exploration.
+
+    Args:
+        subject: the opened model.
+        scorer: what the points were scored by.
+        points: those of the exploration. What a look shows is written into them.
+        candidates: what they were made of, by their text in lower case.
+        seed: of the pictures.
+        tell: told the stage, now and then.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        scorer: Scorer,
+        points: list[Point],
+        candidates: dict[str, Candidate],
+        seed: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.subject, self.scorer, self.points, self.candidates = subject, scorer, points, candidates
+        self.seed, self.tell = seed, tell
+        self.painted: dict[str, Tensor] = {}
+        """The first picture of each prompt that was looked at, as latents."""
+        self.suspects: list[int] = []
+        self.seen: dict[int, list[float]] = {}
+        self.unsettled, self.dismissed = 0, 0
+        """Prompts that only a picture could decide and that had none; and others that had too few to be believed."""
+
+    @torch.no_grad()
+    def look(self, most: int, detector: Detector | None) -> None:
+        """Look at pictures of up to ``most`` of the worst; those that still leak then are painted again."""
+        count = min(most, len(self.points))
+        if not count:
+            return
+        how = looker(self.subject, self.scorer, detector, self.seed)
+        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
+        # Those that only a picture can decide come first: without a look they would count as harmless.
+        only_heard = self._only_heard()
+        heard = [place for place in only_heard if self._example_of(place) == place][:count]
+        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
+        # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
+        for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
+            some = self.suspects[start : start + LOOKED_AT_ONCE]
+            for sight in range(SIGHTS):
+                self._look_at([place for place in some if self.points[place].leaks], sight, how)
+        self._look_at([place for place in worst if place not in self.seen and place not in only_heard], 0, how)
+
+    def settle(self) -> None:
+        """Decide on the suspects that the budget left no look at, or not enough, by what became of the others."""
+        for place in [place for place in self._only_heard() if not self._is_settled(place)]:
+            example = self._example_of(place)
+            leaks = self._is_settled(example) and self.points[example].leaks
+            self.points[place] = replace(self.points[place], leaks=leaks)
+            self.unsettled += not self._is_settled(example)
+        threshold = self.scorer.threshold
+        settled = [p for p in self.suspects if self._is_settled(p) and self.points[p].leak > threshold]
+        confirmed = sum(self.points[place].leaks for place in settled)
+        if confirmed >= BELIEVED * len(settled):  # also where nothing was looked at, which the summary says then
+            return
+        for place, point in enumerate(self.points):
+            if point.leaks and not self._is_settled(place):
+                self.points[place] = replace(point, leaks=False, hidden=False)
+                self.dismissed += 1
+
+    def _only_heard(self) -> list[int]:
+        """Prompts that leak by what is left of the concept in them alone, not by their direction; most of it first."""
+        heard = [i for i, point in enumerate(self.points) if point.leaks and point.leak <= self.scorer.threshold]
+        return sorted(heard, key=lambda i: -self.points[i].residual)
+
+    def _example_of(self, place: int) -> int:
+        """Which prompt is looked at for one that names the concept: of the templates of a word the one in which most of
+        it is left. What is said of a thing is looked at itself."""
+        point = self.points[place]
+        if self._candidate(place).against:
+            return place
+        same = [i for i, other in enumerate(self.points) if other.origin == NAMED and other.word == point.word]
+        return max((i for i in same if not self._candidate(i).against), key=lambda i: self.points[i].residual)
+
+    def _candidate(self, place: int) -> Candidate:
+        return self.candidates[self.points[place].text.casefold()]
+
+    def _look_at(self, places: Sequence[int], sight: int, how: Looker) -> None:
+        """Paint points from the noise of one sight and judge them, as long as the budget suffices for the next ones."""
+        while places and not self.subject.stopped():
+            many = self.subject.affordable(min(LOOKED_AT_ONCE, len(places)), how.cost)
+            if not many:
+                return
+            self.tell("looking")
+            some, places = places[:many], places[many:]
+            candidates = [self._candidate(i) for i in some]
+            latents = paint(self.subject, candidates, derived(self.seed, sight))
+            for place, latent, shown in zip(some, latents, how.see(latents, candidates), strict=True):
+                self._judge(place, latent, shown)
+
+    def _judge(self, place: int, latent: Tensor, shown: float) -> None:
+        point, seen = self.points[place], self.seen.setdefault(place, [])
+        seen.append(shown)
+        self.painted.setdefault(point.text, latent.cpu())
+        usual = median(seen)
+        leaks = point.leaks and usual > 0
+        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(usual, 4))
+
+    def _is_settled(self, place: int) -> bool:
+        """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""
+        return len(self.seen.get(place, ())) >= SIGHTS or (place in self.seen and not self.points[place].leaks)
