@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..erasure_core.errors import ErasureError
+from ..erasure_core.errors import ErasureError, ModelError
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied
+from ..erasure_core.hosts.comfyui_patches import Strengths, Wanted, lacking, put, wanted_patches
 from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
@@ -28,7 +28,8 @@ from .refusal import Refused, profile_folder
 APPLY_ID = f"{PREFIX}SafetyProfile"
 SERVER_ID = f"{PREFIX}ServerProfile"
 MARK = "concept_erasure_profile"
-"""Under this key a MODEL or CLIP carries the patches of the profiles that are on it."""
+"""Under this key a MODEL or CLIP carries what the profiles that are on it asked for. A node may drop patches, or undo
+them, and keep the mark: it says what to look for, and no more."""
 
 
 def load_profile(name: str) -> SafetyProfile:
@@ -173,35 +174,50 @@ def _library_name(item: Item) -> str:
 
 
 def apply_profile(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, Any]:
-    """MODEL and CLIP with a profile on them; one that carries it already stays as it is.
+    """MODEL and CLIP with a profile on them: what they lack of it is added, so one that carries it stays as it is.
+
+    Nodes that merge models may weaken, undo or subtract what is on their inputs, and keep the marks.
 
     Raises:
         ProfileFailed: anything at all that keeps it from being applied whole.
     """
-    if _carries(model, profile) and _carries(clip, profile):
-        return model, clip
     try:
-        return _applied(profile, model, clip)
+        wanted = _marked(profile, model), _marked(profile, clip)
+        if None in wanted:
+            wanted = _wanted(profile, model, clip)
+        return _completed(model, profile, wanted[0] or {}), _completed(clip, profile, wanted[1] or {})
     except ProfileFailed:
         raise
     except ErasureError as error:
         raise ProfileFailed(f"The safety profile {profile.name!r} cannot be applied: {error}") from error
 
 
-def _applied(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, Any]:
-    before = [_patches(part) for part in (model, clip)]
+def _wanted(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Wanted, Wanted]:
+    """What a profile asks of MODEL and of CLIP."""
     loaded = ComfyModel(model, clip)
-    for bound in bind_profile(_reachable(profile, model, clip), library(), loaded):
-        strengths = Strengths(bound.entry.strength_unet, bound.entry.strength_text)
-        loaded = ComfyModel(*apply_deltas(loaded, bound.deltas, strengths))
-    if model is not None and loaded.patcher is model:
-        loaded.patcher = model.clone()
-    if clip is not None and loaded.clip is clip:
-        loaded.clip = clip.clone()
-    for part, earlier in zip((loaded.patcher, loaded.clip), before, strict=True):
-        if part is not None:
-            _mark(part, profile, earlier)
-    return loaded.patcher, loaded.clip
+    bound = bind_profile(_reachable(profile, model, clip), library(), loaded)
+    return wanted_patches(
+        loaded, [(each.deltas, Strengths(each.entry.strength_unet, each.entry.strength_text)) for each in bound]
+    )
+
+
+def _completed(part: Any, profile: SafetyProfile, wanted: Wanted) -> Any:
+    """MODEL or CLIP with what it lacks of a profile, and with its mark."""
+    patcher = _patcher(part)
+    lacks = lacking(patcher, wanted) if patcher is not None else {}
+    if patcher is None or (not lacks and _marked(profile, part) is not None):
+        return part
+    safe = part.clone()
+    put(safe, lacks)
+    if still := lacking(_patcher(safe), wanted):
+        raise ModelError(f"ComfyUI did not keep the change of {min(still)}.")
+    marks = dict(_patcher(safe).get_attachment(MARK) or {})
+    _patcher(safe).set_attachments(MARK, marks | {profile.digest(): wanted})
+    return safe
+
+
+def _patcher(part: Any) -> Any:
+    return getattr(part, "patcher", part)
 
 
 def _reachable(profile: SafetyProfile, model: Any, clip: Any) -> SafetyProfile:
@@ -236,36 +252,19 @@ def _touches(profile: SafetyProfile, entry: ProfileEntry, text: bool) -> bool:
     return any(of_text) == text
 
 
-def _patches(part: Any) -> dict[str, int]:
-    patcher = getattr(part, "patcher", part)
-    return {} if patcher is None else {key: len(patches) for key, patches in patcher.patches.items()}
-
-
-def _mark(part: Any, profile: SafetyProfile, before: dict[str, int]) -> None:
-    patcher = getattr(part, "patcher", part)
-    added = {key: [p[1] for p in patches[before.get(key, 0) :]] for key, patches in patcher.patches.items()}
-    marks = dict(patcher.get_attachment(MARK) or {})
-    marks[profile.digest()] = {key: patches for key, patches in added.items() if patches}
-    patcher.set_attachments(MARK, marks)
-
-
-def _carries(part: Any, profile: SafetyProfile) -> bool:
-    """Whether a profile is on a MODEL or CLIP: its very patches, for a node may drop patches and keep the mark."""
-    patcher = getattr(part, "patcher", part)
+def _marked(profile: SafetyProfile, part: Any) -> Wanted | None:
+    """What a profile asked of a MODEL or CLIP that it was put on; ``None`` where it was not, and nothing of no part."""
+    patcher = _patcher(part)
     if patcher is None:
-        return True
-    marks = patcher.get_attachment(MARK) or {}
-    if profile.digest() not in marks:
-        return False
-    return all(
-        is_applied(patcher, {key: patch}) for key, patches in marks[profile.digest()].items() for patch in patches
-    )
+        return {}
+    asked: Wanted | None = (patcher.get_attachment(MARK) or {}).get(profile.digest())
+    return asked
 
 
 def is_of_profile(part: Any, patch: Any) -> bool:
     """Whether a patch on a MODEL's or CLIP's patcher, this very object, came with a profile."""
     marks = part.get_attachment(MARK) or {}
-    return any(held is patch for added in marks.values() for patches in added.values() for held in patches)
+    return any(held is patch for asked in marks.values() for patches in asked.values() for _, held in patches)
 
 
 NODES = [SafetyProfileNode, SaveSafetyProfile, ServerProfile, Refused]

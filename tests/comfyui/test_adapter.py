@@ -29,7 +29,7 @@ from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
 from erasure_core.erasing import applied, erase
 from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong, WrongBase
 from erasure_core.hosts.comfyui import ComfyModel
-from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, is_applied, parse_blocks
+from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from erasure_core.hosts.comfyui_weights import lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
@@ -285,8 +285,6 @@ def test_applied_patches_paint_as_the_deltas_do(oracle: DiffusersModel) -> None:
     with applied(oracle, [(erasure.deltas, 0.5)]):
         expected = oracle.predict(z, t, conditioning)
     assert torch.allclose(ComfyModel(patcher, clip).predict(z, t, conditioning), expected, atol=1e-4)
-    assert is_applied(patcher, {key: held[0][1] for key, held in patcher.patches.items()})
-    assert not is_applied(model.patcher, {KEY: object()})
 
 
 def test_a_key_that_does_not_take_stops_the_graph(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:

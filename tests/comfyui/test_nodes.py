@@ -366,9 +366,8 @@ def test_patches_that_a_merge_has_undone_are_worth_nothing(
         weight = merged.model.state_dict()[key]
         scale, value = (0.0, ("diff", (weight,))) if how == "scaled" else (1.0, ("set", (weight,)))
         merged.patches[key] = [*patches, (1.0, value, scale, None, None)]
-    carries = nodes.profiles._carries
-    wanted = nodes.profiles.load_profile(profile)
-    assert carries(safe, wanted) and not carries(merged, wanted)
+    again = nodes.run("SafetyProfile", model=merged, clip=graph["clip"], profile=profile).args[0]
+    assert {len(p) for p in again.patches.values()} == {5}
 
 
 def test_a_profile_is_found_by_whatever_name_its_file_has(
