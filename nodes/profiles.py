@@ -81,6 +81,7 @@ class SafetyProfileNode(io.ComfyNode):
         # Not every host checks a choice against its list, and the branch that saves the profile must run without this.
         try:
             if profile is not None:
+                _check_name(profile)
                 load_profile(profile)
         except ProfileFailed as error:
             return str(error)
@@ -94,6 +95,11 @@ class SafetyProfileNode(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, profile: str) -> io.NodeOutput:
         with working():
             return io.NodeOutput(*apply_profile(load_profile(profile), model, clip))
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ProfileFailed(f"{name!r} is not the name of a safety profile; choose one from the list.")
 
 
 class ServerProfile(io.ComfyNode):
@@ -125,12 +131,25 @@ class ServerProfile(io.ComfyNode):
     @classmethod
     def execute(cls, profile: str, digest: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
         with working():
-            wanted = load_profile(profile)
-            if wanted.digest() != digest:
-                raise ProfileFailed(
-                    f"The safety profile {profile!r} was changed after this graph was queued; queue again."
-                )
+            wanted = _as_queued(profile, digest)
             return io.NodeOutput(*apply_profile(wanted, model, clip))
+
+
+def _as_queued(name: str, digest: str) -> SafetyProfile:
+    """The profile that a graph was queued with.
+
+    Raises:
+        ProfileFailed: it is gone or was changed. A server that has a default profile exchanges these nodes when the
+            graph is queued again; one that has none any more leaves them in.
+    """
+    remedy = "Queue again; where the server has no default profile any more, remove the Server Safety Profile nodes."
+    try:
+        wanted = load_profile(name)
+    except ProfileFailed as error:
+        raise ProfileFailed(f"{error} {remedy}") from error
+    if wanted.digest() != digest:
+        raise ProfileFailed(f"The safety profile {name!r} was changed after this graph was queued. {remedy}")
+    return wanted
 
 
 class SaveSafetyProfile(io.ComfyNode):

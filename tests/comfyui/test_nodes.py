@@ -344,6 +344,8 @@ def test_a_profile_that_is_not_there_is_refused_before_anything_runs(nodes: Node
     node = nodes.all["ConceptErasureSafetyProfile"]
     assert node.validate_inputs(profile=profile) is True and node.validate_inputs(profile=None) is True
     assert "There is no safety profile 'other'" in node.validate_inputs(profile="other")
+    for strange in (5, True, [], {}):
+        assert "is not the name of a safety profile" in node.validate_inputs(profile=strange)
 
 
 def test_a_mark_without_its_patches_is_worth_nothing(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
