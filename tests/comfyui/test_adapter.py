@@ -458,6 +458,40 @@ def test_an_interrupt_from_inside_a_layer_cancels(oracle: DiffusersModel, monkey
         model.encode(["a red ball"])
 
 
+def test_an_interrupt_from_a_layer_that_a_backward_runs_again_cancels(
+    oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    monkeypatch.setattr("erasure_core.hosts.comfyui._blocks", lambda: (BasicTransformerBlock,))
+    model = adapter(oracle)
+    before = state(model)
+    with pytest.raises(Cancelled, match="Interrupt"), model.trainable(checkpointing=True):
+        deltas = new_deltas(select(model.layers(), "cross-attention"), 0, 0)
+        with deltas.attached(model.layers()):
+            out = model.predict(torch.ones(1, 4, 8, 8), torch.tensor([5]), model.encode(["a cat"]))
+            Switches.calls_until_raise = 0
+            out.square().mean().backward()
+    assert Switches.calls_until_raise < 0 and state(model) == before
+
+
+@pytest.mark.parametrize("way", ["decode", "encode"])
+def test_an_interrupt_from_inside_the_vae_cancels(
+    oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    model = adapter(oracle)
+
+    def interrupted(*_: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr(model.vae, way, interrupted, raising=False)
+    with pytest.raises(Cancelled, match="Interrupt"):
+        if way == "decode":
+            model.decode(torch.zeros(1, 4, 8, 8))
+        else:
+            model.latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 def test_cancelling_saves_the_state(oracle: DiffusersModel, tmp_path: Path) -> None:
     class Cancelling(Silent):
         def cancelled(self) -> bool:
