@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Strengths:
         start, end: part of the sampling, 0 to 1, in which the diffusion network is changed.
 
     Raises:
-        InvalidSettings: the part does not end behind its start.
+        InvalidSettings: a strength is no number, or the part does not end behind its start.
     """
 
     unet: float = 1.0
@@ -46,6 +47,9 @@ class Strengths:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        for strength in (self.unet, self.text, *self.blocks.values()):
+            if not math.isfinite(strength):
+                raise InvalidSettings(f"The strength {strength} is no number that a change can have; write another.")
         if not self.start < self.end:
             raise InvalidSettings(
                 f"The erasure would begin at {self.start:g} of the sampling and end at {self.end:g}, so it would do "

@@ -265,6 +265,13 @@ def test_what_a_stranger_writes_as_rounds_is_not_believed(nodes: Nodes, graph: d
         assert isinstance(said, str) and "erased too" not in said
 
 
+@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (1, 64, 64, 1), (1, 64, 0, 3), (64, 64, 3)])
+def test_what_is_no_picture_is_not_purified(nodes: Nodes, graph: dict[str, Any], shape: tuple[int, ...]) -> None:
+    inputs = {**graph, "image": torch.zeros(shape), "caption": "a ball", "steps": 2, "resolution": 64}
+    with pytest.raises(nodes.core.InvalidSettings, match="no pictures of three colours"):
+        nodes.run("Purify", **inputs)
+
+
 def test_purifying_keeps_the_proportions(nodes: Nodes, graph: dict[str, Any]) -> None:
     before = weights(graph)
     erasure = instant(nodes, graph).args[2]

@@ -272,6 +272,43 @@ def test_a_block_weight_has_to_fit_one_erasure_of_a_stack(nodes: Nodes, graph: d
         nodes.run("Apply", **both, erasure=stack, block_weights="unet.* = 0.5\nnothing.* = 0.5")
 
 
+@pytest.mark.parametrize("where", [("Apply", "strength"), ("Apply", "strength_text"), ("Stack", "strength_first")])
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(
+    nodes: Nodes, graph: dict[str, Any], where: tuple[str, str], strength: float
+) -> None:
+    """JSON has no such number, but hosts read one, and it passes their limits."""
+    erasure = instant(nodes, graph).args[2]
+    node, name = where
+    links = {"model": graph["model"], "clip": graph["clip"], "erasure": erasure}
+    inputs = links if node == "Apply" else {"first": erasure, "second": erasure}
+    with pytest.raises(nodes.core.InvalidSettings, match="is no number"):
+        nodes.run(node, **{**inputs, name: strength})
+
+
+def test_a_checkpoint_that_would_lack_an_erasure_is_not_baked(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's saving knows what is on the weights, and nothing of what is done while it samples."""
+    saved: list[Any] = []
+    merging = ModuleType("comfy_extras.nodes_model_merging")
+    merging.save_checkpoint = lambda model, **others: saved.append(model)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy_extras", ModuleType("comfy_extras"))
+    monkeypatch.setitem(sys.modules, merging.__name__, merging)
+    erasure, other = instant(nodes, graph).args[2], instant(nodes, graph, "cat").args[2]
+    inputs = {"clip": graph["clip"], "vae": graph["vae"], "erasure": other}
+    nodes.run("Bake", model=graph["model"], **inputs)
+    assert saved.pop().patches
+    limited = nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=erasure, start=0.2).args[0]
+    with pytest.raises(nodes.core.ModelError, match="part of the sampling"):
+        nodes.run("Bake", model=limited, **inputs)
+    bypassing = graph["model"].clone()
+    bypassing.injections = {"lora": [object()]}
+    with pytest.raises(nodes.core.ModelError, match="bypass mode"):
+        nodes.run("Bake", model=bypassing, **inputs)
+    assert not saved
+
+
 @pytest.mark.parametrize("kind", ["Apply", "Convert", "Save"])
 def test_changes_of_the_text_encoder_ask_for_clip(nodes: Nodes, graph: dict[str, Any], kind: str) -> None:
     """Without it the layers are missing, and the model would be blamed."""
