@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..erasure_core.errors import ErasureError, ModelError
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import Strengths, Wanted, lacking, put, wanted_patches
+from ..erasure_core.hosts.comfyui_patches import Strengths, Wanted, lacking, put, refuse_taken_back, wanted_patches
 from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
@@ -223,8 +223,11 @@ def _wanted(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Wanted, Want
 def _completed(part: Any, profile: SafetyProfile, wanted: Wanted) -> Any:
     """MODEL or CLIP with what it lacks of a profile, and with its mark."""
     patcher = _patcher(part)
-    lacks = lacking(patcher, wanted) if patcher is not None else {}
-    if patcher is None or (not lacks and _marked(profile, part) is not None):
+    if patcher is None:
+        return part
+    refuse_taken_back(patcher, wanted)
+    lacks = lacking(patcher, wanted)
+    if not lacks and _marked(profile, part) is not None:
         return part
     safe = part.clone()
     put(safe, lacks)

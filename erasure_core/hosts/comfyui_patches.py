@@ -205,6 +205,21 @@ def lacking(patcher: Any, wanted: Wanted) -> Wanted:
     return {key: each for key, each in found.items() if each}
 
 
+def refuse_taken_back(patcher: Any, wanted: Wanted) -> None:
+    """Raises ModelError where a change for a part of the sampling takes wanted changes back: it is on no weight."""
+    kinds = getattr(patcher, "wrappers", {}).values()
+    ours = [
+        each for by_key in kinds for key, all_of in by_key.items() if key.startswith(WRAPPER_KEY) for each in all_of
+    ]
+    for wrapper in ours:
+        for key, each in getattr(wrapper, "changes", {}).items():
+            if any(strength < 0 and times(patch, held) for strength, patch in each for _, held in wanted.get(key, ())):
+                raise ModelError(
+                    "an Apply Erasure node with a negative strength takes one of its files back for a part of the "
+                    "sampling; remove that node."
+                )
+
+
 def put(target: Any, wanted: Wanted) -> None:
     """Add patches to a MODEL or CLIP and check that the host took each of them: it leaves out unknown keys without a
     word.
@@ -253,6 +268,7 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
                 stack.enter_context(deltas_of_one_strength.attached(layers))
             return executor(x, t, *others, **named)
 
+    within.changes = wanted_patches(model, [(DeltaSet(dict(deltas)), strengths)])[0]  # type: ignore[attr-defined]
     # Several erasures may be limited to steps, each under a key of its own.
     place = len(patcher.get_all_wrappers(kind))
     patcher.add_wrapper_with_key(kind, f"{WRAPPER_KEY}_{place}", within)

@@ -82,6 +82,19 @@ def test_a_profiles_own_file_cannot_be_taken_off_again(
     assert share(loaded) < 0.9 and share(guard(loaded)) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_profiles_own_file_cannot_be_taken_off_for_a_part_of_the_sampling(
+    nodes: Nodes, guard: Guard, graph: dict[str, Any]
+) -> None:
+    links = {"model": guard(graph["model"]), "clip": graph["clip"], "start": 0.01}
+    erasure, other = instant(nodes, graph).args[2], instant(nodes, graph, "dog").args[2]
+    for harmless in ({"erasure": erasure}, {"erasure": other, "strength": -1.0}):
+        limited = nodes.run("Apply", **links, **harmless).args[0]
+        assert guard(limited) is limited
+    off = nodes.run("Apply", **links, erasure=erasure, strength=-1.0).args[0]
+    with pytest.raises(nodes.profiles.ProfileFailed, match="takes one of its files back"):
+        guard(off)
+
+
 def test_what_is_on_a_model_more_often_than_asked_for_stays(nodes: Nodes, guard: Guard, graph: dict[str, Any]) -> None:
     more = nodes.run("Apply", model=guard(graph["model"]), erasure=instant(nodes, graph).args[2], clip=graph["clip"])
     assert guard(more.args[0]) is more.args[0]
