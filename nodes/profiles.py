@@ -99,7 +99,7 @@ class SafetyProfileNode(io.ComfyNode):
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
-        raise ProfileFailed(f"{name!r} is not the name of a safety profile; choose one from the list.")
+        raise ProfileFailed(f"{name!r} is not the name of a safety profile; choose or write one.")
 
 
 class ServerProfile(io.ComfyNode):
@@ -178,6 +178,7 @@ class SaveSafetyProfile(io.ComfyNode):
     @classmethod
     def execute(cls, erasure: Stack, name: str) -> io.NodeOutput:
         with working():
+            _check_name(name)
             wanted = [(_library_name(item), item.unet, item.text) for item in erasure]
             path = write_profile(profile_folder(), make_profile(name, library(), wanted))
             return io.NodeOutput(str(path), ui={"text": [f"{path.name}: {len(wanted)} erasures"]})

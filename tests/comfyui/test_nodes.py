@@ -422,6 +422,11 @@ def test_a_profile_is_found_by_whatever_name_its_file_has(
     assert nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=listed).args[0].patches
 
 
+def test_a_linked_name_that_is_none_is_told(nodes: Nodes, graph: dict[str, Any]) -> None:
+    with pytest.raises(nodes.profiles.ProfileFailed, match="None is not the name"):
+        nodes.run("SaveSafetyProfile", erasure=instant(nodes, graph).args[2], name=None)
+
+
 def test_a_profile_that_was_removed_is_saved_again(nodes: Nodes, profile: str, fake_host: Path) -> None:
     node = nodes.all["ConceptErasureSaveSafetyProfile"]
     there = node.fingerprint_inputs(name=profile, erasure=None)
