@@ -118,7 +118,8 @@ def run_erase(request: Request) -> Job:
         library, hardening = places.library(), request.hardening
         pictures = concept_pictures(model, request.pictures) if reads_pictures(request.method) else None
         stem = f"{safe_stem(request.concept.name)[:60]}-{request.method.name}"
-        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), pictures, hardening)}"))
+        # What is gone on with is the training, the same one whatever hardening follows.
+        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), pictures)}"))
         made = make_erasure(library, model, *_parts(request), progress, pictures=pictures, hardening=hardening)
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"

@@ -6,25 +6,27 @@ decides its content, so that the same request finds it again, in a new session a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
+from .boundary import guard
 from .boundary.explore import ExploreSettings
-from .boundary.harden import harden
+from .boundary.harden import Finished, harden, rounds_of
 from .checkpoint import checkpoint_path, identity
 from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .erasure_file import Erasure, read_erasure, write_erasure
-from .errors import ErasureError, InvalidFile, OutputError
+from .errors import Cancelled, ErasureError, InvalidFile, OutputError, is_out_of_memory
 from .fingerprint import SAMPLES
 from .layers import select
 from .manifest import Manifest
@@ -209,8 +211,18 @@ def request_key(
     hardening: Hardening | None = None,
 ) -> str:
     """A hash of all that decides what an erasure becomes, 12 hexadecimal digits."""
+    return _key(_request(model, concept, method, settings, pictures), hardening)
+
+
+def _request(
+    model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings, pictures: ConceptPictures | None
+) -> str:
     layers = select(model.layers(), settings.layers)
-    text = identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
+    return identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
+
+
+def _key(request: str, hardening: Hardening | None) -> str:
+    text = request
     if hardening is not None and hardening.rounds:
         text += json.dumps(asdict(hardening), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -229,7 +241,9 @@ def make_erasure(
 ) -> Made:
     """Erase a concept and write the file, or find the file that the same request has made before.
 
-    A training that was stopped goes on where it stopped.
+    A training that was stopped goes on where it stopped. With hardening, the first erasing and each round are files as
+    well, those that requests of so many rounds make: what comes behind them may fail or be stopped, and goes on from
+    the last. Those of rounds are removed again once the whole request is done.
 
     Args:
         library: where files are looked for and written.
@@ -237,28 +251,115 @@ def make_erasure(
         method: a registered method.
         save_every: seconds between two saves of the resumable state.
         pictures: of the concept, for methods that read them.
-        hardening: rounds of searching for what leaks and erasing that too.
+        hardening: rounds of searching for what leaks and erasing that too. Where one of them fails, what is made is the
+            erasure before it, with a note in its history.
 
     Raises:
         InvalidConcept: the guard refuses the search that hardening asks for.
         ErasureError: as ``erase`` and ``write_erasure``; after Cancelled or OutOfMemory the state is kept.
     """
-    key = request_key(model, concept, method, settings, pictures, hardening)
-    path = library.new_path(f"{safe_stem(concept.name)[:60]}-{method.name}-{key}")
-    _make_folder(path.parent)
+    request = _request(model, concept, method, settings, pictures)
+    stem = f"{safe_stem(concept.name)[:60]}-{method.name}"
+    stages = [None] if hardening is None else [replace(hardening, rounds=n) for n in range(hardening.rounds + 1)]
+    paths = [library.new_path(f"{stem}-{_key(request, stage)}") for stage in stages]
+    _make_folder(paths[0].parent)
+
+    def erased() -> Made:
+        checkpoint = checkpoint_path(paths[0])
+        erasure, history, _ = harden(
+            model, concept, 0, method.name, settings, None, progress, checkpoint, save_every, pictures
+        )
+        made = _written(paths[0], erasure, history, model)
+        checkpoint.unlink(missing_ok=True)
+        return made
+
+    def searched(before: Erasure, finished: Finished) -> Erasure:
+        assert hardening is not None
+        how = (method.name, settings, hardening.search, progress, None, save_every, pictures)
+        return harden(model, concept, hardening.rounds, *how, finished=finished, start=before)[0]
+
+    def first() -> Made:
+        return _once(paths[0], model, erased)
+
+    if hardening is None or not hardening.rounds:
+        return first()
+    return _once(paths[-1], model, lambda: _hardened(paths, model, concept, first, searched))
+
+
+def _once(path: Path, model: LoadedModel, make: Callable[[], Made]) -> Made:
+    """What a request has made before, or makes now; nobody else makes it meanwhile."""
     with exclusive(path):
         found = _found(path, model)
-        if found is not None:
+        return make() if found is None else found
+
+
+def _hardened(
+    paths: Sequence[Path],
+    model: LoadedModel,
+    concept: Concept,
+    first: Callable[[], Made],
+    searched: Callable[[Erasure, Finished], Erasure],
+) -> Made:
+    """The rounds behind the first erasing, from the last one that there is a file of.
+
+    Args:
+        paths: where the erasure of each number of rounds is kept.
+        model, concept: as of ``make_erasure``.
+        first: makes the first erasing, or finds it.
+        searched: the rounds behind an erasure, each given to a callback when it is finished.
+    """
+    guard.check(concept)  # before a training of hours
+    kept = _farthest(paths, model) or first()
+    between: list[Path] = []
+
+    def keep(erasure: Erasure) -> None:
+        nonlocal kept
+        kept = _written(paths[len(rounds_of(erasure.manifest.settings))], erasure, kept.history, model)
+        between.append(kept.path)
+
+    try:
+        erasure = searched(kept.erasure, keep)
+    except Cancelled as stopped:
+        raise Cancelled(f"{stopped} {_holds(kept)}") from None
+    except Exception as error:
+        if not isinstance(error, ErasureError) and not is_out_of_memory(error):
+            raise
+        why = error if isinstance(error, ErasureError) else "The device has too little memory for it."
+        note = f"The hardening ended early: {why} {_holds(kept)}"
+        return replace(kept, history=replace(kept.history, notes=[*kept.history.notes, note]), reused=False)
+    made = kept if kept.path == paths[-1] else _written(paths[-1], erasure, kept.history, model)
+    _remove(set(between) - {made.path})
+    return made
+
+
+def _farthest(paths: Sequence[Path], model: LoadedModel) -> Made | None:
+    """The erasure of the most rounds that there is a file of; only the last round of a request may have found nothing
+    and trained nothing, and the loop ends there by itself."""
+    for number, path in reversed(list(enumerate(paths[:-1]))):
+        found = _found(path, model)
+        if found is not None and (not number or 1 <= len(rounds_of(found.erasure.manifest.settings)) <= number):
             return found
-        checkpoint = checkpoint_path(path)
-        rounds, search = (hardening.rounds, hardening.search) if hardening is not None else (0, None)
-        erasure, history, _ = harden(
-            model, concept, rounds, method.name, settings, search, progress, checkpoint, save_every, pictures
-        )
-        write_erasure(path, erasure, model)
-        write_bytes(history_path(path), json.dumps(asdict(history)).encode())
-        checkpoint.unlink(missing_ok=True)
-    # What is painted with and told now is what the file holds, to the last bit.
+    return None
+
+
+def _holds(kept: Made) -> str:
+    rounds = len(rounds_of(kept.erasure.manifest.settings))
+    when = f"after round {rounds}" if rounds else "before the first round"
+    return f"{kept.path.name} holds the erasure as it was {when}; the same request goes on from it."
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files of rounds that others came behind, but for those that another process asks for just now."""
+    for path in paths:
+        with contextlib.suppress(OutputError), exclusive(path):
+            path.unlink(missing_ok=True)
+            history_path(path).unlink(missing_ok=True)
+
+
+def _written(path: Path, erasure: Erasure, history: History, model: LoadedModel) -> Made:
+    """A new file, told as it is read back: what is painted with now is what it holds, to the last bit."""
+    write_erasure(path, erasure, model)
+    write_bytes(history_path(path), json.dumps(asdict(history)).encode())
     stored = read_erasure(path)
     assert stored.manifest is not None
     return Made(path, Erasure(stored.bind(model), stored.manifest), history, False)

@@ -210,7 +210,7 @@ def read_profile(path: Path) -> SafetyProfile:
     try:
         if check_regular(path) > MAX_BYTES:
             raise ProfileFailed(f"{path} is larger than {MAX_BYTES} bytes; it is not a safety profile.")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors mark a text's beginning
         if raw["format_version"] > FORMAT_VERSION:
             raise ProfileFailed(f"{path} was written by a newer version of this software; update it.")
         entries = tuple(_entry(item) for item in raw["entries"])

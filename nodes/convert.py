@@ -85,6 +85,7 @@ class BakeErasure(io.ComfyNode):
         from comfy_extras.nodes_model_merging import save_checkpoint
 
         with working():
+            ComfyModel(model, clip).refuse_unseen()  # the host saves what is on the weights and nothing else
             model, clip = apply_stack(model, clip, erasure, Strengths())
         # The host's saving works in the host's own inference mode.
         save_checkpoint(

@@ -15,6 +15,7 @@ from ..erasure_core.concept import Concept, left_out
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
+from ..erasure_core.errors import Cancelled
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas
 from ..erasure_core.library import Hardening, Made, make_erasure
@@ -107,9 +108,15 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         settings, replaced = with_preset(method, settings_from(method.settings, others), others.get("preset", NONE))
         shown_pictures = _pictures_of(method, loaded, concept, others)
         hardening = _hardening(concept, others)
-        made = make_erasure(
-            library(), loaded, concept.concept, method, settings, progress, pictures=shown_pictures, hardening=hardening
-        )
+        try:
+            made = make_erasure(
+                *(library(), loaded, concept.concept, method, settings, progress),
+                pictures=shown_pictures,
+                hardening=hardening,
+            )
+        except Cancelled as stopped:
+            say(node_id, str(stopped))  # the host's own end of an interrupted graph says nothing of what is kept
+            raise
         say(node_id, _summary(made, concept.concept, replaced))
         patcher, text = apply_deltas(loaded, made.erasure.deltas, Strengths())
         pictures = _pictures(loaded, made, concept)

@@ -180,7 +180,8 @@ class ApplyErasure(io.ComfyNode):
                     "end",
                     default=1.0,
                     **share,
-                    tooltip="Share of the sampling at which it ends. The text encoder's part always holds throughout.",
+                    tooltip="Share of the sampling at which it ends. The text encoder's part always holds throughout. "
+                    "A node that merges models loses a change for a part of the sampling that its second input has.",
                 ),
                 io.Boolean.Input(
                     "allow_other_base",

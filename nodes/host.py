@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from comfy_api.latest import io
 
 from ..erasure_core.concept import Concept
 from ..erasure_core.erasure_file import StoredErasure
-from ..erasure_core.errors import Cancelled, OutOfMemory
+from ..erasure_core.errors import Cancelled, InvalidSettings, OutOfMemory
 from ..erasure_core.library import Library
 from .refusal import FOLDER
 
@@ -54,6 +55,9 @@ class Item:
         text: factor on the changes of the text encoders.
         is_file: whether ``stored`` is a file as it lies there, not one converted in memory.
         noise: by layer, the share of a foreign file's change that may be rounding; no rank need be spent on it.
+
+    Raises:
+        InvalidSettings: a strength is no number.
     """
 
     stored: StoredErasure
@@ -61,6 +65,10 @@ class Item:
     text: float = 1.0
     is_file: bool = True
     noise: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.unet) and math.isfinite(self.text)):
+            raise InvalidSettings(f"The strength of {self.stored.path.name} is no number; write one.")
 
     def times(self, unet: float, text: float) -> Item:
         return replace(self, unet=self.unet * unet, text=self.text * text)
@@ -141,8 +149,18 @@ def as_image(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.movedim(1, -1).float() / 255
 
 
+def check_pictures(image: torch.Tensor) -> None:
+    """Raises InvalidSettings for an IMAGE without pictures, or without three colours."""
+    if image.ndim != 4 or image.shape[-1] < 3 or not image.numel():
+        raise InvalidSettings(
+            f"An IMAGE input holds no pictures of three colours, but values of the shape {list(image.shape)}; connect "
+            "RGB pictures."
+        )
+
+
 def fit(image: torch.Tensor, side: int) -> torch.Tensor:
-    """An IMAGE cut to its middle square and scaled, uint8 [B, 3, side, side]."""
+    """An IMAGE cut to its middle square and scaled, uint8 [B, 3, side, side]; raises as ``check_pictures``."""
+    check_pictures(image)
     height, width = image.shape[1:3]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2

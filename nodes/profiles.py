@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..erasure_core.errors import ErasureError
+from ..erasure_core.errors import ErasureError, ModelError
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, is_applied
+from ..erasure_core.hosts.comfyui_patches import Strengths, Wanted, lacking, put, refuse_taken_back, wanted_patches
 from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
@@ -28,7 +28,8 @@ from .refusal import Refused, profile_folder
 APPLY_ID = f"{PREFIX}SafetyProfile"
 SERVER_ID = f"{PREFIX}ServerProfile"
 MARK = "concept_erasure_profile"
-"""Under this key a MODEL or CLIP carries the patches of the profiles that are on it."""
+"""Under this key a MODEL or CLIP carries what the profiles that are on it asked for. A node may drop patches, or undo
+them, and keep the mark: it says what to look for, and no more."""
 
 
 def load_profile(name: str) -> SafetyProfile:
@@ -80,6 +81,7 @@ class SafetyProfileNode(io.ComfyNode):
         # Not every host checks a choice against its list, and the branch that saves the profile must run without this.
         try:
             if profile is not None:
+                _check_name(profile)
                 load_profile(profile)
         except ProfileFailed as error:
             return str(error)
@@ -93,6 +95,11 @@ class SafetyProfileNode(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, profile: str) -> io.NodeOutput:
         with working():
             return io.NodeOutput(*apply_profile(load_profile(profile), model, clip))
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ProfileFailed(f"{name!r} is not the name of a safety profile; choose or write one.")
 
 
 class ServerProfile(io.ComfyNode):
@@ -124,12 +131,25 @@ class ServerProfile(io.ComfyNode):
     @classmethod
     def execute(cls, profile: str, digest: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
         with working():
-            wanted = load_profile(profile)
-            if wanted.digest() != digest:
-                raise ProfileFailed(
-                    f"The safety profile {profile!r} was changed after this graph was queued; queue again."
-                )
+            wanted = _as_queued(profile, digest)
             return io.NodeOutput(*apply_profile(wanted, model, clip))
+
+
+def _as_queued(name: str, digest: str) -> SafetyProfile:
+    """The profile that a graph was queued with.
+
+    Raises:
+        ProfileFailed: it is gone or was changed. A server that has a default profile exchanges these nodes when the
+            graph is queued again; one that has none any more leaves them in.
+    """
+    remedy = "Queue again; where the server has no default profile any more, remove the Server Safety Profile nodes."
+    try:
+        wanted = load_profile(name)
+    except ProfileFailed as error:
+        raise ProfileFailed(f"{error} {remedy}") from error
+    if wanted.digest() != digest:
+        raise ProfileFailed(f"The safety profile {name!r} was changed after this graph was queued. {remedy}")
+    return wanted
 
 
 class SaveSafetyProfile(io.ComfyNode):
@@ -158,6 +178,7 @@ class SaveSafetyProfile(io.ComfyNode):
     @classmethod
     def execute(cls, erasure: Stack, name: str) -> io.NodeOutput:
         with working():
+            _check_name(name)
             wanted = [(_library_name(item), item.unet, item.text) for item in erasure]
             path = write_profile(profile_folder(), make_profile(name, library(), wanted))
             return io.NodeOutput(str(path), ui={"text": [f"{path.name}: {len(wanted)} erasures"]})
@@ -173,35 +194,53 @@ def _library_name(item: Item) -> str:
 
 
 def apply_profile(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, Any]:
-    """MODEL and CLIP with a profile on them; one that carries it already stays as it is.
+    """MODEL and CLIP with a profile on them: what they lack of it is added, so one that carries it stays as it is.
+
+    Nodes that merge models may weaken, undo or subtract what is on their inputs, and keep the marks.
 
     Raises:
         ProfileFailed: anything at all that keeps it from being applied whole.
     """
-    if _carries(model, profile) and _carries(clip, profile):
-        return model, clip
     try:
-        return _applied(profile, model, clip)
+        wanted = _marked(profile, model), _marked(profile, clip)
+        if None in wanted:
+            wanted = _wanted(profile, model, clip)
+        return _completed(model, profile, wanted[0] or {}), _completed(clip, profile, wanted[1] or {})
     except ProfileFailed:
         raise
     except ErasureError as error:
         raise ProfileFailed(f"The safety profile {profile.name!r} cannot be applied: {error}") from error
 
 
-def _applied(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, Any]:
-    before = [_patches(part) for part in (model, clip)]
+def _wanted(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Wanted, Wanted]:
+    """What a profile asks of MODEL and of CLIP."""
     loaded = ComfyModel(model, clip)
-    for bound in bind_profile(_reachable(profile, model, clip), library(), loaded):
-        strengths = Strengths(bound.entry.strength_unet, bound.entry.strength_text)
-        loaded = ComfyModel(*apply_deltas(loaded, bound.deltas, strengths))
-    if model is not None and loaded.patcher is model:
-        loaded.patcher = model.clone()
-    if clip is not None and loaded.clip is clip:
-        loaded.clip = clip.clone()
-    for part, earlier in zip((loaded.patcher, loaded.clip), before, strict=True):
-        if part is not None:
-            _mark(part, profile, earlier)
-    return loaded.patcher, loaded.clip
+    bound = bind_profile(_reachable(profile, model, clip), library(), loaded)
+    return wanted_patches(
+        loaded, [(each.deltas, Strengths(each.entry.strength_unet, each.entry.strength_text)) for each in bound]
+    )
+
+
+def _completed(part: Any, profile: SafetyProfile, wanted: Wanted) -> Any:
+    """MODEL or CLIP with what it lacks of a profile, and with its mark."""
+    patcher = _patcher(part)
+    if patcher is None:
+        return part
+    refuse_taken_back(patcher, wanted)
+    lacks = lacking(patcher, wanted)
+    if not lacks and _marked(profile, part) is not None:
+        return part
+    safe = part.clone()
+    put(safe, lacks)
+    if still := lacking(_patcher(safe), wanted):
+        raise ModelError(f"ComfyUI did not keep the change of {min(still)}.")
+    marks = dict(_patcher(safe).get_attachment(MARK) or {})
+    _patcher(safe).set_attachments(MARK, marks | {profile.digest(): wanted})
+    return safe
+
+
+def _patcher(part: Any) -> Any:
+    return getattr(part, "patcher", part)
 
 
 def _reachable(profile: SafetyProfile, model: Any, clip: Any) -> SafetyProfile:
@@ -236,36 +275,19 @@ def _touches(profile: SafetyProfile, entry: ProfileEntry, text: bool) -> bool:
     return any(of_text) == text
 
 
-def _patches(part: Any) -> dict[str, int]:
-    patcher = getattr(part, "patcher", part)
-    return {} if patcher is None else {key: len(patches) for key, patches in patcher.patches.items()}
-
-
-def _mark(part: Any, profile: SafetyProfile, before: dict[str, int]) -> None:
-    patcher = getattr(part, "patcher", part)
-    added = {key: [p[1] for p in patches[before.get(key, 0) :]] for key, patches in patcher.patches.items()}
-    marks = dict(patcher.get_attachment(MARK) or {})
-    marks[profile.digest()] = {key: patches for key, patches in added.items() if patches}
-    patcher.set_attachments(MARK, marks)
-
-
-def _carries(part: Any, profile: SafetyProfile) -> bool:
-    """Whether a profile is on a MODEL or CLIP: its very patches, for a node may drop patches and keep the mark."""
-    patcher = getattr(part, "patcher", part)
+def _marked(profile: SafetyProfile, part: Any) -> Wanted | None:
+    """What a profile asked of a MODEL or CLIP that it was put on; ``None`` where it was not, and nothing of no part."""
+    patcher = _patcher(part)
     if patcher is None:
-        return True
-    marks = patcher.get_attachment(MARK) or {}
-    if profile.digest() not in marks:
-        return False
-    return all(
-        is_applied(patcher, {key: patch}) for key, patches in marks[profile.digest()].items() for patch in patches
-    )
+        return {}
+    asked: Wanted | None = (patcher.get_attachment(MARK) or {}).get(profile.digest())
+    return asked
 
 
 def is_of_profile(part: Any, patch: Any) -> bool:
     """Whether a patch on a MODEL's or CLIP's patcher, this very object, came with a profile."""
     marks = part.get_attachment(MARK) or {}
-    return any(held is patch for added in marks.values() for patches in added.values() for held in patches)
+    return any(held is patch for asked in marks.values() for patches in asked.values() for _, held in patches)
 
 
 NODES = [SafetyProfileNode, SaveSafetyProfile, ServerProfile, Refused]

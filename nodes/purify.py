@@ -11,7 +11,7 @@ from ..erasure_core.boundary import guard
 from ..erasure_core.errors import InvalidConcept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.purify import caption_misses, purify
-from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, say, working
+from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, check_pictures, say, working
 from .subjects import erasures_of
 from .training_progress import BarProgress
 
@@ -99,7 +99,12 @@ class PurifyImage(io.ComfyNode):
 
 
 def painted_size(image: torch.Tensor, side: int) -> torch.Tensor:
-    """An IMAGE scaled to the area of a square of ``side`` pixels, uint8 [B, 3, H, W] with sides in steps of GRID."""
+    """An IMAGE scaled to the area of a square of ``side`` pixels, uint8 [B, 3, H, W] with sides in steps of GRID.
+
+    Raises:
+        InvalidSettings: there is no picture, or one without three colours.
+    """
+    check_pictures(image)
     height, width = image.shape[1:3]
     scale = side / (height * width) ** 0.5
     size = [max(GRID, round(edge * scale / GRID) * GRID) for edge in (height, width)]

@@ -39,22 +39,43 @@ def default_name() -> str:
     Raises:
         SettingFailed: the setting cannot be read.
     """
-    return os.environ.get(ENVIRONMENT, "").strip() or _setting()
+    name = os.environ.get(ENVIRONMENT)
+    if name is None:
+        return _setting()
+    if not name.strip():
+        raise SettingFailed(f"The environment variable {ENVIRONMENT} is empty; write a profile's name, or remove it.")
+    return name.strip()
 
 
 def _setting() -> str:
     path = profile_folder() / SETTING
-    if not path.exists():
-        return ""
     try:
+        if not _is_there(path):
+            return ""
         if not path.is_file():  # a pipe never ends
-            raise ValueError("it is no file")
-        name = json.loads(path.read_text(encoding="utf-8"))["default_profile"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError("it is no file, or a link to none")
+        name = json.loads(path.read_text(encoding="utf-8-sig"))["default_profile"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SettingFailed(f"The setting {path} cannot be read ({error!r}); correct or remove it.") from error
-    if name is not None and not isinstance(name, str):
+    if name is not None and not (isinstance(name, str) and name.strip()):
         raise SettingFailed(f"The setting {path} names no profile; write a name or null.")
     return name or ""
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is an entry of this name, whatever it is.
+
+    Raises:
+        OSError: that cannot be told: a folder above it is a link to nowhere, or may not be looked into.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        lost = next((folder for folder in path.parents if folder.is_symlink() and not folder.exists()), None)
+        if lost is not None:
+            raise OSError(f"{lost} is a link to a folder that is not there") from None
+        return False
+    return True
 
 
 def refused(data: Mapping[str, Any], reason: str) -> dict[str, Any]:

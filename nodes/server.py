@@ -73,12 +73,26 @@ def protect(data: dict[str, Any]) -> dict[str, Any]:
     try:
         name = default_name()
         profile = load_profile(name) if name else None
+        if profile is not None or "prompt" in data:
+            _check_form(data.get("prompt"))
         if profile is not None:
             data = with_profile(data, name, profile)
         return _noted(data, profile)
     except Exception as error:
         logging.error("Concept Erasure refused a graph: %s", error)
         return refused(data, str(error) or type(error).__name__)
+
+
+def _check_form(prompt: Any) -> None:
+    """Raises ProfileFailed for what is no graph: nodes by their ids, each with a type and inputs."""
+    if not isinstance(prompt, dict):
+        raise ProfileFailed("The graph is malformed: it has no nodes by their ids under 'prompt'.")
+    for key, node in prompt.items():
+        if not isinstance(node, dict):
+            raise ProfileFailed(f"The graph is malformed: node {key} is not a node.")
+        for name, kind in (("class_type", str), ("inputs", dict)):
+            if not isinstance(node.get(name), kind):
+                raise ProfileFailed(f"The graph is malformed: node {key} lacks {name!r}.")
 
 
 def with_profile(data: dict[str, Any], name: str, profile: SafetyProfile) -> dict[str, Any]:

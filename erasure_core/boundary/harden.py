@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def harden(
     pictures: ConceptPictures | None = None,
     notify: Found = lambda number, exploration: None,
     finished: Finished = lambda erasure: None,
+    start: Erasure | None = None,
 ) -> tuple[Erasure, History, tuple[Round, ...]]:
     """Erase, then up to ``rounds`` times search and erase what still reaches the concept.
 
@@ -77,6 +78,7 @@ def harden(
         notify: told each round's number, from 1, and what it found.
         finished: given the erasure after the first erasing and after each round, which the user may want to keep where
             what comes behind it is stopped.
+        start: what an earlier call has ``finished``; its rounds count, and the loop goes on behind them.
 
     Returns:
         The erasure, whose manifest records the rounds under ``settings["harden"]``; the first training's history; and
@@ -91,10 +93,16 @@ def harden(
     concept = without_contradictions(concept)
     search, progress = search or ExploreSettings(), progress or Silent()
     settings = settings or find_method(method).settings()
-    erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)
-    finished(erasure)
-    done: list[Round] = []
-    for number in range(1, rounds + 1):
+    if start is None:
+        erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+        finished(erasure)
+    else:
+        erasure, history = start, History()
+    done = list(rounds_of(erasure.manifest.settings))
+    concept = replace(concept, words=(*concept.words, *(word for one in done for word in one.added)))
+    for number in range(len(done) + 1, rounds + 1):
+        if done and not _goes_on(done[-1], method):
+            break
         how = replace(search, seed=search.seed + number, pictures=False)
         found = explore(model, concept, [(erasure.deltas, 1.0)], how, progress)
         notify(number, found)
@@ -103,14 +111,29 @@ def harden(
         wider = widened(concept, found.leaking_words(MOST_ADDED))
         added = wider.words[len(concept.words) :]
         done.append(Round(sum(p.leaks for p in found.typed), len(found.typed), added))
-        goes_on = bool(added) or find_method(method).solve is None
-        if not goes_on or not done[-1].leaking:
+        if not _goes_on(done[-1], method):
             break
         concept = wider
         following = _next(settings, number)
         erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
         finished(_recorded(erasure, done))
     return _recorded(erasure, done), history, tuple(done)
+
+
+def _goes_on(last: Round, method: str) -> bool:
+    """Whether anything leaked that erasing again could reach: a closed form would solve the same words the same."""
+    return bool(last.leaking) and (bool(last.added) or find_method(method).solve is None)
+
+
+def rounds_of(settings: Mapping[str, Any]) -> tuple[Round, ...]:
+    """The rounds that a manifest's settings record; none where there were none, or where a stranger wrote other things
+    there."""
+    try:
+        rounds = tuple(Round(one["leaking"], one["tried"], tuple(one["added"])) for one in settings.get("harden", ()))
+    except (TypeError, KeyError):
+        return ()
+    plain = all(isinstance(one.leaking, int) and all(isinstance(word, str) for word in one.added) for one in rounds)
+    return rounds if plain else ()
 
 
 def _recorded(erasure: Erasure, done: Sequence[Round]) -> Erasure:

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..delta import weight_of
-from ..errors import Cancelled, ModelError, PromptTooLong
+from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
-from .comfyui_weights import HostWeights, constant, lent, out_of_place, recomputing, refuse_quantised
+from .comfyui_weights import (
+    HostWeights,
+    constant,
+    interrupt_cancels,
+    lent,
+    out_of_place,
+    recomputing,
+    refuse_quantised,
+)
 
 TEXT_PARTS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 """ComfyUI's names of a family's text encoders, in the order in which their outputs are joined."""
@@ -222,7 +230,7 @@ class ComfyModel:
         """Pictures, uint8 [B, 3, H, W]. Not inside ``trainable`` on a GPU: the host moves networks to make room."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be shown.")
-        with as_the_host():
+        with as_the_host(), interrupt_cancels():
             pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
             shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
         return shown.clone()
@@ -231,7 +239,7 @@ class ComfyModel:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; as ``decode``, not inside ``trainable``."""
         if self.vae is None:
             raise ModelError("No VAE is connected, so no pictures can be read.")
-        with as_the_host():
+        with as_the_host(), interrupt_cancels():
             encoded = self.vae.encode(pictures.movedim(1, -1).float() / 255)
             latents: Tensor = self._unet_patcher().model.process_latent_in(encoded.clone())
             latents = latents.float().to(self.device)
@@ -426,22 +434,6 @@ def as_the_host() -> torch.inference_mode:
     ("Inference tensors do not track version counter"). What comes out belongs to inference mode; clone it to train.
     """
     return torch.inference_mode()
-
-
-@contextmanager
-def interrupt_cancels() -> Iterator[None]:
-    """Inside, the host's interrupt is our own: newer hosts raise theirs, which is no ``Exception``, from any layer, and
-    a search would lose what it has found.
-
-    Raises:
-        Cancelled: the user interrupted.
-    """
-    import comfy.model_management as mm
-
-    try:
-        yield
-    except mm.InterruptProcessingException:
-        raise Cancelled("Stopped by the host's Interrupt.") from None
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ..erasure_file import StoredErasure
 from ..errors import InvalidSettings, ModelError
 from ..layers import is_text
 from .comfyui import WRAPPER_KEY, ComfyModel
+from .comfyui_shares import missing, times, values_of
 
 COMPILE_KEY = "torch.compile"
 """The host's own key for wrappers that exchange the network for a compiled one."""
@@ -35,7 +37,7 @@ class Strengths:
         start, end: part of the sampling, 0 to 1, in which the diffusion network is changed.
 
     Raises:
-        InvalidSettings: the part does not end behind its start.
+        InvalidSettings: a strength is no number, or the part does not end behind its start.
     """
 
     unet: float = 1.0
@@ -45,6 +47,9 @@ class Strengths:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        for strength in (self.unet, self.text, *self.blocks.values()):
+            if not math.isfinite(strength):
+                raise InvalidSettings(f"The strength {strength} is no number that a change can have; write another.")
         if not self.start < self.end:
             raise InvalidSettings(
                 f"The erasure would begin at {self.start:g} of the sampling and end at {self.end:g}, so it would do "
@@ -97,9 +102,9 @@ def apply_deltas(model: ComfyModel, deltas: DeltaSet, strengths: Strengths) -> t
     clip = model.clip.clone() if model.clip is not None else None
     unet, text = deltas.apart()
     if text:
-        _add(clip, model, text.deltas, strengths.of)
+        put(clip, wanted_patches(model, [(text, strengths)])[1])
     if unet and strengths.always:
-        _add(patcher, model, unet.deltas, strengths.of)
+        put(patcher, wanted_patches(model, [(unet, strengths)])[0])
     elif unet:
         _add_for_steps(patcher, model, unet.deltas, strengths)
     return patcher, clip
@@ -155,13 +160,78 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _add(target: Any, model: ComfyModel, deltas: Mapping[str, Delta], strength_of: Callable[[str], float]) -> None:
-    """Add patches and check that the host took each of them: it leaves out unknown keys without a word."""
-    groups: dict[float, dict[str, Any]] = {}
-    for name, delta in deltas.items():
-        if strength_of(name):
-            groups.setdefault(strength_of(name), {})[model.key(name)] = patch_of(delta)
-    for strength, patches in groups.items():
+Wanted = dict[str, list[tuple[float, Any]]]
+"""Changes by the host's key of a weight: strength and patch."""
+
+
+def wanted_patches(model: ComfyModel, parts: Sequence[tuple[DeltaSet, Strengths]]) -> tuple[Wanted, Wanted]:
+    """What changes at their strengths ask for together, of the diffusion network and of the text encoders.
+
+    Raises:
+        ModelError: a change needs a part that is not connected.
+    """
+    found: tuple[Wanted, Wanted] = ({}, {})
+    for deltas, strengths in parts:
+        _check(model, list(deltas))
+        for name, delta in deltas.deltas.items():
+            if strengths.of(name):
+                _join(found[is_text(name)].setdefault(model.key(name), []), strengths.of(name), patch_of(delta))
+    return found
+
+
+def _join(wanted: list[tuple[float, Any]], strength: float, patch: Any) -> None:
+    """Add a patch to those of one weight; one that is there already, as of a file named twice, gets stronger."""
+    for place, (before, held) in enumerate(wanted):
+        if again := times(patch, held):
+            wanted[place] = (before + strength * again, held)
+            return
+    wanted.append((strength, patch))
+
+
+def lacking(patcher: Any, wanted: Wanted) -> Wanted:
+    """What a MODEL's or CLIP's patcher lacks of wanted changes, whoever put there what it has.
+
+    Raises:
+        ModelError: that cannot be told.
+    """
+    found = {
+        key: [
+            (more, patch)
+            for strength, patch in each
+            if (more := missing(patcher.patches.get(key, []), patch, strength))
+        ]
+        for key, each in wanted.items()
+    }
+    return {key: each for key, each in found.items() if each}
+
+
+def refuse_taken_back(patcher: Any, wanted: Wanted) -> None:
+    """Raises ModelError where a change for a part of the sampling takes wanted changes back: it is on no weight."""
+    kinds = getattr(patcher, "wrappers", {}).values()
+    ours = [
+        each for by_key in kinds for key, all_of in by_key.items() if key.startswith(WRAPPER_KEY) for each in all_of
+    ]
+    for wrapper in ours:
+        for key, each in getattr(wrapper, "changes", {}).items():
+            if any(strength < 0 and times(patch, held) for strength, patch in each for _, held in wanted.get(key, ())):
+                raise ModelError(
+                    "an Apply Erasure node with a negative strength takes one of its files back for a part of the "
+                    "sampling; remove that node."
+                )
+
+
+def put(target: Any, wanted: Wanted) -> None:
+    """Add patches to a MODEL or CLIP and check that the host took each of them: it leaves out unknown keys without a
+    word.
+
+    Raises:
+        ModelError: it left one out.
+    """
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    for key, each in wanted.items():
+        for place, (strength, patch) in enumerate(each):
+            groups.setdefault((place, strength), {})[key] = patch
+    for (_, strength), patches in groups.items():
         taken = set(target.add_patches(patches, strength))
         refused = sorted(set(patches) - taken)
         if refused:
@@ -198,6 +268,7 @@ def _add_for_steps(patcher: Any, model: ComfyModel, deltas: Mapping[str, Delta],
                 stack.enter_context(deltas_of_one_strength.attached(layers))
             return executor(x, t, *others, **named)
 
+    within.changes = wanted_patches(model, [(DeltaSet(dict(deltas)), strengths)])[0]  # type: ignore[attr-defined]
     # Several erasures may be limited to steps, each under a key of its own.
     place = len(patcher.get_all_wrappers(kind))
     patcher.add_wrapper_with_key(kind, f"{WRAPPER_KEY}_{place}", within)
@@ -223,43 +294,13 @@ def _refuse_compiled(wrappers: Any) -> None:
         )
 
 
-def is_applied(target: Any, keys: Mapping[str, Any]) -> bool:
-    """Whether patches, by key, still act on a MODEL's or CLIP's patcher: these very objects, not equal ones, and none
-    behind them that scales them away or sets the weight, as merging models does."""
-    return all(_acts(target.patches.get(key, []), patch) for key, patch in keys.items())
-
-
-def _acts(held: Sequence[Any], patch: Any) -> bool:
-    place = next((i for i, entry in enumerate(held) if entry[1] is patch), None)
-    if place is None:
-        return False
-    _, *behind = held[place:]
-    return all(scale == 1.0 and not _sets(value) for _, value, scale, *_ in behind)
-
-
-def _sets(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and value[0] == "set"
-
-
 def carried(model: ComfyModel, deltas: DeltaSet) -> tuple[Any, Any] | None:
     """The patcher and the patch by which a graph's MODEL or CLIP has a change on it already, whoever put it there."""
     name = next(iter(deltas.changed()), None)
     if name is None:
         return None
     patcher = model.clip.patcher if is_text(name) else model.patcher
-    ours = _tensors(patch_of(deltas[name]))
-    for held in patcher.patches.get(model.key(name), []):
-        theirs = _tensors(held[1])
-        if len(theirs) == len(ours) and all(map(_equal, theirs, ours)):
-            return patcher, held[1]
-    return None
-
-
-def _tensors(patch: Any) -> list[Tensor]:
-    """The tensors of a patch: of a LoRA adapter, or of a difference."""
-    values = getattr(patch, "weights", None) or (patch[1] if isinstance(patch, tuple) else ())
-    return [value for value in values if isinstance(value, Tensor)]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.equal(one.to("cpu", other.dtype), other))
+    ours = patch_of(deltas[name])
+    return next(
+        ((patcher, held) for held in values_of(patcher.patches.get(model.key(name), [])) if times(held, ours)), None
+    )

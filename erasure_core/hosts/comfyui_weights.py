@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import Cancelled, ModelError
 
 PLAIN_OPS = {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
 """Attributes by which ComfyUI's layers decide to cast or patch their weights in each call."""
@@ -180,8 +180,12 @@ def recomputing(root: nn.Module, kinds: tuple[type, ...]) -> Iterator[None]:
     def wrapped(module: nn.Module) -> Callable[..., Any]:
         original = type(module).forward
 
+        def run(*inputs: Any, **named: Any) -> Any:
+            with interrupt_cancels():  # the backward runs it outside of any prediction
+                return original(module, *inputs, **named)
+
         def forward(*inputs: Any, **named: Any) -> Any:
-            return checkpoint(original, module, *inputs, use_reentrant=False, **named)
+            return checkpoint(run, *inputs, use_reentrant=False, **named)
 
         return forward
 
@@ -212,3 +216,19 @@ def out_of_place(root: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def interrupt_cancels() -> Iterator[None]:
+    """Inside, the host's interrupt is our own: newer hosts raise theirs, which is no ``Exception``, from any layer, and
+    a search would lose what it has found.
+
+    Raises:
+        Cancelled: the user interrupted.
+    """
+    import comfy.model_management as mm
+
+    try:
+        yield
+    except mm.InterruptProcessingException:
+        raise Cancelled("Stopped by the host's Interrupt.") from None

@@ -12,12 +12,15 @@ import torch
 from made_up import CONCEPT, made_up
 
 from erasure_core import Concept, read_erasure
-from erasure_core.boundary import Exploration
+from erasure_core.boundary import Exploration, ExploreSettings
 from erasure_core.boundary import harden as loop
 from erasure_core.cli.main import main
 from erasure_core.errors import Cancelled, InvalidConcept, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.library import Hardening, Library, Made, make_erasure
+from erasure_core.methods import find_method
 from erasure_core.methods.esd import EsdSettings
+from erasure_core.progress import Silent
 
 SHORT = EsdSettings(steps=3, trajectories=4, trajectory_steps=2)
 
@@ -117,3 +120,106 @@ def test_no_words_are_added_that_are_refused_together() -> None:
     """Each alone is harmless; the next search would be refused, and the round with it."""
     wider = loop.widened(Concept(("woman",)), ["girl", "nude", "lady"])
     assert wider.words == ("woman", "girl", "lady")
+
+
+SEARCH = ExploreSettings(seconds=1.0)
+BALL = Concept(("ball",), keep=("a red box",))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The words of each erasing, as they are begun."""
+    words: list[tuple[str, ...]] = []
+    erase = loop.erase
+
+    def noted(model: Any, concept: Concept, *rest: Any, **named: Any) -> Any:
+        words.append(concept.words)
+        return erase(model, concept, *rest, **named)
+
+    monkeypatch.setattr(loop, "erase", noted)
+    return words
+
+
+def _made(model: DiffusersModel, folder: Path, rounds: int) -> Made:
+    hardening = Hardening(rounds, SEARCH) if rounds else None
+    return make_erasure(Library([folder]), model, BALL, find_method("esd"), SHORT, Silent(), hardening=hardening)
+
+
+@pytest.mark.parametrize("error", [InvalidConcept("It is refused."), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_search_that_fails_leaves_the_training_as_a_file(
+    pico: DiffusersModel,
+    tmp_path: Path,
+    trained: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def failing(*_: Any, **__: Any) -> Exploration:
+        raise error
+
+    monkeypatch.setattr(loop, "explore", failing)
+    for _ in range(2):
+        made = _made(pico, tmp_path, 2)
+        (note,) = made.history.notes
+        assert note.startswith("The hardening ended early: ") and "CUDA" not in note
+        assert f"{made.path.name} holds the erasure as it was before the first round" in note
+    plain = _made(pico, tmp_path, 0)
+    assert plain.reused and plain.path == made.path and not plain.history.notes and trained == [("ball",)]
+
+
+def test_a_mistake_of_a_search_is_no_note(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any, **__: Any) -> Exploration:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop, "explore", wrong)
+    with pytest.raises(ZeroDivisionError):
+        _made(pico, tmp_path, 1)
+    assert _made(pico, tmp_path, 0).reused, "the training is kept all the same"
+
+
+def test_a_stopped_hardening_goes_on_behind_the_last_whole_round(
+    pico: DiffusersModel, tmp_path: Path, searches: list[Exploration], trained: list[tuple[str, ...]]
+) -> None:
+    searches += [_found("orb"), _found("globe"), replace(_found(), stopped=True)]
+    with pytest.raises(Cancelled, match=r"in round 3. .* holds the erasure as it was after round 2; the same") as told:
+        _made(pico, tmp_path, 4)
+    assert trained == [("ball",), ("ball", "orb"), ("ball", "orb", "globe")]
+    kept = next(tmp_path.glob(str(told.value).split()[6]))
+    manifest = read_erasure(kept).manifest
+    assert manifest is not None and manifest.words == ("ball", "orb", "globe")
+    searches += [_found("marble"), _found()]
+    made = _made(pico, tmp_path, 4)
+    assert trained[3:] == [("ball", "orb", "globe", "marble")] and not searches
+    rounds = loop.rounds_of(made.erasure.manifest.settings)
+    assert [one.added for one in rounds] == [("orb",), ("globe",), ("marble",), ()]
+    assert len(made.history.losses) == 3, "of the first training"
+    assert _made(pico, tmp_path, 4).reused
+
+
+def test_a_whole_hardening_leaves_the_training_and_itself(
+    pico: DiffusersModel, tmp_path: Path, searches: list[Exploration]
+) -> None:
+    searches += [_found("orb"), _found("globe"), _found("marble")]
+    made = _made(pico, tmp_path, 3)
+    plain = _made(pico, tmp_path, 0)
+    assert plain.reused and plain.erasure.manifest.words == ("ball",) and not made.reused
+    assert set(Library([tmp_path]).names()) == {made.path.name, plain.path.name}
+    assert len(list(tmp_path.iterdir())) == 4, "each with its history"
+
+
+def test_a_round_that_found_nothing_is_not_searched_again(
+    pico: DiffusersModel, tmp_path: Path, searches: list[Exploration], trained: list[tuple[str, ...]]
+) -> None:
+    searches += [_found()]
+    once = _made(pico, tmp_path, 1)
+    longer = _made(pico, tmp_path, 3)
+    assert trained == [("ball",)] and longer.path != once.path
+    assert longer.erasure.manifest.settings == once.erasure.manifest.settings
+
+
+@pytest.mark.parametrize("strange", [3, [3], [{}], [{"leaking": 1, "tried": 2, "added": 5}],
+                                     [{"leaking": "x", "tried": 2, "added": []}],
+                                     [{"leaking": 1, "tried": 2, "added": [3]}], {"leaking": 1}])  # fmt: skip
+def test_what_a_stranger_writes_as_rounds_is_none(strange: Any) -> None:
+    assert loop.rounds_of({"harden": strange}) == ()

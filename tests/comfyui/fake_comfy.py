@@ -101,6 +101,12 @@ class LoRAAdapter:
 def calculate_weight(patches: list[Any], weight: Tensor, key: str) -> Tensor:
     for strength, value, strength_model, _, _ in patches:
         weight *= strength_model
+        if isinstance(value, list):  # a merged model: its weight, and its own patches
+            merged, convert = value[0]
+            value = ("diff", (calculate_weight(value[1:], convert(merged.float().clone(), inplace=True), key),))
+        if isinstance(value, tuple) and value[0] == "set":
+            weight.copy_(value[1][0])
+            continue
         if isinstance(value, LoRAAdapter):
             up, down, alpha = value.weights[:3]
             change = (up.flatten(1).float() @ down.flatten(1).float()).view(weight.shape) * (alpha / len(down))
@@ -188,6 +194,26 @@ class ModelPatcher:
 
     def add_wrapper_with_key(self, kind: str, key: str, wrapper: Any) -> None:
         self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
+
+
+def merged(one: ModelPatcher, other: ModelPatcher, strength: float, scale: float) -> ModelPatcher:
+    """As the host's nodes that merge two models do it: the second one whole, behind the patches of the first."""
+    both = one.clone()
+    for key, patches in other.get_key_patches("diffusion_model.").items():
+        both.add_patches({key: patches}, strength, scale)
+    return both
+
+
+def merge_simple(one: ModelPatcher, other: ModelPatcher, ratio: float) -> ModelPatcher:
+    return merged(one, other, 1.0 - ratio, ratio)
+
+
+def merge_subtract(one: ModelPatcher, other: ModelPatcher, multiplier: float = 1.0) -> ModelPatcher:
+    return merged(one, other, -multiplier, multiplier)
+
+
+def merge_add(one: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
+    return merged(one, other, 1.0, 1.0)
 
 
 class EPS:

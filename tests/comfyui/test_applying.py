@@ -22,7 +22,7 @@ from erasure_core.erasing import Erasure, describe
 from erasure_core.erasure_file import StoredErasure
 from erasure_core.errors import ModelError, WrongBase
 from erasure_core.hosts.comfyui import ComfyModel
-from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, is_applied
+from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, lacking
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.library import Library
@@ -79,7 +79,7 @@ def check_applied(model: ComfyModel, stored: StoredErasure, strength: float) -> 
     deltas = bound(stored, model)
     patcher, clip = apply_deltas(model, deltas, Strengths(strength))
     assert len(patcher.patches) == len(before) and model.patcher.patches == {}
-    assert is_applied(patcher, {key: held[0][1] for key, held in patcher.patches.items()})
+    assert not lacking(patcher, {key: [(strength, held[0][1])] for key, held in patcher.patches.items()})
     changed = ComfyModel(patcher, clip)
     for name, weight in before.items():
         expected = weight.float() + strength * deltas[name].change()

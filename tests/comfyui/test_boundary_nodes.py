@@ -228,19 +228,40 @@ def test_hardening_is_recorded_and_makes_a_file_of_its_own(
     assert not told["reused"] and again.ui["erasure"][0] == {**told, "reused": True}, "told alike from the file"
     longer = nodes.run("Erase_closed_form", **{**inputs, "harden_seconds": 3})
     assert not longer.ui["erasure"][0]["reused"]
-    assert len(list((fake_host / "erasures").glob("*.safetensors"))) == 3
+    files = list((fake_host / "erasures").glob("*.safetensors"))
+    assert len(files) == 4, "the plain ones, of other settings and of these, and two hardened ones"
 
 
-def test_interrupting_a_search_of_hardening_writes_no_file(
+def test_interrupting_a_search_of_hardening_keeps_the_erasing_and_says_so(
     nodes: Nodes, graph: dict[str, Any], fake_host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node, text: told.append(text))
     progress = importlib.import_module(f"{PACK}.nodes.training_progress")
     monkeypatch.setattr(progress.NodeProgress, "update", lambda self, report: None)
-    monkeypatch.setattr(progress.NodeProgress, "cancelled", lambda self: True)
+    written = (fake_host / "erasures").glob
+    monkeypatch.setattr(progress.NodeProgress, "cancelled", lambda self: bool(list(written("*.safetensors"))))
     inputs = {**ends(graph), "concept": concept(nodes), "resolution": 64, "harden": 1, "harden_seconds": 4}
     with pytest.raises(Interrupted):
         nodes.run("Erase_closed_form", **inputs)
-    assert not list((fake_host / "erasures").glob("*.safetensors"))
+    (kept,) = (fake_host / "erasures").glob("*.safetensors")
+    assert f"{kept.name} holds the erasure as it was before the first round" in told[-1]
+
+
+def test_a_search_of_hardening_that_fails_is_a_note_on_the_node(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node, text: told.append(text))
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(importlib.import_module(f"{PACK}.erasure_core.boundary.harden"), "explore", failing)
+    inputs = {**ends(graph), "concept": concept(nodes), "resolution": 64}
+    made = nodes.run("Erase_closed_form", **inputs, harden=1)
+    assert made.args[0].patches and "The hardening ended early: The device has too little memory" in told[-1]
+    assert nodes.run("Erase_closed_form", **inputs).ui["erasure"][0]["reused"]
 
 
 @pytest.mark.usefixtures("nodes")
@@ -263,6 +284,13 @@ def test_what_a_stranger_writes_as_rounds_is_not_believed(nodes: Nodes, graph: d
         manifest.settings["harden"] = strange
         said = badge.hardened(manifest)
         assert isinstance(said, str) and "erased too" not in said
+
+
+@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (1, 64, 64, 1), (1, 64, 0, 3), (64, 64, 3)])
+def test_what_is_no_picture_is_not_purified(nodes: Nodes, graph: dict[str, Any], shape: tuple[int, ...]) -> None:
+    inputs = {**graph, "image": torch.zeros(shape), "caption": "a ball", "steps": 2, "resolution": 64}
+    with pytest.raises(nodes.core.InvalidSettings, match="no pictures of three colours"):
+        nodes.run("Purify", **inputs)
 
 
 def test_purifying_keeps_the_proportions(nodes: Nodes, graph: dict[str, Any]) -> None:

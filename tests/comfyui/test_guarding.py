@@ -6,6 +6,7 @@ import asyncio
 import copy
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,7 +51,8 @@ def test_a_graph_cannot_claim_a_profile(
     server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, default: bool
 ) -> None:
     """The metadata of a picture names what this server applied, never what the sender wrote there."""
-    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile if default else "")
+    if default:
+        monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
     claimed = {"workflow": {"a": 1}, server.METADATA: [{"profile": "forged", "by": "server"}]}
     sent = {"prompt": copy.deepcopy(GRAPH), "extra_data": {"extra_pnginfo": claimed, "client_id": "c"}}
     got = server.protect(sent)["extra_data"]
@@ -82,7 +84,8 @@ def test_the_setting_can_be_a_file(server: Any, profile: str, fake_host: Path) -
     assert server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"] == GRAPH
 
 
-@pytest.mark.parametrize("setting", ["{", "[]", '{"default_profile": 3}', '{"default_profile": "missing"}', "{}"])
+@pytest.mark.parametrize("setting", ["{", "[]", '{"default_profile": 3}', '{"default_profile": "missing"}', "{}",
+                                     '{"default_profile": ""}', '{"default_profile": " "}', "[" * 100_000])  # fmt: skip
 def test_a_setting_that_cannot_be_kept_refuses_every_graph(
     server: Any, nodes: Nodes, fake_host: Path, setting: str
 ) -> None:
@@ -96,6 +99,82 @@ def test_a_setting_that_cannot_be_kept_refuses_every_graph(
     assert name not in GRAPH, "the browser would mark a node of the user's"
     reason = got["prompt"][name]["inputs"]["reason"]
     assert nodes.all["ConceptErasureRefused"].validate_inputs(reason=reason) == reason != ""
+
+
+@pytest.mark.parametrize("way", ["link", "loop", "folder", "lost folder", "pipe"])
+def test_a_setting_that_is_there_in_any_way_is_a_setting(server: Any, fake_host: Path, way: str) -> None:
+    """What a link leads to may be on a drive that is not mounted just now."""
+    path = fake_host / "erasures" / "profiles" / "server.json"
+    assert not is_refused(server.protect({"prompt": copy.deepcopy(GRAPH)}))
+    path.parent.parent.mkdir(exist_ok=True)
+    if way == "lost folder":
+        path.parent.symlink_to(fake_host / "elsewhere")
+    else:
+        path.parent.mkdir()
+        {
+            "link": lambda: path.symlink_to(fake_host / "elsewhere.json"),
+            "loop": lambda: path.symlink_to(path),
+            "folder": path.mkdir,
+            "pipe": lambda: os.mkfifo(path),
+        }[way]()
+    got = server.protect({"prompt": copy.deepcopy(GRAPH)})
+    assert is_refused(got) and "server.json cannot be read" in reason_of(got)
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_variable_without_a_name_refuses_every_graph(
+    server: Any, monkeypatch: pytest.MonkeyPatch, blank: str
+) -> None:
+    """As a script leaves it whose own variable is not set; it was meant to name a profile."""
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", blank)
+    assert "CONCEPT_ERASURE_PROFILE is empty" in reason_of(server.protect({"prompt": copy.deepcopy(GRAPH)}))
+
+
+def test_files_with_a_byte_order_mark_are_read(server: Any, profile: str, fake_host: Path) -> None:
+    """Some editors write one."""
+    folder = fake_host / "erasures" / "profiles"
+    (folder / "server.json").write_text(json.dumps({"default_profile": profile}), encoding="utf-8-sig")
+    own = folder / "studio.profile.json"
+    own.write_text(own.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert "profile_1_0" in server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (None, "no nodes by their ids"),
+        ([], "no nodes by their ids"),
+        ({"1": []}, "node 1 is not a node"),
+        ({"1": {"inputs": {}}}, "node 1 lacks 'class_type'"),
+        ({"1": {"class_type": "Loader"}}, "node 1 lacks 'inputs'"),
+        ({"1": {"class_type": ["Loader"], "inputs": {}}}, "node 1 lacks 'class_type'"),
+    ],
+)
+@pytest.mark.parametrize("default", [False, True])
+def test_what_is_wrong_with_a_graph_is_told_in_a_sentence(
+    server: Any, profile: str, monkeypatch: pytest.MonkeyPatch, default: bool, prompt: Any, told: str
+) -> None:
+    if default:
+        monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
+    reason = reason_of(server.protect({"prompt": prompt}))
+    assert reason.startswith("The graph is malformed: ") and told in reason
+
+
+def test_a_graph_of_a_profile_that_was_changed_says_how_to_go_on(
+    server: Any, nodes: Nodes, graph: dict[str, Any], profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once no default profile is set, queueing a graph of the history again changes nothing in it."""
+    monkeypatch.setenv("CONCEPT_ERASURE_PROFILE", profile)
+    guard = server.protect({"prompt": copy.deepcopy(GRAPH)})["prompt"]["profile_1_0"]["inputs"]
+    path = nodes.refusal.profile_folder() / "studio.profile.json"
+    both = {"model": graph["model"], "clip": graph["clip"]}
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"entries": content["entries"][:1]}))
+    with pytest.raises(nodes.profiles.ProfileFailed, match=r"was changed .* remove the Server Safety Profile nodes"):
+        nodes.run("ServerProfile", **{**guard, **both})
+    path.unlink()
+    with pytest.raises(nodes.profiles.ProfileFailed, match=r"no safety profile .* remove the Server Safety Profile"):
+        nodes.run("ServerProfile", **{**guard, **both})
 
 
 @pytest.mark.parametrize("prompt", [None, {"1": {}}, {"1": None}, {"1": {"class_type": "Loader", "inputs": None}}, []])

@@ -272,6 +272,43 @@ def test_a_block_weight_has_to_fit_one_erasure_of_a_stack(nodes: Nodes, graph: d
         nodes.run("Apply", **both, erasure=stack, block_weights="unet.* = 0.5\nnothing.* = 0.5")
 
 
+@pytest.mark.parametrize("where", [("Apply", "strength"), ("Apply", "strength_text"), ("Stack", "strength_first")])
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(
+    nodes: Nodes, graph: dict[str, Any], where: tuple[str, str], strength: float
+) -> None:
+    """JSON has no such number, but hosts read one, and it passes their limits."""
+    erasure = instant(nodes, graph).args[2]
+    node, name = where
+    links = {"model": graph["model"], "clip": graph["clip"], "erasure": erasure}
+    inputs = links if node == "Apply" else {"first": erasure, "second": erasure}
+    with pytest.raises(nodes.core.InvalidSettings, match="is no number"):
+        nodes.run(node, **{**inputs, name: strength})
+
+
+def test_a_checkpoint_that_would_lack_an_erasure_is_not_baked(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's saving knows what is on the weights, and nothing of what is done while it samples."""
+    saved: list[Any] = []
+    merging = ModuleType("comfy_extras.nodes_model_merging")
+    merging.save_checkpoint = lambda model, **others: saved.append(model)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy_extras", ModuleType("comfy_extras"))
+    monkeypatch.setitem(sys.modules, merging.__name__, merging)
+    erasure, other = instant(nodes, graph).args[2], instant(nodes, graph, "cat").args[2]
+    inputs = {"clip": graph["clip"], "vae": graph["vae"], "erasure": other}
+    nodes.run("Bake", model=graph["model"], **inputs)
+    assert saved.pop().patches
+    limited = nodes.run("Apply", model=graph["model"], clip=graph["clip"], erasure=erasure, start=0.2).args[0]
+    with pytest.raises(nodes.core.ModelError, match="part of the sampling"):
+        nodes.run("Bake", model=limited, **inputs)
+    bypassing = graph["model"].clone()
+    bypassing.injections = {"lora": [object()]}
+    with pytest.raises(nodes.core.ModelError, match="bypass mode"):
+        nodes.run("Bake", model=bypassing, **inputs)
+    assert not saved
+
+
 @pytest.mark.parametrize("kind", ["Apply", "Convert", "Save"])
 def test_changes_of_the_text_encoder_ask_for_clip(nodes: Nodes, graph: dict[str, Any], kind: str) -> None:
     """Without it the layers are missing, and the model would be blamed."""
@@ -344,6 +381,8 @@ def test_a_profile_that_is_not_there_is_refused_before_anything_runs(nodes: Node
     node = nodes.all["ConceptErasureSafetyProfile"]
     assert node.validate_inputs(profile=profile) is True and node.validate_inputs(profile=None) is True
     assert "There is no safety profile 'other'" in node.validate_inputs(profile="other")
+    for strange in (5, True, [], {}):
+        assert "is not the name of a safety profile" in node.validate_inputs(profile=strange)
 
 
 def test_a_mark_without_its_patches_is_worth_nothing(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:
@@ -366,9 +405,8 @@ def test_patches_that_a_merge_has_undone_are_worth_nothing(
         weight = merged.model.state_dict()[key]
         scale, value = (0.0, ("diff", (weight,))) if how == "scaled" else (1.0, ("set", (weight,)))
         merged.patches[key] = [*patches, (1.0, value, scale, None, None)]
-    carries = nodes.profiles._carries
-    wanted = nodes.profiles.load_profile(profile)
-    assert carries(safe, wanted) and not carries(merged, wanted)
+    again = nodes.run("SafetyProfile", model=merged, clip=graph["clip"], profile=profile).args[0]
+    assert {len(p) for p in again.patches.values()} == {5}
 
 
 def test_a_profile_is_found_by_whatever_name_its_file_has(
@@ -382,6 +420,11 @@ def test_a_profile_is_found_by_whatever_name_its_file_has(
     assert listed == "My studio (1)" and node.validate_inputs(profile=listed) is True
     assert "missing" not in node.fingerprint_inputs(profile=listed)
     assert nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=listed).args[0].patches
+
+
+def test_a_linked_name_that_is_none_is_told(nodes: Nodes, graph: dict[str, Any]) -> None:
+    with pytest.raises(nodes.profiles.ProfileFailed, match="None is not the name"):
+        nodes.run("SaveSafetyProfile", erasure=instant(nodes, graph).args[2], name=None)
 
 
 def test_a_profile_that_was_removed_is_saved_again(nodes: Nodes, profile: str, fake_host: Path) -> None:

@@ -89,6 +89,17 @@ def test_interrupt_then_go_on(
     assert done.status == "done" and (library / done.file).read_bytes() == wanted
 
 
+def test_a_stopped_training_is_found_whatever_hardening_was_to_follow(
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = replace(request(jobs, **SHORT), hardening=Hardening(1, ExploreSettings(seconds=1.0)))
+    with monkeypatch.context() as patch:
+        interrupt_after(jobs, patch, 3, a1111.shared.state)
+        stopped = jobs.run_erase(wanted)
+    assert stopped.status == "stopped" and "goes on with it" in stopped.message
+    assert jobs.unfinished() == [Path(stopped.output).stem]
+
+
 def test_previews_change_nothing_and_show_what_is_painted(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:
     plain = jobs.run_erase(request(jobs, **SHORT))
     assert a1111.shared.state.shown == []
