@@ -26,9 +26,10 @@ BINS = 5
 class AllButOneSettings(TextSpaceSettings, VocabularySettings):
     """Settings of All but One."""
 
+    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     without: str = option(
         "neutralise",
-        "what the guidance becomes where no alternative is given: none, or the opposite of the concept's",
+        "what the guidance becomes where nothing takes the concept's place: none, or the opposite of the concept's",
         choices=("neutralise", "hard"),
     )
     negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
@@ -107,4 +108,4 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
         "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
         "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
     }
-    return terms | text_terms(step, settings)
+    return terms | text_terms(step, settings, nothing=settings.without == "neutralise")

@@ -58,9 +58,12 @@ class Pair:
 
 
 class Phrasing:
-    """Makes pairs of prompts: kept ones as they are, and such with the concept and with what takes its place."""
+    """Makes pairs of prompts: kept ones as they are, and such with the concept and with what takes its place.
 
-    def __init__(self, concept: Concept, words: Sequence[str], near: Sequence[str] = ()) -> None:
+    With ``nothing`` set nothing takes the place of words that have no alternative; else these are in no pair.
+    """
+
+    def __init__(self, concept: Concept, words: Sequence[str], near: Sequence[str] = (), nothing: bool = False) -> None:
         self.concept = concept
         said = {word.casefold() for word in concept.words}
         self.words = [word for word in words if word.casefold() not in said]
@@ -68,7 +71,7 @@ class Phrasing:
         own = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
         self.kept = own or list(without_concept(PROMPTS, concept))
         self.near = [prompt for prompt in concept.neighbours if len(prompt) <= LONGEST_FRAME]
-        bare = {word for words in concept.unanswered() for word in words}
+        bare = set() if nothing else {word for words in concept.unanswered() for word in words}
         self.answered = [word for word in concept.words if word not in bare]
 
     def kept_pair(self, chance: torch.Generator) -> Pair:
@@ -79,7 +82,7 @@ class Phrasing:
         return Pair(prompt, prompt)
 
     def concept_pair(self, chance: torch.Generator) -> Pair:
-        """The concept alone or inside such a prompt, and the same with the alternative, for a word that has one."""
+        """The concept alone or inside such a prompt, and the same with what takes its place."""
         word = _one(self.answered, chance)
         instead = dict(self.concept.instead).get(word, self.concept.alternative or "")
         if _index(4, chance) == 0:
@@ -115,7 +118,7 @@ def _index(count: int, chance: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=chance))
 
 
-def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
+def phrasing_for(trainer: Trainer, model: Any, nothing: bool = False) -> Phrasing:
     """The phrasing of a run: its words are everyday ones, random ones of the vocabulary, and such near what is kept."""
     chance = trainer.chance(700_000_001)
     size = len(model.token_tables()[0])
@@ -132,21 +135,21 @@ def phrasing_for(trainer: Trainer, model: Any) -> Phrasing:
     barred = min(CLOSE_TO_CONCEPT, max(CLOSE, size // 50))
     close = set(nearest_words(model, trainer.concept.words, barred))
     words = [word for word in dict.fromkeys([*everyday_words(), *found]) if word not in close]
-    return Phrasing(trainer.concept, words, list(near))
+    return Phrasing(trainer.concept, words, list(near), nothing)
 
 
-def text_terms(step: Step, settings: TextSpaceSettings) -> dict[str, Tensor]:
+def text_terms(step: Step, settings: TextSpaceSettings, nothing: bool = False) -> dict[str, Tensor]:
     """Two loss terms, weighted; none where no text encoder learns or its tokens cannot be read. The second, which reads
-    the concept as its alternative, only where there is one."""
+    the concept as its alternative, only where there is one, or where ``nothing`` is to take its place."""
     trainer, state, chance, count = step.trainer, step.state, step.generator, settings.text_prompts
     if not (trainer.trains_text and hasattr(trainer.model, "token_tables")):
         return {}
     if state.phrasing is None:
-        state.phrasing = phrasing_for(trainer, trainer.model)
+        state.phrasing = phrasing_for(trainer, trainer.model, nothing)
     weights, asked = {}, {}
     if settings.text_weight:
         weights["text"], asked["text"] = settings.text_weight, [state.phrasing.kept_pair(chance) for _ in range(count)]
-    if settings.text_erase_weight and trainer.concept.has_alternative:
+    if settings.text_erase_weight and (trainer.concept.has_alternative or nothing):
         name = "erased text"
         weights[name] = settings.text_erase_weight
         asked[name] = [state.phrasing.concept_pair(chance) for _ in range(count)]

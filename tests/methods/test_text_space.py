@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from method_helpers import stopped
 
 from erasure_core import Concept, erase
 from erasure_core.everyday import PROMPTS
@@ -137,3 +139,23 @@ def test_only_words_with_an_alternative_are_to_be_read_as_it() -> None:
     phrasing, chance = Phrasing(several, ["tree", "sky"]), torch.Generator().manual_seed(0)
     pairs = [phrasing.concept_pair(chance) for _ in range(60)]
     assert all("ball" in pair.prompt and "box" in pair.like for pair in pairs)
+
+
+def test_where_nothing_is_to_take_its_place_the_rest_of_the_prompt_is_read() -> None:
+    phrasing, chance = (
+        Phrasing(Concept(("ball",), None, KEPT), ["piano"], nothing=True),
+        torch.Generator().manual_seed(0),
+    )
+    pairs = [phrasing.concept_pair(chance) for _ in range(60)]
+    assert all("ball" in pair.prompt and "ball" not in pair.like for pair in pairs)
+    assert all(pair.like == " ".join(pair.like.split()) for pair in pairs)
+
+
+@pytest.mark.parametrize(("without", "erases"), [("neutralise", True), ("hard", False)])
+def test_all_but_one_reads_the_concept_as_nothing_where_nothing_replaces_it(
+    pico: DiffusersModel, without: str, erases: bool
+) -> None:
+    """By noise alone the words still painted the concept in two of three pictures."""
+    with stopped(pico, Concept(("ball",), None, KEPT), "all_but_one", without=without) as (trainer, step):
+        assert trainer.method.loss is not None
+        assert ("erased text" in trainer.method.loss(trainer.settings, step)) == erases
