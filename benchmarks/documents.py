@@ -93,11 +93,11 @@ def stacked_table(result: Result) -> str:
 
 
 def whole_table(result: Result) -> str:
-    """Whole erasures with a method's defaults: seconds by stage."""
+    """Whole erasures with a method's defaults: seconds by stage. Of one that was stopped the whole is extrapolated."""
     stages = list(dict.fromkeys(stage for run in result["runs"] for stage in run["seconds"]))
     lines = [
         [
-            *(run["method"], run["effort"], time(all_seconds(run))),
+            *(run["method"], run["effort"], _whole_time(run)),
             *(time(run["seconds"].get(stage)) for stage in stages),
             str(run["steps"]) if run["done"] == run["steps"] else f"{run['done']} of {run['steps']}",
             size(run["peak"]),
@@ -108,6 +108,12 @@ def whole_table(result: Result) -> str:
     described = f"{tiny}{result['family']}, {result['side']} px, {result['dtype']}, seed {result['seed']}"
     head = ["method", "effort", "whole", *stages, "steps", "peak"]
     return f"{described}; {result['machine']}. `{result['command']}`\n\n{table(head, lines)}"
+
+
+def _whole_time(run: Result) -> str:
+    """The time of a whole erasure, marked where a part of it was not made."""
+    taken = time(all_seconds(run))
+    return f"{taken} (extrapolated)" if 0 < run["done"] < run["steps"] else taken
 
 
 def execution_table(result: Result) -> str:

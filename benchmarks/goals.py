@@ -1,7 +1,8 @@
 """What was aimed at, and what the committed results say of it: a table in docs/speed.md, no figure of which is typed.
 
-A goal about seconds is judged by measurements alone, one about memory by those of a GPU. Where there is none, the
-counted figure or the projection is told, and called that.
+A goal about seconds is judged by measurements, or by what is extrapolated from a part of the steps; one about memory by
+those of a GPU. Where there is none, the counted figure or the projection is told. Whatever is no measurement is called
+what it is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PROJECTED = (100e12, 400e12)
 """Sustained operations per second that durations on a GPU are projected with."""
 NOISE = 1.1
 """What counts as "not at all": medians of a shared machine differ by some percent."""
-COUNTED, PROJECTION = "counted", "projected"
+COUNTED, PROJECTION, EXTRAPOLATED = "counted", "projected", "extrapolated"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Goal:
         most: whether the figure may be at most that; else at least.
         values: what was found; the worst one counts.
         unit: behind figures.
-        kind: empty for measurements, ``COUNTED`` or ``PROJECTION``.
+        kind: empty for measurements, else ``COUNTED``, ``PROJECTION`` or ``EXTRAPOLATED``.
     """
 
     text: str
@@ -158,12 +159,15 @@ def _whole(results: Results) -> Iterator[Goal]:
         )
         text = f"the same with what libraries and fragments take, {what}, GPU"
         yield Goal(text, size, True, results.small_card(size), " GiB")
-        whole = (all_seconds(run) for run in results.whole(family, RECOMMENDED, "balanced"))
-        took = tuple(seconds for seconds in whole if seconds is not None)
-        yield Goal(f"one concept with the recommended method's defaults, {what}, GPU", duration, True, took, " s")
+        runs = [run for run in results.whole(family, RECOMMENDED, "balanced") if run["done"]]
+        took = tuple(seconds for seconds in map(all_seconds, runs) if seconds is not None)
+        kind = EXTRAPOLATED if any(run["done"] < run["steps"] for run in runs) else ""
+        text = f"one concept with the recommended method's defaults, {what}, GPU"
+        yield Goal(text, duration, True, took, " s", kind)
         steps = EsdSettings().steps
         took = tuple(row["seconds"] * steps for row, _ in results.rows(True, family, side, "esd"))
-        yield Goal(f"the same of method esd, {what}, GPU", duration, True, took, " s")
+        text = f"the same of method esd, {what}, GPU"
+        yield Goal(text, duration, True, took, " s", EXTRAPOLATED if took else "")
         flops = [row["steps"] * (row["student"] + row["pool"]) for row in results.of_training(family, "balanced")]
         for rate in PROJECTED:
             text, took = f"the same, {what}, at {rate / 1e12:.0f} TFLOP/s", tuple(whole / rate for whole in flops)

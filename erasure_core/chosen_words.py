@@ -35,7 +35,7 @@ def chosen_words(concept: Concept, manifest: Manifest) -> str:
     place += f"; nothing for {', '.join(bare)}" if bare and place else ""
     added = ", ".join(manifest.words[len(concept.words) :])
     said = f"in its place: {place}" if place else "nothing takes its place"
-    return f"{said}; words added: {added} (keep what is not meant)" if added else said
+    return f"{said}; words added: {added} (to spare one, add a kept prompt that says it)" if added else said
 
 
 def sentence(chosen: str) -> str:

@@ -275,7 +275,7 @@ class Concept:
         if not words or not all(words):
             raise InvalidConcept("The concept is empty; give at least one word or phrase to erase.")
         if len(words) > MAX_WORDS:
-            raise InvalidConcept(f"{len(words)} words and phrases are to be erased; at most {MAX_WORDS} are at once.")
+            raise InvalidConcept(f"{len(words)} words and phrases to erase; at most {MAX_WORDS} fit in one run.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
         _check_alternatives(words, alternative, instead)

@@ -56,7 +56,7 @@ class TrainingFailed(ErasureError):
 
 
 class OutOfMemory(ErasureError):
-    """The device has too little memory; what is done so far can be resumed."""
+    """The device has too little memory. A training that had begun can be resumed; other work starts anew."""
 
     exit_code = 6
 
@@ -68,6 +68,6 @@ class OutputError(ErasureError):
 
 
 class Cancelled(ErasureError):
-    """The user stopped the work; what is done so far can be resumed."""
+    """The user stopped the work. A training can be resumed; other work starts anew."""
 
     exit_code = 130

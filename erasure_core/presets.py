@@ -38,7 +38,7 @@ PRESETS: dict[str, Preset] = {
         _preset(
             "object",
             "Object",
-            "A thing enters the picture through its word: what every method was tuned on, so its defaults are right.",
+            "The method's own defaults, which were tuned mostly on objects, in the small picture world.",
         ),
         _preset(
             "style",

@@ -79,7 +79,7 @@ class SafetyProfile:
             raise ProfileFailed("A safety profile needs a name of 1 to 100 printable characters.")
         if not 1 <= len(self.entries) <= MAX_ENTRIES:
             raise ProfileFailed(
-                f"The profile {self.name!r} lists {len(self.entries)} erasures; 1 to {MAX_ENTRIES} can."
+                f"The profile {self.name!r} lists {len(self.entries)} erasures; it must hold 1 to {MAX_ENTRIES}."
             )
 
     def digest(self) -> str:

@@ -58,14 +58,14 @@ def _check_entry(name: str, entry: Any) -> None:
     if len(name) > MAX_NAME:
         raise ValueError(f"the name of a tensor is {len(name)} characters long ({name[:40]!r}…)")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the entry of {name!r} is not one of a tensor")
+        raise ValueError(f"the entry of {name!r} does not describe a tensor")
     kind, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or len(kind) > 16:
-        raise ValueError(f"the type of {name!r} is not a name")
+        raise ValueError(f"{name!r} has an invalid type")
     if not isinstance(shape, list) or not all(_is_count(side, MAX_SIDE) for side in shape) or len(shape) > 8:
-        raise ValueError(f"the shape of {name!r} is not one")
+        raise ValueError(f"{name!r} has an invalid shape")
     if not isinstance(place, list) or len(place) != 2 or not all(_is_count(end, 2**62) for end in place):
-        raise ValueError(f"the place of {name!r} is not one")
+        raise ValueError(f"{name!r} has an invalid place in the file")
     if kind in WIDTHS and math.prod(shape) * WIDTHS[kind] != place[1] - place[0]:
         raise ValueError(f"{name!r} does not fill its place")
 

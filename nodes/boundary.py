@@ -85,7 +85,7 @@ def search_inputs(what: str, interrupt: str) -> list[Any]:
             "Guidance scale of the pictures that are made for judging: what you paint with. Distilled models "
             "(Turbo, Lightning) want 1 to 2.",
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="Seed of all chance."),
+        io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="Random seed."),
         io.Int.Input(
             "resolution",
             default=0,
@@ -126,7 +126,7 @@ class ExploreBoundary(io.ComfyNode):
                     min=0,
                     max=1000,
                     control_after_generate=False,
-                    tooltip="So many of the worst prompts are painted and looked at; a prompt leaks only if most of "
+                    tooltip="How many of the worst prompts are painted and looked at; one leaks only if most of "
                     "its pictures show the concept as well. 0 looks at none.",
                 ),
                 io.Int.Input(

@@ -17,7 +17,7 @@ class ConceptNode(io.ComfyNode):
             node_id=f"{PREFIX}Concept",
             display_name="Concept",
             category=CATEGORY,
-            description="What the model shall be unable to paint, what it paints instead, and what must stay as it is.",
+            description="What the model must no longer paint, what it paints instead, and what must stay as it is.",
             inputs=[
                 io.String.Input(
                     "words",

@@ -137,7 +137,7 @@ def harden_inputs() -> list[Any]:
             min=0,
             max=10,
             control_after_generate=False,
-            tooltip="After erasing, up to so many times: search for prompts that still reach the concept, and erase "
+            tooltip="Rounds after erasing: each searches for prompts that still reach the concept, and erases "
             "them too. It ends early when nothing is found. 0 is off.",
         ),
         io.Int.Input(

@@ -44,9 +44,9 @@ and a line on the node says so.
 
 ## Pitfalls
 
-- Without kept prompts, neighbours of the concept suffer most. List what resembles it but must stay.
-- Any change of an input makes another file. Delete files you do not want in `models/erasures`.
-- A better score on the words you erased says nothing of words nobody named; look at the pictures of several prompts.
+- {keeping}
+- Any change that affects the result makes another file. Delete those you do not want from `models/erasures`.
+- A good score on the words you erased says nothing about words that nobody named: look at pictures of several prompts.
 - Inpainting UNets and quantised weights cannot be trained on; erase on the plain model and apply the file there.
 """
 INTERRUPT = {
@@ -54,6 +54,11 @@ INTERRUPT = {
     False: "Interrupt stops it, and the next run starts anew.",
 }
 """By whether the method trains."""
+KEEPING = {
+    True: "Without kept prompts, neighbours of the concept suffer most. List what resembles it but must stay.",
+    False: "At its default `keep_weight` of 0 this method ignores kept prompts. Raise it where neighbours must stay.",
+}
+"""By whether the method's defaults keep anything."""
 
 
 def load_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,6 +110,7 @@ def method_page(node_id: str, method: Any) -> str:
         title=method.title, about=about(method), reference=method.reference, status=method.status, begin=BEGIN, end=END,
         picture=f"\n![The node]({picture})\n" if (DOCS / picture).is_file() else "",
         interrupt=INTERRUPT[method.loss is not None],
+        keeping=KEEPING[getattr(method.settings(), "keep_weight", 1) > 0],
     )  # fmt: skip
 
 

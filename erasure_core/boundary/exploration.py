@@ -42,7 +42,7 @@ NOT_JUDGED = (
 def hardly_changed(left: float) -> str:
     """A sentence for people on ``Exploration.unchanged``."""
     return (
-        f"But prompts that name it still steer pictures {left:.0%} of its way: what takes its place is much like it, "
+        f"But prompts that name it still steer pictures {left:.0%} as strongly; the replacement may be a near-synonym, "
         "or the same by another name. Look at pictures."
     )
 
@@ -50,8 +50,8 @@ def hardly_changed(left: float) -> str:
 def too_few_looks(dismissed: int) -> str:
     """A sentence for people on ``Exploration.dismissed``."""
     return (
-        f"{dismissed} more under suspicion were looked at too seldom to say; of the others, pictures did not confirm "
-        "most. Search longer, or look at more."
+        f"{dismissed} more suspects were looked at too seldom to say; most of the others were not confirmed by their "
+        "pictures. Search longer, or look at more pictures."
     )
 
 
@@ -150,7 +150,7 @@ class Exploration:
             said.append(hardly_changed(self.unchanged))
         if self.unsettled:
             said.append(
-                f"{self.unsettled} others say it and still steer pictures its way; they were looked at too seldom."
+                f"{self.unsettled} others name it and still steer pictures its way, but were looked at too seldom."
             )
         if self.dismissed:
             said.append(too_few_looks(self.dismissed))

@@ -53,7 +53,7 @@ class ReportSettings:
     explicit: bool = option(False, "show blurred pictures of what is sexual or violent")
     sensitive: bool = option(False, "treat the concept as explicit, whatever its words say")
     steps: int = option(20, "sampling steps of the pictures", low=1, high=1000)
-    seed: int = option(0, "seed of all chance", low=0, high=2**53)
+    seed: int = option(0, "random seed", low=0, high=2**53)
     max_batch: int = option(64, "most latents in one call", low=1, high=1024, neutral=True)
 
     def __post_init__(self) -> None:
@@ -390,7 +390,7 @@ class _Reporter:
         named = ", ".join(f"“{word}”" for word in telling[:3])
         why = f"{named} is taken as sexual or violent" if telling else "the concept was said to be explicit"
         what = f"“{hidden[0][1]}”" + (f" and {len(hidden) - 1} more" if len(hidden) > 1 else "")
-        return f"Not painted: {what}, as {why}. With explicit pictures asked for (--show-explicit) they are blurred."
+        return f"Not painted: {what}, as {why}. Explicit pictures are made only if asked for, and then blurred."
 
     def _paint(
         self, prompts: Sequence[str], erasures: Sequence[tuple[DeltaSet, float]], decode: Callable[..., Any]

@@ -109,7 +109,7 @@ def _attacks(measured: FileReport) -> list[str]:
 def _unseen(measured: FileReport) -> str:
     if measured.looked or not any(share.share for share in measured.leak.values()):
         return ""
-    return "No picture was looked at: what leaks is told by directions alone, and some of it may show nothing of it."
+    return "No picture was looked at: leaks are judged by guidance directions alone, and some may not show the concept."
 
 
 def _dismissed(measured: FileReport) -> str:

@@ -61,7 +61,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitive", action="store_true", help="blur pictures of the concept, whatever its words say of it"
     )
     add_clip_argument(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of all chance (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--max-batch", type=int, default=64, help="most latents in one call (default 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument(

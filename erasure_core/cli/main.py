@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ErasureError as error:
         return _failed(error)
     except KeyboardInterrupt:
-        print("concept-erasure: stopped at once; a state saved before can be resumed with --resume.", file=sys.stderr)
+        print("concept-erasure: stopped at once; --resume continues a training from its saved state.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). Python would complain about it again on leaving.

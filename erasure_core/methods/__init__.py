@@ -9,6 +9,6 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f".{_module.name}", __name__)
 
 RECOMMENDED = "auto"
-"""The first choice of every front end: the method that measures best in the proving ground."""
+"""The first choice of every front end: within the intervals, none measures better in the proving ground."""
 
 __all__ = ["METHODS", "RECOMMENDED", "Method", "SolverSettings", "TrainingSettings", "find_method"]

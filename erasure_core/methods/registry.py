@@ -94,7 +94,7 @@ class SolverSettings:
     contexts: int = option(48, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(2, "words near each word of the kept prompts that are kept too", low=0, high=100)
     replace: bool = option(False, "without an alternative, the likest word of your kept prompts takes the place")
-    seed: int = option(0, "seed of all chance", low=0, high=2**53)
+    seed: int = option(0, "random seed", low=0, high=2**53)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -110,7 +110,7 @@ class TrainingSettings(SolverSettings):
     cool_down: float = option(
         0.5, "share of the steps, at the end, over which the learning rate falls to nothing", low=0.0, high=1.0
     )
-    batch: int = option(8, "states of the concept in one step; as many kept ones beside them", low=1, high=256)
+    batch: int = option(8, "noisy states of the concept in one step, and as many of kept prompts", low=1, high=256)
     accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=MOST_ACCUMULATED)
     keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
     guidance: float = option(3.0, "guidance (CFG) scale at which training pictures are drawn", low=1.0, high=30.0)

@@ -231,7 +231,9 @@ def test_a_whole_erasure_is_timed_by_stage_and_stopped_when_its_time_is_up(monke
     stopped = whole(model, "esd", "fast", "cpu", most=0.0)
     assert stopped.steps == EsdSettings().steps // 2 and stopped.done == 0 and all_seconds(asdict(stopped)) is None
     made = {"family": "sd15", "side": 512, "dtype": "float32", "seed": 0, "tiny": False, "machine": "M", "command": "C"}
-    assert "| esd | balanced | 7 s | 3 s | 2 s | 2 of 4 |" in whole_table({**made, "runs": [asdict(half)]})
+    assert "| esd | balanced | 7 s (extrapolated) | 3 s | 2 s | 2 of 4 |" in whole_table(
+        {**made, "runs": [asdict(half)]}
+    )
 
 
 def test_other_ways_to_run_the_network_leave_it_as_it_was() -> None:

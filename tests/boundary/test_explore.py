@@ -198,7 +198,7 @@ def test_words_that_still_steer_as_before_are_no_all_clear(explored: Exploration
     """An erasure that put a synonym in the place: every prompt is nearest to that, and still paints the concept."""
     named = [replace(explored.points[0], origin="named", leaks=False, residual=r) for r in (0.94, 0.9, 0.2)]
     found = replace(explored, points=tuple(named))
-    assert found.unchanged == 0.9 and "still steer pictures 90% of its way" in found.summary()
+    assert found.unchanged == 0.9 and "still steer pictures 90% as strongly" in found.summary()
     assert not replace(found, erased=False).unchanged, "the untouched model is to"
     assert not replace(found, points=(named[2], named[2], named[0])).unchanged, "most of them do not"
     assert not replace(found, points=(replace(named[0], leaks=True),)).unchanged, "that is told as a leak"

@@ -132,7 +132,7 @@ def test_erase_tells_what_was_chosen_for_the_user(
 
     monkeypatch.setattr("erasure_core.erasing._complete", found)
     assert run(*base, "--concept", "ball") == 0
-    added = "words added: orb (keep what is not meant).\n"
+    added = "words added: orb (to spare one, add a kept prompt that says it).\n"
     assert capsys.readouterr().out.endswith(f"; in its place: ring (found in the model); {added}")
 
 
