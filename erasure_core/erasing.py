@@ -37,6 +37,7 @@ from .naming import file_names
 from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
 from .trainer import SAVE_EVERY, History, moved_away, train
 from .version import __version__
+from .warm_start import check_closed_form_start
 
 CANDIDATES = 12
 """Nearest words of the vocabulary of which one may take the concept's place, where the user named nothing: few, so that
@@ -81,7 +82,7 @@ def erase(
     if not isinstance(settings, chosen.settings):
         wrong = type(settings).__name__
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
-    _check_names(model, settings)
+    _check_layers(model, chosen, settings, start)
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
     try:
@@ -151,6 +152,15 @@ def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress:
         found = survey(model, concept, replace(look, around_kept=0, kin=KIN_WORDS), progress, everyday=False)
         concept = with_known_stand_in(concept, found, is_explicit(concept))
     return concept
+
+
+def _check_layers(model: LoadedModel, chosen: Method, settings: SolverSettings, start: DeltaSet | None) -> None:
+    """Refuse before the work what would be refused in the middle of it, or could not be written after it."""
+    _check_names(model, settings)
+    if chosen.check is not None:
+        chosen.check(model, settings)
+    if start is None and isinstance(settings, TrainingSettings) and settings.start == "closed_form":
+        check_closed_form_start(select(model.layers(), settings.layers))
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from ..batches import Batches
 from ..errors import InvalidSettings
-from ..model import Conditioning, PromptModel
+from ..model import Conditioning, LoadedModel, PromptModel
 from ..run_state import RunState
 from ..self_check import BoundaryPoints, SelfCheck, self_check
 from ..trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, predict_roles
@@ -43,6 +43,29 @@ class CheckSettings(VocabularySettings):
     check_memory: int = option(32, "boundary points kept", low=1, high=4096)
 
 
+def _asked(model: LoadedModel) -> PromptModel:
+    """The model as a self-check asks it.
+
+    Raises:
+        InvalidSettings: it cannot be asked.
+    """
+    if not hasattr(model, "encode_embeddings"):
+        raise InvalidSettings(
+            "This host cannot encode token embeddings, which a self-check needs; choose another method."
+        )
+    return cast("PromptModel", model)
+
+
+def check_self_checks(model: LoadedModel, settings: CheckSettings) -> None:
+    """Refuse before the work, and not in the middle of a training, where no self-check can be made.
+
+    Raises:
+        InvalidSettings: the training makes self-checks, and the model cannot be asked for what they need.
+    """
+    if settings.check_every and settings.warm_up < settings.steps:
+        _asked(model)
+
+
 class Boundary(RunState):
     """The boundary points found so far, a ring of ``check_memory``, and how the last check found the boundary."""
 
@@ -58,13 +81,7 @@ class Boundary(RunState):
 
     @property
     def model(self) -> PromptModel:
-        model: Any = self.trainer.model
-        if not hasattr(model, "encode_embeddings"):
-            raise InvalidSettings(
-                "This host cannot encode token embeddings, which a self-check needs; choose another method."
-            )
-        prompts: PromptModel = model
-        return prompts
+        return _asked(self.trainer.model)
 
     @property
     def points(self) -> dict[str, Tensor]:

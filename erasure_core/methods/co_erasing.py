@@ -123,9 +123,9 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     "One Image is Worth a Thousand Words: text-image collaborative erasing, ICML 2025, arXiv 2505.11131",
     "reimplementation with corrections",
     CoErasingSettings,
-    TwoStages,
-    with_own_words,
-    target,
+    state=TwoStages,
+    prepare=with_own_words,
+    goal=target,
 )
 def co_erasing(settings: CoErasingSettings, step: Step) -> dict[str, Tensor]:
     """||eps(z, [text, picture]) - (e0 - eta (e_c - e0))||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidSettings
-from ..layers import LAYER_GROUPS
-from ..model import Conditioning
+from ..layers import LAYER_GROUPS, is_text, select
+from ..model import Conditioning, LoadedModel
 from ..self_check import Reader, similarity
-from .boundary_points import Boundary, Bounding, CheckSettings
+from .boundary_points import Boundary, Bounding, CheckSettings, check_self_checks
 from .esd import target
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
@@ -82,15 +82,27 @@ class SageState(Boundary):
             return torch.cat([reader(trainer.model.encode(self.kept[i : i + RELATED])) for i in pieces])
 
 
+def check_sage(model: LoadedModel, settings: SageSettings) -> None:
+    """Refuse before the work.
+
+    Raises:
+        InvalidSettings: as ``check_self_checks``, or the text encoder is to erase and is not trained.
+    """
+    check_self_checks(model, settings)
+    if settings.erase_in == "text" and not any(map(is_text, select(model.layers(), settings.layers))):
+        raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
+
+
 @method(
     "sage",
     "SAGE (semantic-augment erasing)",
     "SAGE: Exploring the Boundaries of Unsafe Concept Domain with Semantic-Augment Erasing, 2025, arXiv 2506.09363",
     "reconstruction from the published description",
     SageSettings,
-    SageState,
-    with_own_words,
-    target,
+    state=SageState,
+    prepare=with_own_words,
+    goal=target,
+    check=check_sage,
 )
 def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.
@@ -124,8 +136,6 @@ def _erase_noise(step: Step, bounding: Bounding | None, settings: SageSettings) 
 def _erase_text(step: Step, bounding: Bounding | None, settings: SageSettings) -> dict[str, Tensor]:
     """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
     trainer, kept = step.trainer, step.kept
-    if not trainer.trains_text:
-        raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
     instead = {saying.prompt: saying.instead for saying in trainer.sayings.values()}
     with torch.no_grad(), trainer.deltas.off():
         anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])

@@ -19,7 +19,7 @@ from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
-from erasure_core.methods.boundary_points import Boundary
+from erasure_core.methods.boundary_points import Boundary, check_self_checks
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.model import has_room
 from erasure_core.trainer import Trainer
@@ -207,10 +207,35 @@ def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: in
     assert trainer.deltas["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"].norm() == 0
 
 
-def test_a_start_in_none_of_the_trained_layers_is_refused(pico: DiffusersModel) -> None:
-    """``auto`` trains the text encoder; a closed form changes cross-attention, so it would start from nothing."""
-    with pytest.raises(InvalidSettings, match="none of the layers that are trained"):
-        erase(pico, CONCEPT, "auto", replace(settings_of("auto"), start="closed_form"))
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        # ``auto`` trains the text encoder; a closed form changes cross-attention, so it would start from nothing.
+        ("auto", {"start": "closed_form"}, "none of the layers that are trained"),
+        ("closed_form", {"layers": "text-encoder"}, "choose layers with them"),
+        ("rece", {"layers": "self-attention"}, "choose layers with them"),
+        ("sage", {"erase_in": "text", "layers": "cross-attention-kv"}, 'choose layers "text-encoder"'),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused_before_any_work(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict[str, Any], message: str
+) -> None:
+    for work in ("predict", "encode"):
+        monkeypatch.setattr(pico, work, lambda *given: pytest.fail("the work began"))
+    with pytest.raises(InvalidSettings, match=message):
+        erase(pico, CONCEPT, method, METHODS[method].settings(**settings))
+
+
+def test_a_host_that_encodes_no_embeddings_is_refused_only_where_a_self_check_would_come(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(DiffusersModel, "encode_embeddings")
+    monkeypatch.setattr(pico, "predict", lambda *given: pytest.fail("the work began"))
+    for settings in ({"warm_up": 2, "steps": 3}, {"warm_up": 0, "steps": 1}):
+        with pytest.raises(InvalidSettings, match="cannot encode token embeddings"):
+            erase(pico, CONCEPT, "auto", METHODS["auto"].settings(**settings))
+    for settings in ({"warm_up": 3, "steps": 3}, {"check_every": 0}):
+        check_self_checks(pico, METHODS["auto"].settings(**settings))
 
 
 def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel, tmp_path: Path) -> None:
@@ -220,12 +245,6 @@ def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel,
         erase(pico, CONCEPT, "co_erasing", settings_of("co_erasing"), StopAt(2), checkpoint, pictures=pictures[0])
     with pytest.raises(InvalidFile, match="another concept"):
         erase(pico, CONCEPT, "co_erasing", settings_of("co_erasing"), checkpoint=checkpoint, pictures=pictures[1])
-
-
-def test_text_erasing_needs_the_text_encoder(pico: DiffusersModel) -> None:
-    settings = METHODS["sage"].settings(**SMALL, erase_in="text", layers="cross-attention-kv")
-    with pytest.raises(InvalidSettings, match="text-encoder"):
-        erase(pico, CONCEPT, "sage", settings)
 
 
 def test_an_alternative_longer_than_the_room_around_a_point_is_cut(pico: DiffusersModel) -> None:
