@@ -104,7 +104,7 @@ def erase(
                 checkpoint,
             )
     except DeviceOutOfMemory as error:
-        raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
+        raise OutOfMemory("The device has too little memory for this model; free some, or use the CPU.") from error
     if not deltas.changed():
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."

@@ -258,13 +258,13 @@ class Trainer:
 
     def _too_little_memory(self) -> str:
         """What a user reads once ``within_memory`` has no smaller batch or picture left to try: what else can be less,
-        and how to go on where there is a state."""
-        device = "" if self.model.device.type == "cpu" else ", or use --device cpu"
+        and whether there is a state to go on from."""
+        device = "" if self.model.device.type == "cpu" else ", or on the CPU"
         kept = self.checkpoint is not None and self.checkpoint.exists()
         return (
-            f"The device has too little memory for this training, even in the smallest pieces. "
-            f"{'Free some and repeat with --resume, or start' if kept else 'Free some, or start'} anew with a smaller "
-            f"--size or --rank or fewer --layers{device}."
+            f"The device has too little memory for this training, even in the smallest pieces. Free some"
+            f"{' and go on with it' if kept else ''}, or start anew with smaller pictures, a lower rank or fewer "
+            f"layers{device}."
         )
 
     def _close(self) -> None:

@@ -169,9 +169,12 @@ def _erase(
             )
             what = f"{options.out} holds the erasure as it was before."
             raise type(why)(f"{why} {what} To harden it again, repeat the command with {again}.") from stopped
+        advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
+        if isinstance(stopped, OutOfMemory):
+            flags = "A smaller --size or --rank, fewer --layers or --device cpu need less."
+            raise OutOfMemory(f"{stopped}{advice} {flags}") from stopped
         if not isinstance(stopped, Cancelled):
             raise
-        advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)
     checkpoint.unlink(missing_ok=True)
