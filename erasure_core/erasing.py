@@ -31,7 +31,7 @@ from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMem
 from .fingerprint import fingerprint, sketch
 from .layers import select
 from .manifest import Manifest
-from .methods import Method, SolverSettings, TrainingSettings, find_method
+from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel, PromptModel, check_readable
 from .naming import file_names
 from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
@@ -47,7 +47,7 @@ an instant method stays one."""
 def erase(
     model: LoadedModel,
     concept: Concept,
-    method: str = "esd",
+    method: str = RECOMMENDED,
     settings: SolverSettings | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,

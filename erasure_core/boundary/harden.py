@@ -12,7 +12,7 @@ from ..concept_pictures import ConceptPictures
 from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
-from ..methods import SolverSettings, find_method
+from ..methods import RECOMMENDED, SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
 from ..trainer import SAVE_EVERY, History
@@ -52,7 +52,7 @@ def harden(
     model: PromptModel,
     concept: Concept,
     rounds: int,
-    method: str = "esd",
+    method: str = RECOMMENDED,
     settings: SolverSettings | None = None,
     search: ExploreSettings | None = None,
     progress: Progress | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from method_helpers import CONCEPT, stopped
 from stopping import StopAt
 
 from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
+from erasure_core.boundary.harden import harden
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
 from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.methods import METHODS
+from erasure_core.methods import METHODS, RECOMMENDED
 from erasure_core.methods.boundary_points import Boundary, check_self_checks
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.model import has_room
@@ -49,6 +51,11 @@ class RaiseAt(Silent):
     def update(self, report: Report) -> None:
         if report.stage == "training" and report.step == self.step:
             raise KeyboardInterrupt
+
+
+def test_who_names_no_method_gets_the_recommended_one() -> None:
+    for front in (erase, harden):
+        assert inspect.signature(front).parameters["method"].default == RECOMMENDED
 
 
 def settings_of(name: str) -> TrainingSettings:
