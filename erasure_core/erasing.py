@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .boundary.guard import is_explicit
 from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
@@ -29,6 +28,7 @@ from .effort import foreseen, within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
 from .fingerprint import fingerprint, sketch
+from .guard import is_explicit
 from .layers import select
 from .manifest import Manifest
 from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .boundary import guard
+from . import guard
 from .boundary.explore import ExploreSettings
 from .boundary.harden import Finished, harden, rounds_of
 from .checkpoint import checkpoint_path, identity

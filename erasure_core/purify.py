@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .boundary import guard
+from . import guard
 from .concept import said_word
 from .delta import DeltaSet
 from .erasing import applied

@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 from PIL import Image
 
-from ..erasure_core.boundary import guard
+from ..erasure_core import guard
 from ..erasure_core.concept import Concept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.progress import Report, Silent

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import guard
 from ..concept import ARTICLES, MAX_LENGTH, Concept, without_contradictions
 from ..concept_pictures import ConceptPictures
 from ..erasing import erase
@@ -16,7 +17,6 @@ from ..methods import RECOMMENDED, SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
 from ..trainer import SAVE_EVERY, History
-from . import guard
 from .exploration import Exploration
 from .explore import ExploreSettings, explore
 

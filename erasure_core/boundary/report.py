@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import guard
 from ..concept import TEMPLATES, Concept, worded
 from ..delta import DeltaSet
 from ..erasing import applied
@@ -19,7 +20,6 @@ from ..model import PromptModel, fitting
 from ..progress import Progress, Report, Silent
 from ..sampling import sample
 from ..spread import spread
-from . import guard
 from .candidate import Candidate
 from .exploration import Exploration
 from .explore import ExploreSettings, explore, searchable

@@ -7,7 +7,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..boundary import guard
+from .. import guard
 from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from ..boundary.guard import is_explicit
 from ..domain import Survey, everyday_survey, expanded, survey, with_known_stand_in, with_likest, with_neighbours
+from ..guard import is_explicit
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:

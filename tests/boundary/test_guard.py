@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from erasure_core import Concept
-from erasure_core.boundary import guard
+from erasure_core import Concept, guard
 from erasure_core.errors import InvalidConcept
 from erasure_core.hosts.ldm_checkpoint import TOKENIZER
 
