@@ -15,7 +15,7 @@ from ..layers import LAYER_GROUPS, is_text, select
 from ..model import Conditioning, LoadedModel
 from ..self_check import Reader, similarity
 from .boundary_points import Boundary, Bounding, CheckSettings, check_self_checks
-from .esd import target
+from .esd import TargetSettings, target
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
 from .vocabulary import with_own_words
@@ -29,14 +29,9 @@ RELATED = 128
 
 
 @dataclass(frozen=True)
-class SageSettings(TextSpaceSettings, CheckSettings):
+class SageSettings(TargetSettings, TextSpaceSettings, CheckSettings):
     """Settings of SAGE."""
 
-    negative: float = option(
-        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
-    )
-    negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
-    towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
