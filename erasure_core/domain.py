@@ -32,12 +32,11 @@ from .concept import (
 from .errors import Cancelled
 from .everyday import PROMPTS
 from .kinds import THING, common_kinds, describes, is_guessed, kinds, of_kind
-from .model import LoadedModel, PromptModel, fitting, has_room
+from .model import LoadedModel, PromptModel, encode_each, fitting, has_room, whole_word
 from .progress import HARDLY_KNOWN, Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
 from .spread import spread
-from .trajectory import encode_each
 
 AT_ONCE = 16
 """Most latents in one call; fewer where the memory does not suffice."""
@@ -200,7 +199,7 @@ class Steering:
 def nearest_words(model: PromptModel, phrases: Sequence[str], count: int) -> list[str]:
     """The words of the vocabulary whose embeddings are nearest to those of phrases, nearest first, themselves left out.
 
-    Only whole words of three or more letters: what is typed must be read as that one token.
+    Only whole words, as ``whole_word`` says.
     """
     return _nearest(model, F.normalize(model.token_tables()[0].float(), dim=-1), phrases, count)
 
@@ -211,8 +210,8 @@ def _nearest(model: PromptModel, table: Tensor, phrases: Sequence[str], count: i
     near = (table @ table[own].T).amax(dim=1).topk(min(16 * count, len(table))).indices.tolist()
     words: list[str] = []
     for token in near:
-        word = model.detokenize([token])
-        if token not in own and len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
+        word = None if token in own else whole_word(model, token)
+        if word is not None:
             words.append(word)
         if len(words) == count:
             break

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .errors import InvalidConcept
 from .schedule import NoiseSchedule
 
+PATCH = 8
+"""Pixels of a picture along one side of a latent pixel."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -185,6 +188,18 @@ def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning
     return Conditioning.cat(list(encoded_pieces(model, prompts)))
 
 
+def each_once(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The distinct ones of prompts, and for each prompt its place among them: texts are encoded once each."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(places), [places[prompt] for prompt in prompts]
+
+
+def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
+    """``encode_in_pieces``, with each distinct prompt encoded once."""
+    distinct, places = each_once(prompts)
+    return encode_in_pieces(model, distinct)[places]
+
+
 def reading_of(model: LoadedModel) -> str:
     """What decides, beside the weights, how a model reads prompts: a host's "clip skip", which its adapter tells as
     ``reading``; empty for models that have no such setting."""
@@ -212,6 +227,13 @@ def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, li
     room = int(model.token_rows([[]])[0][0].shape[1]) - 2
     rows = zip(distinct, model.tokenize(distinct), strict=True)
     return {prompt: row for prompt, row in rows if len(row) <= room}
+
+
+def whole_word(model: PromptModel, token: int) -> str | None:
+    """The word that a token stands for; ``None`` for what is typed and read as something else, such as a part of a
+    word, and for what has less than three letters or other signs among them."""
+    word = model.detokenize([token])
+    return word if len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token] else None
 
 
 def check_readable(model: LoadedModel, words: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .broken_model import check_model
 from .errors import Cancelled, ModelError
-from .model import Conditioning, LoadedModel
+from .model import Conditioning, LoadedModel, each_once
 from .progress import Progress, Report, Silent
 
 
@@ -61,9 +61,8 @@ def sample(
         PromptTooLong: a prompt has more tokens than the text encoder reads.
     """
     progress = progress or Silent()
-    written = model.encode(list(dict.fromkeys(prompts)))
-    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    positive = written[[order[prompt] for prompt in prompts]]
+    distinct, places = each_once(prompts)
+    positive = model.encode(distinct)[places]
     both = Conditioning.cat([model.encode([negative])[[0] * len(prompts)], positive])
     z = seeded_noise(model.latent_shape, seeds).to(model.device)
     timesteps = model.schedule.timesteps(steps)

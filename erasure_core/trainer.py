@@ -24,7 +24,7 @@ from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
 from .layers import is_text, reads_context, select
 from .methods.registry import Method, TrainingSettings, find_method
-from .model import Conditioning, LoadedModel, encode_in_pieces, has_room
+from .model import Conditioning, LoadedModel, each_once, encode_in_pieces, has_room
 from .progress import Progress, Report
 from .run_state import RunState
 from .sampling import scaled_sides
@@ -506,7 +506,7 @@ class Trainer:
     def encoded(self, prompts: list[str]) -> Conditioning:
         """Encoded prompts of the pools: fresh where the text encoder learns, else those encoded at the start."""
         if self.trains_text:
-            distinct = list(dict.fromkeys(prompts))
-            return self.model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
+            distinct, places = each_once(prompts)
+            return self.model.encode(distinct)[places]
         assert self._encoded is not None
         return self._encoded[[self._places[prompt] for prompt in prompts]]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model import Conditioning
+from ..model import Conditioning, encode_each
 from ..sampling import at_most, seeded_noise
-from ..trajectory import encode_each
 from .subject import Subject, derived
 
 SAMPLING_STEPS = 8

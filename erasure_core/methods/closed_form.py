@@ -32,9 +32,8 @@ from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings, ModelError
 from ..layers import reads_context, select
-from ..model import Conditioning, LoadedModel, encoded_pieces, has_room
+from ..model import Conditioning, LoadedModel, encode_each, encoded_pieces, has_room
 from ..progress import Progress, Report
-from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
 
 SKETCHED = 1024

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
-from ..model import Conditioning
-from ..trajectory import PROMPT, encode_each
+from ..model import Conditioning, encode_each
+from ..trajectory import PROMPT
 from .esd import TargetSettings, target
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option

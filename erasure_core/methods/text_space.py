@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, without_concept, worded
 from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning, tokens_with_room
+from ..model import Conditioning, tokens_with_room, whole_word
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def phrasing_for(trainer: Trainer, model: Any, nothing: bool = False) -> Phrasin
     size = len(model.token_tables()[0])
     found = []
     for token in torch.randint(size, (8 * VOCABULARY_WORDS,), generator=chance).tolist():
-        word = model.detokenize([token])
-        if len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
+        word = whole_word(model, token)
+        if word is not None:
             found.append(word)
         if len(found) == VOCABULARY_WORDS:
             break
