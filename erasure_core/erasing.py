@@ -11,19 +11,6 @@ from typing import Any
 from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .domain import (
-    FRAMES_READ,
-    KIN_WORDS,
-    Survey,
-    everyday_survey,
-    likest_kept,
-    neighbours_of_kept,
-    survey,
-    with_everyday_keep,
-    with_known_stand_in,
-    with_likest,
-    with_neighbours,
-)
 from .effort import foreseen, within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
@@ -34,7 +21,10 @@ from .manifest import Manifest
 from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel, PromptModel, check_readable
 from .naming import file_names
+from .near_words import FRAMES_READ, neighbours_of_kept, with_everyday_keep, with_neighbours
 from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
+from .stand_in import with_known_stand_in, with_likest
+from .survey import KIN_WORDS, Survey, everyday_survey, likest_kept, survey
 from .trainer import SAVE_EVERY, History, moved_away, train
 from .version import __version__
 from .warm_start import check_closed_form_start

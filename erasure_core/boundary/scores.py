@@ -23,11 +23,11 @@ from torch import Tensor
 
 from .. import guard
 from ..concept import Concept, worded
-from ..domain import FAINT
 from ..model import fitting
 from ..sampling import finite
 from ..self_check import similarity
 from ..spread import spread
+from ..survey import FAINT
 from .candidate import Candidate
 from .probe import make_probe, probe_calls
 from .subject import Subject

@@ -2,7 +2,7 @@
 
 Made of parts of the other methods, each of which a setting switches off:
 
-1. The model is asked which words near the concept it reads as the concept (``domain``); they are erased too. Words near
+1. The model is asked which words near the concept it reads as the concept (``survey``); they are erased too. Words near
    it that it reads otherwise are kept.
 2. Where no alternative is given, the word of the prompts to keep that is most like the concept becomes it: a picture
    stays whole when something takes the concept's place. Where nothing is kept either, the model's likest other word.

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, without_concept, worded
-from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
 from ..model import Conditioning, tokens_with_room, whole_word
+from ..near_words import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:

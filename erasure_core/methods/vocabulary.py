@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from ..domain import Survey, everyday_survey, expanded, survey, with_known_stand_in, with_likest, with_neighbours
 from ..guard import is_explicit
+from ..near_words import with_neighbours
+from ..stand_in import with_known_stand_in, with_likest
+from ..survey import Survey, everyday_survey, expanded, survey
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:

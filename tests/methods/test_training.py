@@ -17,13 +17,14 @@ from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
 from erasure_core.boundary.harden import harden
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
-from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS, RECOMMENDED
 from erasure_core.methods.boundary_points import Boundary, check_self_checks
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.model import has_room
+from erasure_core.stand_in import with_likest
+from erasure_core.survey import Survey, expanded, survey
 from erasure_core.trainer import Trainer
 
 SMALL: dict[str, Any] = {"rank": 2, "steps": 6, "refresh": 4, "trajectories": 4, "trajectory_steps": 3, "batch": 2}
