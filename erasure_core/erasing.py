@@ -16,6 +16,7 @@ from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
 from .fingerprint import fingerprint, sketch
 from .guard import is_explicit
+from .history import History, moved_away
 from .layers import select
 from .manifest import Manifest
 from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
@@ -25,7 +26,7 @@ from .near_words import FRAMES_READ, neighbours_of_kept, with_everyday_keep, wit
 from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
 from .stand_in import with_known_stand_in, with_likest
 from .survey import KIN_WORDS, Survey, everyday_survey, likest_kept, survey
-from .trainer import SAVE_EVERY, History, moved_away, train
+from .trainer import SAVE_EVERY, train
 from .version import __version__
 from .warm_start import check_closed_form_start
 

@@ -28,13 +28,14 @@ from .delta import DeltaSet
 from .erasure_file import Erasure, read_erasure, write_erasure
 from .errors import Cancelled, ErasureError, InvalidFile, OutputError, is_out_of_memory
 from .fingerprint import SAMPLES
+from .history import History
 from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings
 from .model import LoadedModel, PromptModel
 from .progress import Progress
 from .safe_files import check_regular, exclusive, is_unicode, read_header, write_bytes
-from .trainer import SAVE_EVERY, History
+from .trainer import SAVE_EVERY
 
 SUFFIX = ".safetensors"
 MAX_NAME = 150

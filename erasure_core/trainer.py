@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batches import Batches
 from .broken_model import check_model
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
-from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
+from .delta import DeltaSet, new_deltas
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
-from .layers import is_text, reads_context, select
+from .history import History
+from .layers import is_text, select
 from .methods.registry import Method, TrainingSettings, find_method
 from .model import Conditioning, LoadedModel, each_once, encode_in_pieces, has_room
 from .progress import Progress, Report
+from .rates import rate_groups
 from .run_state import RunState
 from .sampling import scaled_sides
 from .trajectory import (
@@ -42,8 +42,6 @@ from .trajectory import (
 )
 from .warm_start import start_from
 
-CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
-"""Layer widths of SD1.5, for which learning rates are given."""
 SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
@@ -78,50 +76,6 @@ class Step:
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
 
 
-COMPARED = 10
-"""Steps at the end of a training that are compared with the first one, where nothing was changed yet."""
-GROWN = 10.0
-"""So many times its first value no loss reaches by the chance of what a batch holds."""
-
-
-@dataclass
-class History:
-    """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
-    the method itself took, each with its step; and sentences on the concept that its user should read."""
-
-    losses: list[dict[str, float]] = field(default_factory=list)
-    residual_guidance: list[tuple[int, float]] = field(default_factory=list)
-    figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def moved_away(history: History) -> bool:
-    """Whether what a training erases was further from its target at the end than where nothing was changed yet: numbers
-    that stay finite may be a wrecked model all the same."""
-    losses = history.losses
-    if len(losses) < 2 * COMPARED:
-        return False
-    (name,) = [name for name in ("erase", "surgical") if name in losses[0]]
-    return fmean(terms[name] for terms in losses[-COMPARED:]) > GROWN * losses[0][name]
-
-
-def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> Iterator[tuple[nn.Parameter, float]]:
-    """Each parameter of a delta with its Adam learning rate.
-
-    Adam moves every entry by about the learning rate, so the output of a layer moves by fan-in times as much. Scaling
-    with 1/fan-in makes one setting move a wide and a narrow layer equally far. ``up`` of a low-rank delta reads the
-    normalised output of ``down``, whose scale does not depend on the width, so its rate stays as it is.
-    """
-    reference = CONTEXT_WIDTH if reads_context(name) or is_text(name) else FEATURE_WIDTH
-    relative = base * reference / fan_in(weight_of(layer).shape)
-    if isinstance(delta, LowRankDelta):
-        yield delta.down, relative
-        yield delta.up, base
-    else:
-        for parameter in delta.parameters():
-            yield parameter, relative
-
-
 @contextmanager
 def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
     """Inside, the model's latents have sides ``scale`` times as long (``scaled_sides``)."""
@@ -131,15 +85,6 @@ def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
         yield
     finally:
         model.latent_shape = before
-
-
-def rate_groups(layers: Mapping[str, nn.Module], deltas: DeltaSet, base: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser, one for each learning rate: it then updates many tensors in one call."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, layer in layers.items():
-        for parameter, rate in learning_rates(name, layer, deltas[name], base):
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate, "full_lr": rate} for rate, parameters in groups.items()]
 
 
 def train(

@@ -20,7 +20,8 @@ from erasure_core.layers import select
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.methods.registry import find_method
 from erasure_core.progress import Silent
-from erasure_core.trainer import learning_rates, train
+from erasure_core.rates import learning_rates
+from erasure_core.trainer import train
 
 from . import lexicon
 from .bench import concept_of

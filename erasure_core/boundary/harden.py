@@ -13,10 +13,11 @@ from ..concept_pictures import ConceptPictures
 from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
+from ..history import History
 from ..methods import RECOMMENDED, SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
-from ..trainer import SAVE_EVERY, History
+from ..trainer import SAVE_EVERY
 from .exploration import Exploration
 from .explore import ExploreSettings, explore
 
