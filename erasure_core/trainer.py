@@ -272,9 +272,19 @@ class Trainer:
             driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal, always,
-                self.unanswered,
-            )  # fmt: skip
+                self.model,
+                roles,
+                size,
+                generator,
+                self.progress,
+                self.deltas,
+                driver=driver,
+                teacher=teacher,
+                encode=encode,
+                goal=goal,
+                always=always,
+                unanswered=self.unanswered,
+            )
         self.pools = fresh
 
     @cached_property

@@ -171,6 +171,7 @@ def draw_pool(
     generator: torch.Generator,
     progress: Progress,
     deltas: DeltaSet,
+    *,
     driver: str = ORIGINAL,
     teacher: str = ORIGINAL,
     encode: Encode | None = None,
