@@ -31,7 +31,8 @@ TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
 
 All end with the word: the closed form edits the token vectors from the last one of the concept onwards.
 """
-NAMED = dict(zip(TEMPLATES, ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}"), strict=True))
+_OF_NAMES = ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}")
+FOR_NAMES = dict(zip(TEMPLATES, _OF_NAMES, strict=True))
 """The same for names, of people and of those whose style it is: nobody asks for "a photo of a Van Gogh"."""
 BY = ("by", "in the style of", "and")
 """How a name is said behind a prompt: whose work it is, in whose style, or who is in it too."""
@@ -165,9 +166,9 @@ def is_name(word: str) -> bool:
 
 
 def worded(template: str, word: str, instead: str | None = None) -> str:
-    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``NAMED``. A phrase
-    that brings its own article needs none of the template's."""
-    chosen = NAMED.get(template, template) if is_name(word) else template
+    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``FOR_NAMES``. A
+    phrase that brings its own article needs none of the template's."""
+    chosen = FOR_NAMES.get(template, template) if is_name(word) else template
     said = word if instead is None else instead
     if said.split(" ", 1)[0].casefold() in ARTICLES and " " in said:
         chosen = chosen.replace("a {}", "{}").replace("the {}", "{}")
@@ -368,15 +369,6 @@ class Concept:
     def alternatives(self) -> tuple[str, ...]:
         """All that is painted in the place of any word; an empty one stands for nothing."""
         return (*([] if self.alternative is None else [self.alternative]), *(other for _, other in self.instead))
-
-    def prompts(self) -> tuple[tuple[str, str], ...]:
-        """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
-        own = dict(self.instead)
-        return tuple(
-            (worded(template, word), worded(template, word, own.get(word, self.alternative or "")))
-            for word in self.words
-            for template in TEMPLATES
-        )
 
     def _fillers(self) -> list[str]:
         """Everyday words that have nothing to do with what is erased or takes its place."""

@@ -84,15 +84,6 @@ class BoundaryPoints:
     remaining: Tensor
     belonging: Tensor
 
-    @property
-    def radius(self) -> float:
-        """Mean distance of the points from the concept in the original, as 1 - cosine."""
-        return float((1 - self.belonging).mean())
-
-    def still_concept(self, threshold: float = 0.5) -> float:
-        """The share of points that the changed model reads as the concept."""
-        return float((self.remaining > threshold).float().mean())
-
 
 class Reader:
     """E of the module's docstring: what a model, as it is now, makes of prompts."""

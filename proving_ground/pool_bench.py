@@ -73,7 +73,7 @@ def published_loop(model: PictureModel, concept: Concept, settings: EsdSettings)
     ]
     optimizer = torch.optim.AdamW(rates, weight_decay=0.0, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(settings.seed)
-    prompts, kept = [prompt for prompt, _ in concept.prompts()], concept.kept_prompts
+    prompts, kept = [saying.prompt for saying in concept.sayings()], concept.kept_prompts
     with model.trainable(), deltas.attached(layers):
         started = time.monotonic()
         for step in range(settings.steps):

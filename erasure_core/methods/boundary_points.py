@@ -156,10 +156,6 @@ class Boundary(RunState):
         """Boundary points as the model encodes them now."""
         return self.model.encode_embeddings(*self._written(chosen))
 
-    def replaced(self, chosen: Sequence[int], instead: Sequence[str]) -> Conditioning:
-        """Boundary points with other words in the place of the concept's."""
-        return self.model.encode_embeddings(*self._rewritten(chosen, instead))
-
     def _encoded_together(self, written: Mapping[str, Written]) -> dict[str, Conditioning]:
         """What each role has written, encoded in one call of each encoder: on a GPU, calls cost more than prompts."""
         given = [embeddings for embeddings, _ in written.values()]
@@ -172,6 +168,7 @@ class Boundary(RunState):
         return self._embeddings(chosen), [int(self.points["ends"][i]) for i in chosen]
 
     def _rewritten(self, chosen: Sequence[int], instead: Sequence[str]) -> Written:
+        """Boundary points with other words in the place of the concept's."""
         said, length = [self.points["said"][i].tolist() for i in chosen], len(self.points["embeddings.0"][0])
         # What stands around a point leaves only so much room; the end token must stay.
         rooms = [length - int(self.points["ends"][i]) - 1 + own for i, (_, own) in zip(chosen, said, strict=True)]

@@ -261,9 +261,9 @@ def test_an_alternative_longer_than_the_room_around_a_point_is_cut(pico: Diffuse
     with stopped(pico, Concept(("ball",), long, ("a red box",)), "auto", at=50) as (trainer, step):
         state = trainer.state
         assert isinstance(state, Boundary)
-        told = state.replaced([0, 1], [long, long])
-        assert max(told.ends) <= told.context.shape[1] - 1
-        assert state.drawn(step) is not None
+        bounding = state.drawn(step)
+        assert bounding is not None
+        assert max(bounding.instead.ends) <= bounding.instead.context.shape[1] - 1
 
 
 def test_a_point_of_another_concept_goes_where_that_one_goes(pico: DiffusersModel) -> None:
