@@ -279,7 +279,7 @@ class Concept:
             raise InvalidConcept(f"{len(words)} words and phrases to erase; at most {MAX_WORDS} fit in one run.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
-        _check_alternatives(words, alternative, instead)
+        _check_instead(words, alternative, instead)
         own = {word.casefold(): other for word, other in instead}  # for every spelling: text encoders see no upper case
         instead = tuple((word, own[word.casefold()]) for word in words if word.casefold() in own)
         neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
@@ -413,7 +413,7 @@ class Concept:
         return tuple(by_prompt.values())
 
 
-def _check_alternatives(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:
+def _check_instead(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:
     """Text encoders do not see upper case, so neither does this."""
     erased = {word.casefold() for word in words}
     for chosen in ([alternative] if alternative is not None else []) + [pair[1] for pair in instead]:

@@ -79,7 +79,7 @@ class Noting:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartOfWhole:
     """The progress of one part of a longer work, told as that of the whole: the time left is then the whole's.
 
     Args:

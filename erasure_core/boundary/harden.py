@@ -23,7 +23,7 @@ from .explore import ExploreSettings, explore
 
 MOST_ADDED = 12
 """Words that one round adds."""
-Found = Callable[[int, Exploration], None]
+TellRound = Callable[[int, Exploration], None]
 Finished = Callable[[Erasure], None]
 
 
@@ -60,7 +60,7 @@ def harden(
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
-    notify: Found = lambda number, exploration: None,
+    notify: TellRound = lambda number, exploration: None,
     finished: Finished = lambda erasure: None,
     start: Erasure | None = None,
 ) -> tuple[Erasure, History, tuple[Round, ...]]:
