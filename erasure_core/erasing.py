@@ -20,7 +20,7 @@ from .history import History, moved_away
 from .layers import select
 from .manifest import Manifest
 from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
-from .model import LoadedModel, PromptModel, check_readable
+from .model import LoadedModel, PromptModel, as_prompt_model, check_readable
 from .naming import file_names
 from .near_words import FRAMES_READ, neighbours_of_kept, with_everyday_keep, with_neighbours
 from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
@@ -119,7 +119,7 @@ def _complete(
         completed = chosen.prepare(model, concept, settings, progress)
         if completed is not concept:
             return completed if completed.keep else with_everyday_keep(model, completed)
-    reads: Any = model if hasattr(model, "token_tables") else None
+    reads = as_prompt_model(model)
     named = bool(concept.keep)
     if reads is not None and settings.replace and concept.unanswered():
         concept = _with_alternative(reads, concept, settings.seed, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,12 @@ class PromptModel(LoadedModel, Protocol):
         ...
 
 
+def as_prompt_model(model: LoadedModel) -> PromptModel | None:
+    """A loaded model as one whose prompts can be taken apart; ``None`` where its host does not let them be."""
+    asked = ("tokenize", "detokenize", "token_rows", "token_tables", "encode_embeddings")
+    return cast("PromptModel", model) if all(hasattr(model, name) for name in asked) else None
+
+
 ENCODED_AT_ONCE = 256
 """Prompts in one call of the text encoder: of thousands of kept ones, all at once, SDXL's would need gigabytes."""
 
@@ -213,8 +219,8 @@ def has_room(model: LoadedModel, prompt: str) -> bool:
 
 def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
     """Those prompts that a model reads whole."""
-    given, asked = list(prompts), cast(Any, model)
-    known = tokens_with_room(asked, given) if hasattr(model, "token_rows") else given
+    given, asked = list(prompts), as_prompt_model(model)
+    known = given if asked is None else tokens_with_room(asked, given)
     return [prompt for prompt in given if prompt in known]
 
 
@@ -246,9 +252,9 @@ def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
     Raises:
         InvalidConcept: a word, or one of a phrase, is nothing to the model: it would be another concept, or none.
     """
-    if not hasattr(model, "token_rows"):
+    asked = as_prompt_model(model)
+    if asked is None:
         return
-    asked = cast("PromptModel", model)
     framed, (end,) = asked.token_rows([[]])
     nothing = {int(framed[0][0, 0]), int(framed[0][0, end])}
     for word, row in zip(words, asked.tokenize(words), strict=True):

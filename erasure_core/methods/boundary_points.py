@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..batches import Batches
 from ..errors import InvalidSettings
-from ..model import Conditioning, LoadedModel, PromptModel
+from ..model import Conditioning, LoadedModel, PromptModel, as_prompt_model
 from ..run_state import RunState
 from ..self_check import BoundaryPoints, SelfCheck, self_check
 from ..trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, predict_roles
@@ -49,11 +49,12 @@ def _asked(model: LoadedModel) -> PromptModel:
     Raises:
         InvalidSettings: it cannot be asked.
     """
-    if not hasattr(model, "encode_embeddings"):
+    asked = as_prompt_model(model)
+    if asked is None:
         raise InvalidSettings(
             "This host cannot encode token embeddings, which a self-check needs; choose another method."
         )
-    return cast("PromptModel", model)
+    return asked
 
 
 def check_self_checks(model: LoadedModel, settings: CheckSettings) -> None:

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings, ModelError
 from ..layers import reads_context, select
-from ..model import Conditioning, LoadedModel, encode_each, encoded_pieces, has_room
+from ..model import Conditioning, LoadedModel, as_prompt_model, encode_each, encoded_pieces, has_room
 from ..progress import Progress, Report
 from .registry import SolverSettings, option, solver
 
@@ -61,9 +60,9 @@ def partings(model: LoadedModel, prompts: Sequence[str], replacements: Sequence[
     """For each prompt the row at which its replacement's tokens begin to differ, the begin token being row 0; ``None``
     for models that cannot be asked. Token vectors would not tell in 16 bits: there, equal words before the concept
     differ by rounding."""
-    if not hasattr(model, "tokenize"):
+    asked = as_prompt_model(model)
+    if asked is None:
         return None
-    asked: Any = model
     pairs = zip(asked.tokenize(list(prompts)), asked.tokenize(list(replacements)), strict=True)
     return [1 + sum(1 for _ in takewhile(lambda same: same[0] == same[1], zip(*pair, strict=False))) for pair in pairs]
 
