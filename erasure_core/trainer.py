@@ -168,9 +168,7 @@ class Trainer:
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""
         try:
-            self._encode_prompts()
-            if not (self.step or self.pools):
-                self.state.tensors = self.state.begin()
+            self.begin()
             self._loop()
             self._close()
         except (TrainingFailed, ModelError):
@@ -187,15 +185,22 @@ class Trainer:
             raise
         self._save()
 
+    def begin(self) -> None:
+        """What comes before all steps: prompts that are encoded once, and the method's state, unless a training goes
+        on."""
+        self._encode_prompts()
+        if not (self.step or self.pools):
+            self.state.tensors = self.state.begin()
+
     def _loop(self) -> None:
         saved = time.monotonic()
         while self.step < self.settings.steps:
             if self.progress.cancelled():
                 raise Cancelled(f"Stopped at step {self.step} of {self.settings.steps}.")
-            self._refresh_pools()
+            self.refresh_pools()
             if self._reached_goal():
                 break
-            self._prepare_step()
+            self.prepare_step()
             self._optimise()
             if time.monotonic() - saved >= self.save_every:
                 self._save()
@@ -223,7 +228,7 @@ class Trainer:
         if figures and self.history.figures[-1:] != [(self.step, figures)]:
             self.history.figures.append((self.step, figures))
 
-    def _prepare_step(self) -> None:
+    def prepare_step(self) -> None:
         """Let the method's state move on, once for each step also where a run is stopped in the middle of it."""
         if self.prepared > self.step:
             return
@@ -258,7 +263,7 @@ class Trainer:
         kept = list(dict.fromkeys([*self.concept.kept_prompts, *without]))
         return {"concept": concept, "kept": {EMPTY: [""] * len(kept), PROMPT: kept}}
 
-    def _refresh_pools(self) -> None:
+    def refresh_pools(self) -> None:
         """Draw the pools anew when their time has come. Chance depends on seed and step alone: a resumed run agrees."""
         s = self.settings
         if self.pools and not self.state.pools_are_due():
