@@ -79,6 +79,9 @@ class HostProgress:
 
     def update(self, report: Report) -> None:
         job = self.job
+        if report.note:
+            shared.state.textinfo = report.note
+            return
         job.stage, job.step, job.total = report.stage, report.step, report.total
         job.seconds = time.monotonic() - self.started
         if report.losses:

@@ -23,7 +23,7 @@ from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find
 from .model import LoadedModel, PromptModel, as_prompt_model, check_readable
 from .naming import file_names
 from .near_words import FRAMES_READ, neighbours_of_kept, with_everyday_keep, with_neighbours
-from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
+from .progress import Noting, Progress, Report, Silent
 from .stand_in import with_known_stand_in, with_likest
 from .survey import KIN_WORDS, Survey, everyday_survey, likest_kept, survey
 from .trainer import SAVE_EVERY, train
@@ -101,7 +101,8 @@ def erase(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
     if moved_away(history) and start is None and getattr(settings, "start", "nothing") == "nothing":
-        progress.update(Report(f"{MOVED_AWAY}: its loss grew; lower the learning rate", 1, 1))
+        news = "The training moved away from its goal: its loss grew; lower the learning rate"
+        progress.update(Report("training", len(history.losses), len(history.losses), note=news))
     history.notes = progress.notes
     steps_done = len(history.losses)
     if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:

@@ -31,10 +31,11 @@ from .near_words import (
     with_everyday_keep,
     words_around,
 )
-from .progress import HARDLY_KNOWN, Progress, Report, Silent
+from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
 
+LOOKING = "looking for words"
 AT_ONCE = 16
 """Most latents in one call; fewer where the memory does not suffice."""
 LARGEST_SIDE = 32
@@ -205,8 +206,8 @@ def survey(
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
     if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
-        what = f"{HARDLY_KNOWN}{concept.name!r}: other words steer its pictures far more; is it spelled right?"
-        progress.update(Report(what, 1, 1))
+        why = "other words steer its pictures far more; is it spelled right?"
+        progress.update(Report(LOOKING, 1, 1, note=f"This model hardly knows {concept.name!r}: {why}"))
     fixed = {*(user if named else ()), *(part for part, of in parts.items() if not is_name(of))}
     loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
@@ -305,7 +306,7 @@ def _directions(
     for i, word in enumerate(words):
         if progress.cancelled():
             raise Cancelled("Stopped while looking for words near the concept.")
-        progress.update(Report("looking for words", i, len(words)))
+        progress.update(Report(LOOKING, i, len(words)))
         rows.append(predicted(word) - without)
     return torch.stack(rows)
 

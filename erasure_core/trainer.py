@@ -223,7 +223,7 @@ class Trainer:
         try:
             figures = self.state.closing()
         except DeviceOutOfMemory:
-            self.progress.update(Report("too little memory for the last figures", self.step, self.settings.steps))
+            self._tell("Too little memory for the last figures")
             return
         if figures and self.history.figures[-1:] != [(self.step, figures)]:
             self.history.figures.append((self.step, figures))
@@ -247,7 +247,10 @@ class Trainer:
         try:
             save_checkpoint(self.checkpoint, self)
         except OutputError as error:
-            self.progress.update(Report(f"not saved: {error}", self.step, self.settings.steps))
+            self._tell(f"The state to go on from is not saved: {error}")
+
+    def _tell(self, note: str) -> None:
+        self.progress.update(Report("training", self.step, self.settings.steps, note=note))
 
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""

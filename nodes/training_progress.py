@@ -81,6 +81,9 @@ class BarProgress(Stoppable):
         self.step = 0
 
     def update(self, report: Report) -> None:
+        if report.note:
+            say(self.node_id, report.note)
+            return
         if report.stage != self.stage or report.step < self.step:
             self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
             # A bar of its own: newer hosts do not show one that goes back.

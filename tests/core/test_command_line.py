@@ -471,7 +471,7 @@ def test_what_could_not_be_saved_stays_on_the_terminal(capsys: pytest.CaptureFix
     with terminal_progress() as progress:
         for step in range(3):
             progress.update(Report("training", step, 9))
-            progress.update(Report("not saved: x cannot be written; free some space.", step, 9))
+            progress.update(Report("training", step, 9, note="Not saved: x cannot be written; free some space."))
     told = capsys.readouterr().err
     assert told.count("Not saved: x cannot be written; free some space.\n") == 1 and "space.:" not in told
 
