@@ -91,6 +91,7 @@ class LoadedModel(Protocol):
         """Encode prompts; inside ``trainable``, gradients flow into deltas on the text encoder.
 
         Raises:
+            Cancelled: the user stopped, where a host interrupts in the middle of a call.
             PromptTooLong: a prompt has more tokens than the text encoder reads.
         """
         ...
@@ -99,6 +100,9 @@ class LoadedModel(Protocol):
         """The model's raw prediction (eps, v or flow), float32, for latents [B, C, H, W].
 
         ``t`` [B] counts places in ``schedule``; an adapter turns them into what its host wants (timesteps, sigmas).
+
+        Raises:
+            Cancelled: as of ``encode``.
         """
         ...
 
