@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures, upright_rgb
 from erasure_core.errors import InvalidFile, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.model import PATCH
 from erasure_core.safe_files import check_regular
 
 from .working import as_pixels
@@ -29,8 +30,6 @@ MOST_BYTES = 16 * 2**20
 """Of one picture's file."""
 MOST_SIDE = 1024
 """Pixels that are kept of a picture's side; no family paints larger ones by itself."""
-PATCH = 8
-"""Pixels of a latent's side."""
 
 
 def from_uploads(files: Any) -> tuple[Image.Image, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from erasure_core.boundary import guard
+from erasure_core import guard
 from erasure_core.concept import Concept
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.progress import Progress, Report

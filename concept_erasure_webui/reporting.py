@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from erasure_core.boundary.report import ReportCard, ReportSettings, report
+from erasure_core.boundary.report import ReportSettings, report
+from erasure_core.boundary.report_card import ReportCard
 from erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
 from erasure_core.profile import refuse_if_pinned

@@ -10,7 +10,7 @@ from typing import Any
 
 from erasure_core.boundary import Exploration
 from erasure_core.boundary.map import write_map
-from erasure_core.boundary.report import ReportCard
+from erasure_core.boundary.report_card import ReportCard
 from erasure_core.boundary.report_page import write_report
 from erasure_core.errors import InvalidFile, OutputError
 from erasure_core.library import safe_stem

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from erasure_core.errors import InvalidSettings
 from erasure_core.library import SUFFIX
+from erasure_core.profile import wrong_strength
 
 TAG = re.compile(r"<erase:([^>]+)>")
 """What the host hands to us."""
@@ -18,7 +18,6 @@ LIKE_TAG = re.compile(r"<\s*erase\b", re.IGNORECASE)
 """What somebody meant as a tag; what the host does not know it drops without a word."""
 SLOTS = 4
 """Erasures that the panel can hold; the prompt can name more."""
-MAX_STRENGTH = 4.0
 NONE = "None"
 
 
@@ -38,9 +37,8 @@ class Wish:
     text: float = 1.0
 
     def __post_init__(self) -> None:
-        for strength in (self.unet, self.text):
-            if not math.isfinite(strength) or not 0 <= strength <= MAX_STRENGTH:
-                raise InvalidSettings(f"The strength of {self.name!r} is {strength}; allowed is 0 to {MAX_STRENGTH:g}.")
+        if told := wrong_strength(repr(self.name), (self.unet, self.text)):
+            raise InvalidSettings(told)
 
     @property
     def file(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
+from erasure_core.model import PATCH
 from erasure_core.progress import Report
 
 from .session import SESSION
@@ -78,6 +79,9 @@ class HostProgress:
 
     def update(self, report: Report) -> None:
         job = self.job
+        if report.note:
+            shared.state.textinfo = report.note
+            return
         job.stage, job.step, job.total = report.stage, report.step, report.total
         job.seconds = time.monotonic() - self.started
         if report.losses:
@@ -161,7 +165,7 @@ def latent_side(pixels: float | None) -> int | None:
     if not pixels:
         return None
     try:
-        side = int(pixels) // 8
+        side = int(pixels) // PATCH
     except (TypeError, ValueError, OverflowError):
         side = 0
     if not 8 <= side <= 512:

@@ -15,12 +15,8 @@ TOLERANCE = 1e-6
 """Relative error below which a dense change counts as exactly low rank."""
 
 
-def scaled(deltas: DeltaSet, factor: float) -> DeltaSet:
-    """The change times ``factor``; at strength 1 it does what the original does at strength ``factor``."""
-    return DeltaSet({name: _scaled(delta, factor) for name, delta in deltas.deltas.items()})
-
-
 def _scaled(delta: Delta, factor: float) -> Delta:
+    """The change times ``factor``; at strength 1 it does what the original does at strength ``factor``."""
     if isinstance(delta, LowRankDelta):
         return LowRankDelta(delta.down.detach(), factor * delta.up.detach())
     return DenseDelta(factor * delta.change().detach())

@@ -31,7 +31,8 @@ TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of the {}")
 
 All end with the word: the closed form edits the token vectors from the last one of the concept onwards.
 """
-NAMED = dict(zip(TEMPLATES, ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}"), strict=True))
+_OF_NAMES = ("{}", "by {}", "a photo of {}", "a painting by {}", "in the style of {}")
+FOR_NAMES = dict(zip(TEMPLATES, _OF_NAMES, strict=True))
 """The same for names, of people and of those whose style it is: nobody asks for "a photo of a Van Gogh"."""
 BY = ("by", "in the style of", "and")
 """How a name is said behind a prompt: whose work it is, in whose style, or who is in it too."""
@@ -165,9 +166,9 @@ def is_name(word: str) -> bool:
 
 
 def worded(template: str, word: str, instead: str | None = None) -> str:
-    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``NAMED``. A phrase
-    that brings its own article needs none of the template's."""
-    chosen = NAMED.get(template, template) if is_name(word) else template
+    """A template with a word in it, or with what stands ``instead`` of the word; for a name that of ``FOR_NAMES``. A
+    phrase that brings its own article needs none of the template's."""
+    chosen = FOR_NAMES.get(template, template) if is_name(word) else template
     said = word if instead is None else instead
     if said.split(" ", 1)[0].casefold() in ARTICLES and " " in said:
         chosen = chosen.replace("a {}", "{}").replace("the {}", "{}")
@@ -278,7 +279,7 @@ class Concept:
             raise InvalidConcept(f"{len(words)} words and phrases to erase; at most {MAX_WORDS} fit in one run.")
         alternative = None if self.alternative is None else _checked(self.alternative, "alternative")
         instead = _unique(tuple((_checked(w, "concept"), _checked(a, "alternative")) for w, a in self.instead))
-        _check_alternatives(words, alternative, instead)
+        _check_instead(words, alternative, instead)
         own = {word.casefold(): other for word, other in instead}  # for every spelling: text encoders see no upper case
         instead = tuple((word, own[word.casefold()]) for word in words if word.casefold() in own)
         neighbours = _unique(tuple(_checked(prompt, "kept prompt") for prompt in self.neighbours))
@@ -369,15 +370,6 @@ class Concept:
         """All that is painted in the place of any word; an empty one stands for nothing."""
         return (*([] if self.alternative is None else [self.alternative]), *(other for _, other in self.instead))
 
-    def prompts(self) -> tuple[tuple[str, str], ...]:
-        """Pairs (prompt that says the concept, the same prompt with the alternative or with nothing in its place)."""
-        own = dict(self.instead)
-        return tuple(
-            (worded(template, word), worded(template, word, own.get(word, self.alternative or "")))
-            for word in self.words
-            for template in TEMPLATES
-        )
-
     def _fillers(self) -> list[str]:
         """Everyday words that have nothing to do with what is erased or takes its place."""
         said = " ".join([*self.words, *self.alternatives()]).casefold().split()
@@ -421,7 +413,7 @@ class Concept:
         return tuple(by_prompt.values())
 
 
-def _check_alternatives(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:
+def _check_instead(words: tuple[str, ...], alternative: str | None, instead: tuple[tuple[str, str], ...]) -> None:
     """Text encoders do not see upper case, so neither does this."""
     erased = {word.casefold() for word in words}
     for chosen in ([alternative] if alternative is not None else []) + [pair[1] for pair in instead]:

@@ -8,35 +8,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .boundary.guard import is_explicit
 from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .domain import (
-    FRAMES_READ,
-    KIN_WORDS,
-    Survey,
-    everyday_survey,
-    likest_kept,
-    neighbours_of_kept,
-    survey,
-    with_everyday_keep,
-    with_known_stand_in,
-    with_likest,
-    with_neighbours,
-)
 from .effort import foreseen, within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
 from .fingerprint import fingerprint, sketch
+from .guard import is_explicit
+from .history import History, moved_away
 from .layers import select
 from .manifest import Manifest
-from .methods import Method, SolverSettings, TrainingSettings, find_method
-from .model import LoadedModel, PromptModel, check_readable
+from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
+from .model import LoadedModel, PromptModel, as_prompt_model, check_readable
 from .naming import file_names
-from .progress import MOVED_AWAY, Noting, Progress, Report, Silent
-from .trainer import SAVE_EVERY, History, moved_away, train
+from .near_words import FRAMES_READ, neighbours_of_kept, with_everyday_keep, with_neighbours
+from .progress import Noting, Progress, Report, Silent
+from .stand_in import with_known_stand_in, with_likest
+from .survey import KIN_WORDS, Survey, everyday_survey, likest_kept, survey
+from .trainer import SAVE_EVERY, train
 from .version import __version__
+from .warm_start import check_closed_form_start
 
 CANDIDATES = 12
 """Nearest words of the vocabulary of which one may take the concept's place, where the user named nothing: few, so that
@@ -46,7 +38,7 @@ an instant method stays one."""
 def erase(
     model: LoadedModel,
     concept: Concept,
-    method: str = "esd",
+    method: str = RECOMMENDED,
     settings: SolverSettings | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
@@ -81,7 +73,7 @@ def erase(
     if not isinstance(settings, chosen.settings):
         wrong = type(settings).__name__
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
-    _check_names(model, settings)
+    _check_layers(model, chosen, settings, start)
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
     try:
@@ -103,13 +95,14 @@ def erase(
                 checkpoint,
             )
     except DeviceOutOfMemory as error:
-        raise OutOfMemory("The device has too little memory for this model; free some, or use --device cpu.") from error
+        raise OutOfMemory("The device has too little memory for this model; free some, or use the CPU.") from error
     if not deltas.changed():
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
     if moved_away(history) and start is None and getattr(settings, "start", "nothing") == "nothing":
-        progress.update(Report(f"{MOVED_AWAY}: its loss grew; lower the learning rate", 1, 1))
+        news = "The training moved away from its goal: its loss grew; lower the learning rate"
+        progress.update(Report("training", len(history.losses), len(history.losses), note=news))
     history.notes = progress.notes
     steps_done = len(history.losses)
     if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:
@@ -127,7 +120,7 @@ def _complete(
         completed = chosen.prepare(model, concept, settings, progress)
         if completed is not concept:
             return completed if completed.keep else with_everyday_keep(model, completed)
-    reads: Any = model if hasattr(model, "token_tables") else None
+    reads = as_prompt_model(model)
     named = bool(concept.keep)
     if reads is not None and settings.replace and concept.unanswered():
         concept = _with_alternative(reads, concept, settings.seed, progress)
@@ -151,6 +144,15 @@ def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress:
         found = survey(model, concept, replace(look, around_kept=0, kin=KIN_WORDS), progress, everyday=False)
         concept = with_known_stand_in(concept, found, is_explicit(concept))
     return concept
+
+
+def _check_layers(model: LoadedModel, chosen: Method, settings: SolverSettings, start: DeltaSet | None) -> None:
+    """Refuse before the work what would be refused in the middle of it, or could not be written after it."""
+    _check_names(model, settings)
+    if chosen.check is not None:
+        chosen.check(model, settings)
+    if start is None and isinstance(settings, TrainingSettings) and settings.start == "closed_form":
+        check_closed_form_start(select(model.layers(), settings.layers))
 
 
 def _check_names(model: LoadedModel, settings: SolverSettings) -> None:

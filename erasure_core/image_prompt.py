@@ -97,7 +97,11 @@ class ImageAdapter:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], model: LoadedModel, origin: str) -> ImageAdapter:
-        """From a state dict ``image_proj.*``, ``ip_adapter.<i>.to_k_ip.weight``; ``origin`` names it in messages."""
+        """From a state dict ``image_proj.*``, ``ip_adapter.<i>.to_k_ip.weight``; ``origin`` names it in messages.
+
+        Raises:
+            InvalidFile: an adapter of another kind, or of another model.
+        """
         parts = ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
         if any(f"image_proj.{part}" not in tensors for part in parts):
             raise InvalidFile(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .boundary import guard
+from . import guard
 from .boundary.explore import ExploreSettings
 from .boundary.harden import Finished, harden, rounds_of
 from .checkpoint import checkpoint_path, identity
@@ -28,13 +28,14 @@ from .delta import DeltaSet
 from .erasure_file import Erasure, read_erasure, write_erasure
 from .errors import Cancelled, ErasureError, InvalidFile, OutputError, is_out_of_memory
 from .fingerprint import SAMPLES
+from .history import History
 from .layers import select
 from .manifest import Manifest
 from .methods import Method, SolverSettings
 from .model import LoadedModel, PromptModel
 from .progress import Progress
 from .safe_files import check_regular, exclusive, is_unicode, read_header, write_bytes
-from .trainer import SAVE_EVERY, History
+from .trainer import SAVE_EVERY
 
 SUFFIX = ".safetensors"
 MAX_NAME = 150

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InvalidConcept
 from .schedule import NoiseSchedule
+
+PATCH = 8
+"""Pixels of a picture along one side of a latent pixel."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class LoadedModel(Protocol):
         """Encode prompts; inside ``trainable``, gradients flow into deltas on the text encoder.
 
         Raises:
+            Cancelled: the user stopped, where a host interrupts in the middle of a call.
             PromptTooLong: a prompt has more tokens than the text encoder reads.
         """
         ...
@@ -96,6 +100,9 @@ class LoadedModel(Protocol):
         """The model's raw prediction (eps, v or flow), float32, for latents [B, C, H, W].
 
         ``t`` [B] counts places in ``schedule``; an adapter turns them into what its host wants (timesteps, sigmas).
+
+        Raises:
+            Cancelled: as of ``encode``.
         """
         ...
 
@@ -171,6 +178,12 @@ class PromptModel(LoadedModel, Protocol):
         ...
 
 
+def as_prompt_model(model: LoadedModel) -> PromptModel | None:
+    """A loaded model as one whose prompts can be taken apart; ``None`` where its host does not let them be."""
+    asked = ("tokenize", "detokenize", "token_rows", "token_tables", "encode_embeddings")
+    return cast("PromptModel", model) if all(hasattr(model, name) for name in asked) else None
+
+
 ENCODED_AT_ONCE = 256
 """Prompts in one call of the text encoder: of thousands of kept ones, all at once, SDXL's would need gigabytes."""
 
@@ -183,6 +196,18 @@ def encoded_pieces(model: LoadedModel, prompts: Sequence[str]) -> Iterator[Condi
 def encode_in_pieces(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
     """All of ``encoded_pieces``."""
     return Conditioning.cat(list(encoded_pieces(model, prompts)))
+
+
+def each_once(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The distinct ones of prompts, and for each prompt its place among them: texts are encoded once each."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(places), [places[prompt] for prompt in prompts]
+
+
+def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
+    """``encode_in_pieces``, with each distinct prompt encoded once."""
+    distinct, places = each_once(prompts)
+    return encode_in_pieces(model, distinct)[places]
 
 
 def reading_of(model: LoadedModel) -> str:
@@ -198,8 +223,8 @@ def has_room(model: LoadedModel, prompt: str) -> bool:
 
 def fitting(model: LoadedModel, prompts: Iterable[str]) -> list[str]:
     """Those prompts that a model reads whole."""
-    given, asked = list(prompts), cast(Any, model)
-    known = tokens_with_room(asked, given) if hasattr(model, "token_rows") else given
+    given, asked = list(prompts), as_prompt_model(model)
+    known = given if asked is None else tokens_with_room(asked, given)
     return [prompt for prompt in given if prompt in known]
 
 
@@ -214,6 +239,13 @@ def tokens_with_room(model: PromptModel, prompts: Iterable[str]) -> dict[str, li
     return {prompt: row for prompt, row in rows if len(row) <= room}
 
 
+def whole_word(model: PromptModel, token: int) -> str | None:
+    """The word that a token stands for; ``None`` for what is typed and read as something else, such as a part of a
+    word, and for what has less than three letters or other signs among them."""
+    word = model.detokenize([token])
+    return word if len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token] else None
+
+
 def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
     """Small vocabularies have no token for some words and put the end token in their place.
 
@@ -224,9 +256,9 @@ def check_readable(model: LoadedModel, words: Sequence[str]) -> None:
     Raises:
         InvalidConcept: a word, or one of a phrase, is nothing to the model: it would be another concept, or none.
     """
-    if not hasattr(model, "token_rows"):
+    asked = as_prompt_model(model)
+    if asked is None:
         return
-    asked = cast("PromptModel", model)
     framed, (end,) = asked.token_rows([[]])
     nothing = {int(framed[0][0, 0]), int(framed[0][0, end])}
     for word, row in zip(words, asked.tokenize(words), strict=True):

@@ -28,6 +28,12 @@ MAX_ENTRIES = 256
 MAX_STRENGTH = 4.0
 
 
+def wrong_strength(name: str, strengths: Sequence[float]) -> str:
+    """A sentence on the first of an erasure's strengths that is out of range or no number; empty where none is."""
+    wrong = [one for one in strengths if not math.isfinite(one) or not 0 <= one <= MAX_STRENGTH]
+    return f"The strength of {name} is {wrong[0]}; allowed is 0 to {MAX_STRENGTH:g}." if wrong else ""
+
+
 class ProfileFailed(ErasureError):
     """A safety profile is not whole or cannot be applied; no picture may be made."""
 
@@ -56,9 +62,8 @@ class ProfileEntry:
             confined(self.file)
         except InvalidFile as error:
             raise ProfileFailed(str(error)) from error
-        for strength in (self.strength_unet, self.strength_text):
-            if not math.isfinite(strength) or not 0 <= strength <= MAX_STRENGTH:
-                raise ProfileFailed(f"The strength of {self.file} is {strength}; allowed is 0 to {MAX_STRENGTH:g}.")
+        if told := wrong_strength(self.file, (self.strength_unet, self.strength_text)):
+            raise ProfileFailed(told)
         if not self.strength_unet and not self.strength_text:
             raise ProfileFailed(f"{self.file} has strength 0 and would do nothing; remove it from the profile.")
 

@@ -11,9 +11,6 @@ from torch import Tensor
 from .errors import Cancelled
 
 T = TypeVar("T")
-HARDLY_KNOWN = "this model hardly knows "
-MOVED_AWAY = "the training moved away from its goal"
-"""How a stage begins that is news about the concept, and no work."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,8 @@ class Report:
         total: all steps of this stage.
         losses: named terms of the last step's loss.
         preview: a latent [B, C, H, W] that a host may decode and show.
+        note: news that the user should read, such as that memory is short. Such a report tells nothing else: stage and
+            step are those at which it comes.
     """
 
     stage: str
@@ -33,6 +32,7 @@ class Report:
     total: int
     losses: dict[str, float] | None = None
     preview: Tensor | None = None
+    note: str = ""
 
 
 class Progress(Protocol):
@@ -58,7 +58,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Noting:
-    """Passes on what is reported, and notes what is news about the concept or its training.
+    """Passes on what is reported, and keeps the notes in it.
 
     Args:
         shown: where it is passed on to.
@@ -69,9 +69,8 @@ class Noting:
     notes: list[str] = field(default_factory=list)
 
     def update(self, report: Report) -> None:
-        said = f"{report.stage[:1].upper()}{report.stage[1:]}"
-        if report.stage.startswith((HARDLY_KNOWN, MOVED_AWAY)) and said not in self.notes:
-            self.notes.append(said)
+        if report.note and report.note not in self.notes:
+            self.notes.append(report.note)
         self.shown.update(report)
 
     def cancelled(self) -> bool:
@@ -79,7 +78,7 @@ class Noting:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartOfWhole:
     """The progress of one part of a longer work, told as that of the whole: the time left is then the whole's.
 
     Args:

@@ -54,7 +54,12 @@ def read_prompt_file(path: Path) -> PromptFile:
 
 
 def parse_prompt_file(text: str, origin: str) -> PromptFile:
-    """As ``read_prompt_file``, from its text; ``origin`` names it in messages."""
+    """As ``read_prompt_file``, from its text; ``origin`` names it in messages.
+
+    Raises:
+        InvalidFile: it asks for something that is not supported.
+        InvalidConcept: a target or neutral prompt cannot be used.
+    """
     entries = _entries(text, origin)
     if not entries:
         raise InvalidFile(f"{origin} holds no prompts; give a YAML list with a target in each entry.")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .boundary import guard
+from . import guard
 from .concept import said_word
 from .delta import DeltaSet
 from .erasing import applied
@@ -20,7 +20,7 @@ from .errors import Cancelled, InvalidConcept, InvalidSettings
 from .manifest import Manifest
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
-from .sampling import finite
+from .sampling import finite, guided_step, onwards
 
 
 def caption_misses(caption: str, manifests: Iterable[Manifest | None]) -> str:
@@ -59,24 +59,9 @@ def invert(
         t_next = torch.full((len(z),), following, device=model.device)
         # The prediction belongs to the next, noisier timestep; the step between them is small.
         predicted = model.predict(z, t_next, empty)
-        z = _noisier(model, z, now, t_next, predicted)
+        z = model.schedule.step_back(z, torch.full_like(t_next, now), t_next, predicted)
         now = following
     return z
-
-
-def _noisier(model: LoadedModel, z: Tensor, now: int, t_next: Tensor, predicted: Tensor) -> Tensor:
-    """The inverse of ``NoiseSchedule.step`` from ``t_next`` to ``now`` for the same prediction."""
-    schedule = model.schedule
-    a_next, s_next = schedule.scales(t_next)
-    a_now, s_now = (1.0, 0.0) if now < 0 else schedule.scales(torch.full_like(t_next, now))
-    if schedule.prediction == "epsilon":
-        return a_next * (z - s_now * predicted) / a_now + s_next * predicted
-    if schedule.prediction == "v_prediction":
-        # x0 = a z' - s v and n = s z' + a v at the noisier z', and z = a_now x0 + s_now n: solved for z'.
-        scale = a_now * a_next + s_now * s_next
-        return (z - (s_now * a_next - a_now * s_next) * predicted) / scale
-    # Straight paths: x0 = z' - s v, n = z' + a v with a = 1 - s.
-    return (z - (s_now * a_next - a_now * s_next) * predicted) / (a_now + s_now)
 
 
 def _way(model: LoadedModel, steps: int, share: float) -> list[int]:
@@ -142,10 +127,7 @@ def purify(
     timesteps = _way(model, steps, share)
     with applied(model, erasures):
         both = Conditioning.cat([model.encode([""] * len(z)), model.encode(list(captions))])
-        for i, now in enumerate(timesteps):
+        for i, now_and_next in enumerate(onwards(timesteps)):
             _ask(progress, "painting again", i, len(timesteps))
-            t = torch.full((len(z),), now, device=model.device)
-            empty, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
-            z = model.schedule.step(z, t, torch.full_like(t, following), empty + guidance * (within - empty))
+            z = guided_step(model.schedule, model.predict, z, now_and_next, both, guidance)
     return finite(z, model)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .model import Conditioning
-from .trajectory import encode_each
+from .model import Conditioning, encode_each
 
 if TYPE_CHECKING:
     from .methods.text_space import Phrasing

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .broken_model import check_model
 from .errors import Cancelled, ModelError
-from .model import Conditioning, LoadedModel
+from .model import Conditioning, LoadedModel, each_once
 from .progress import Progress, Report, Silent
+from .schedule import NoiseSchedule
 
 
 def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -61,25 +62,53 @@ def sample(
         PromptTooLong: a prompt has more tokens than the text encoder reads.
     """
     progress = progress or Silent()
-    written = model.encode(list(dict.fromkeys(prompts)))
-    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    positive = written[[order[prompt] for prompt in prompts]]
+    distinct, places = each_once(prompts)
+    positive = model.encode(distinct)[places]
     both = Conditioning.cat([model.encode([negative])[[0] * len(prompts)], positive])
     z = seeded_noise(model.latent_shape, seeds).to(model.device)
-    timesteps = model.schedule.timesteps(steps)
-    for i, now in enumerate(timesteps):
+    for i, now_and_next in enumerate(onwards(model.schedule.timesteps(steps))):
         if progress.cancelled():
             raise Cancelled("Stopped while sampling pictures.")
-        t = torch.full((len(prompts),), now, device=model.device)
-        if guidance == 1.0:
-            guided = model.predict(z, t, positive)
-        else:
-            without, within = model.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            guided = without + guidance * (within - without)
-        following = timesteps[i + 1] if i + 1 < steps else -1
-        z = model.schedule.step(z, t, torch.full_like(t, following), guided)
+        asked = positive if guidance == 1.0 else both
+        z = guided_step(model.schedule, model.predict, z, now_and_next, asked, guidance)
         progress.update(Report("sampling", i + 1, steps))
     return finite(z, model)
+
+
+def onwards(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+    """Each timestep with the one that follows it, which behind the last is -1: clean."""
+    return list(zip(timesteps, [*timesteps[1:], -1], strict=True))
+
+
+def guided_step(
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    z: Tensor,
+    now_and_next: tuple[int, int],
+    prompts: Conditioning,
+    guidance: float,
+) -> Tensor:
+    """One step of DDIM with classifier-free guidance.
+
+    Args:
+        schedule: the model's.
+        predict: as ``LoadedModel.predict``.
+        z: latents [B, C, H, W] at the first of two timesteps.
+        now_and_next: those timesteps; -1 is clean.
+        prompts: B prompts, which are followed without guidance, or before them B prompts that guidance leads away from.
+        guidance: the scale.
+
+    Returns:
+        Latents [B, C, H, W] at the second timestep.
+    """
+    now, following = now_and_next
+    t = torch.full((len(z),), now, device=z.device)
+    if len(prompts) == len(z):
+        predicted = predict(z, t, prompts)
+    else:
+        without, within = predict(z.repeat(2, 1, 1, 1), t.repeat(2), prompts).chunk(2)
+        predicted = without + guidance * (within - without)
+    return schedule.step(z, t, torch.full_like(t, following), predicted)
 
 
 def finite(latents: Tensor, model: LoadedModel | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise schedules: eps, v and flow models behind the same four functions.
+"""Noise schedules: eps, v and flow models behind the same functions.
 
 Every supported model corrupts data as ``z_t = a(t) x0 + s(t) n``. Only the meaning of its prediction differs:
 ``epsilon`` predicts n, ``v_prediction`` predicts a n - s x0 (Salimans & Ho 2022), ``flow`` predicts n - x0
@@ -89,6 +89,21 @@ class NoiseSchedule:
         a, s = self.scales(t_next.clamp_min(0))
         clean = (t_next < 0).view(-1, 1, 1, 1)
         return torch.where(clean, x0, a * x0 + s * noise)
+
+    def step_back(self, z: Tensor, t: Tensor, t_noisier: Tensor, prediction: Tensor) -> Tensor:
+        """The inverse of ``step`` from ``t_noisier`` to t for the same prediction: from z at t, of which -1 is clean,
+        the latents at ``t_noisier``."""
+        a_next, s_next = self.scales(t_noisier)
+        a, s = self.scales(t.clamp_min(0))
+        clean = (t < 0).view(-1, 1, 1, 1)
+        a, s = a.masked_fill(clean, 1.0), s.masked_fill(clean, 0.0)
+        if self.prediction == "epsilon":
+            return a_next * (z - s * prediction) / a + s_next * prediction
+        if self.prediction == "v_prediction":
+            # x0 = a' z' - s' v and n = s' z' + a' v at the noisier z', and z = a x0 + s n: solved for z'.
+            return (z - (s * a_next - a * s_next) * prediction) / (a * a_next + s * s_next)
+        # Straight paths: x0 = z' - s' v, n = z' + a' v with a = 1 - s.
+        return (z - (s * a_next - a * s_next) * prediction) / (a + s)
 
     def timesteps(self, steps: int) -> list[int]:
         """``steps`` timesteps from the noisiest down, evenly spaced ("trailing"): sampling starts at pure noise.

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from .delta import DeltaSet
 from .layers import is_text, reads_context
-from .model import Conditioning, PromptModel, gradient_scale
+from .model import Conditioning, PromptModel, each_once, gradient_scale
 
 TEMPLATES = (
     "a photo of a {}", "a picture of the {}", "one {} on a table", "a drawing of a big {}", "a small {} in the street",
@@ -83,15 +83,6 @@ class BoundaryPoints:
     features: Tensor
     remaining: Tensor
     belonging: Tensor
-
-    @property
-    def radius(self) -> float:
-        """Mean distance of the points from the concept in the original, as 1 - cosine."""
-        return float((1 - self.belonging).mean())
-
-    def still_concept(self, threshold: float = 0.5) -> float:
-        """The share of points that the changed model reads as the concept."""
-        return float((self.remaining > threshold).float().mean())
 
 
 class Reader:
@@ -193,8 +184,8 @@ class _Search:
             self.empty = self.reader.empty()  # the change is the same in every step
             with deltas.off():
                 self.empty_before = self.reader.empty()
-                distinct = list(dict.fromkeys(phrases))
-                read = model.encode(distinct)[[distinct.index(phrase) for phrase in phrases]]
+                distinct, places = each_once(phrases)
+                read = model.encode(distinct)[places]
                 self.concept = self.reader(read, self.empty_before)
 
     def embeddings(self) -> list[Tensor]:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batches import Batches
 from .broken_model import check_model
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
-from .delta import Delta, DeltaSet, LowRankDelta, fan_in, new_deltas, weight_of
+from .delta import DeltaSet, new_deltas
 from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
-from .layers import is_text, reads_context, select
+from .history import History
+from .layers import is_text, select
 from .methods.registry import Method, TrainingSettings, find_method
-from .model import Conditioning, LoadedModel, encode_in_pieces, has_room
+from .model import Conditioning, LoadedModel, each_once, encode_in_pieces, has_room
 from .progress import Progress, Report
+from .rates import rate_groups
 from .run_state import RunState
 from .sampling import scaled_sides
 from .trajectory import (
@@ -42,8 +42,6 @@ from .trajectory import (
 )
 from .warm_start import start_from
 
-CONTEXT_WIDTH, FEATURE_WIDTH = 768, 320
-"""Layer widths of SD1.5, for which learning rates are given."""
 SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
@@ -78,50 +76,6 @@ class Step:
         return self.trainer.predict([(draw, draw.prompts) for draw in draws])
 
 
-COMPARED = 10
-"""Steps at the end of a training that are compared with the first one, where nothing was changed yet."""
-GROWN = 10.0
-"""So many times its first value no loss reaches by the chance of what a batch holds."""
-
-
-@dataclass
-class History:
-    """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
-    the method itself took, each with its step; and sentences on the concept that its user should read."""
-
-    losses: list[dict[str, float]] = field(default_factory=list)
-    residual_guidance: list[tuple[int, float]] = field(default_factory=list)
-    figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def moved_away(history: History) -> bool:
-    """Whether what a training erases was further from its target at the end than where nothing was changed yet: numbers
-    that stay finite may be a wrecked model all the same."""
-    losses = history.losses
-    if len(losses) < 2 * COMPARED:
-        return False
-    (name,) = [name for name in ("erase", "surgical") if name in losses[0]]
-    return fmean(terms[name] for terms in losses[-COMPARED:]) > GROWN * losses[0][name]
-
-
-def learning_rates(name: str, layer: nn.Module, delta: Delta, base: float) -> Iterator[tuple[nn.Parameter, float]]:
-    """Each parameter of a delta with its Adam learning rate.
-
-    Adam moves every entry by about the learning rate, so the output of a layer moves by fan-in times as much. Scaling
-    with 1/fan-in makes one setting move a wide and a narrow layer equally far. ``up`` of a low-rank delta reads the
-    normalised output of ``down``, whose scale does not depend on the width, so its rate stays as it is.
-    """
-    reference = CONTEXT_WIDTH if reads_context(name) or is_text(name) else FEATURE_WIDTH
-    relative = base * reference / fan_in(weight_of(layer).shape)
-    if isinstance(delta, LowRankDelta):
-        yield delta.down, relative
-        yield delta.up, base
-    else:
-        for parameter in delta.parameters():
-            yield parameter, relative
-
-
 @contextmanager
 def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
     """Inside, the model's latents have sides ``scale`` times as long (``scaled_sides``)."""
@@ -131,15 +85,6 @@ def picture_scale(model: LoadedModel, scale: float) -> Iterator[None]:
         yield
     finally:
         model.latent_shape = before
-
-
-def rate_groups(layers: Mapping[str, nn.Module], deltas: DeltaSet, base: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser, one for each learning rate: it then updates many tensors in one call."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, layer in layers.items():
-        for parameter, rate in learning_rates(name, layer, deltas[name], base):
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate, "full_lr": rate} for rate, parameters in groups.items()]
 
 
 def train(
@@ -223,9 +168,7 @@ class Trainer:
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""
         try:
-            self._encode_prompts()
-            if not (self.step or self.pools):
-                self.state.tensors = self.state.begin()
+            self.begin()
             self._loop()
             self._close()
         except (TrainingFailed, ModelError):
@@ -242,15 +185,22 @@ class Trainer:
             raise
         self._save()
 
+    def begin(self) -> None:
+        """What comes before all steps: prompts that are encoded once, and the method's state, unless a training goes
+        on."""
+        self._encode_prompts()
+        if not (self.step or self.pools):
+            self.state.tensors = self.state.begin()
+
     def _loop(self) -> None:
         saved = time.monotonic()
         while self.step < self.settings.steps:
             if self.progress.cancelled():
                 raise Cancelled(f"Stopped at step {self.step} of {self.settings.steps}.")
-            self._refresh_pools()
+            self.refresh_pools()
             if self._reached_goal():
                 break
-            self._prepare_step()
+            self.prepare_step()
             self._optimise()
             if time.monotonic() - saved >= self.save_every:
                 self._save()
@@ -258,13 +208,13 @@ class Trainer:
 
     def _too_little_memory(self) -> str:
         """What a user reads once ``within_memory`` has no smaller batch or picture left to try: what else can be less,
-        and how to go on where there is a state."""
-        device = "" if self.model.device.type == "cpu" else ", or use --device cpu"
+        and whether there is a state to go on from."""
+        device = "" if self.model.device.type == "cpu" else ", or on the CPU"
         kept = self.checkpoint is not None and self.checkpoint.exists()
         return (
-            f"The device has too little memory for this training, even in the smallest pieces. "
-            f"{'Free some and repeat with --resume, or start' if kept else 'Free some, or start'} anew with a smaller "
-            f"--size or --rank or fewer --layers{device}."
+            f"The device has too little memory for this training, even in the smallest pieces. Free some"
+            f"{' and go on with it' if kept else ''}, or start anew with smaller pictures, a lower rank or fewer "
+            f"layers{device}."
         )
 
     def _close(self) -> None:
@@ -273,12 +223,12 @@ class Trainer:
         try:
             figures = self.state.closing()
         except DeviceOutOfMemory:
-            self.progress.update(Report("too little memory for the last figures", self.step, self.settings.steps))
+            self._tell("Too little memory for the last figures")
             return
         if figures and self.history.figures[-1:] != [(self.step, figures)]:
             self.history.figures.append((self.step, figures))
 
-    def _prepare_step(self) -> None:
+    def prepare_step(self) -> None:
         """Let the method's state move on, once for each step also where a run is stopped in the middle of it."""
         if self.prepared > self.step:
             return
@@ -297,7 +247,10 @@ class Trainer:
         try:
             save_checkpoint(self.checkpoint, self)
         except OutputError as error:
-            self.progress.update(Report(f"not saved: {error}", self.step, self.settings.steps))
+            self._tell(f"The state to go on from is not saved: {error}")
+
+    def _tell(self, note: str) -> None:
+        self.progress.update(Report("training", self.step, self.settings.steps, note=note))
 
     def pool_roles(self) -> dict[str, dict[str, Sequence[str]]]:
         """For each pool the prompts of each role."""
@@ -313,7 +266,7 @@ class Trainer:
         kept = list(dict.fromkeys([*self.concept.kept_prompts, *without]))
         return {"concept": concept, "kept": {EMPTY: [""] * len(kept), PROMPT: kept}}
 
-    def _refresh_pools(self) -> None:
+    def refresh_pools(self) -> None:
         """Draw the pools anew when their time has come. Chance depends on seed and step alone: a resumed run agrees."""
         s = self.settings
         if self.pools and not self.state.pools_are_due():
@@ -327,9 +280,19 @@ class Trainer:
             driver, goal = (s.driver, self._goal) if name == "concept" else (ORIGINAL, None)
             encode, teacher = partial(self.state.encode_role, name), self.state.teacher(name)
             fresh[name] = draw_pool(
-                self.model, roles, size, generator, self.progress, self.deltas, driver, teacher, encode, goal, always,
-                self.unanswered,
-            )  # fmt: skip
+                self.model,
+                roles,
+                size,
+                generator,
+                self.progress,
+                self.deltas,
+                driver=driver,
+                teacher=teacher,
+                encode=encode,
+                goal=goal,
+                always=always,
+                unanswered=self.unanswered,
+            )
         self.pools = fresh
 
     @cached_property
@@ -506,7 +469,7 @@ class Trainer:
     def encoded(self, prompts: list[str]) -> Conditioning:
         """Encoded prompts of the pools: fresh where the text encoder learns, else those encoded at the start."""
         if self.trains_text:
-            distinct = list(dict.fromkeys(prompts))
-            return self.model.encode(distinct)[[distinct.index(prompt) for prompt in prompts]]
+            distinct, places = each_once(prompts)
+            return self.model.encode(distinct)[places]
         assert self._encoded is not None
         return self._encoded[[self._places[prompt] for prompt in prompts]]

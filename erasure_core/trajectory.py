@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .batches import Batches
 from .delta import DeltaSet
-from .model import Conditioning, LoadedModel, encode_in_pieces
+from .model import Conditioning, LoadedModel, encode_each
 from .progress import Progress, Report
 
 EMPTY, PROMPT = "empty", "prompt"
@@ -171,6 +171,7 @@ def draw_pool(
     generator: torch.Generator,
     progress: Progress,
     deltas: DeltaSet,
+    *,
     driver: str = ORIGINAL,
     teacher: str = ORIGINAL,
     encode: Encode | None = None,
@@ -244,12 +245,6 @@ def _share_to_goal(count: int, driver: str, generator: torch.Generator) -> Tenso
     """The places of those of ``count`` trajectories that lead to the goal: all, a random half, or none."""
     leading = {GOAL: count, BOTH: count // 2}.get(driver, 0)
     return torch.randperm(count, generator=generator)[:leading] if leading else torch.empty(0, dtype=torch.long)
-
-
-def encode_each(model: LoadedModel, prompts: Sequence[str]) -> Conditioning:
-    """Encode prompts, each distinct one once."""
-    distinct = list(dict.fromkeys(prompts))
-    return encode_in_pieces(model, distinct)[[distinct.index(prompt) for prompt in prompts]]
 
 
 def predict_roles(

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
 from .errors import InvalidSettings
+from .layers import reads_context
+
+NOTHING_SHARED = (
+    "The change to start from is in none of the layers that are trained; a closed form changes cross-attention keys "
+    "and values. Choose layers with those, or start from nothing."
+)
+
+
+def check_closed_form_start(trained: Iterable[str]) -> None:
+    """Refuse a start that ``start_from`` would refuse, before the closed form is solved.
+
+    Args:
+        trained: names of the layers that are trained.
+
+    Raises:
+        InvalidSettings: a closed form changes none of them.
+    """
+    if not any(map(reads_context, trained)):
+        raise InvalidSettings(NOTHING_SHARED)
 
 
 @torch.no_grad()
@@ -19,10 +40,7 @@ def start_from(deltas: DeltaSet, start: DeltaSet) -> None:
     """
     shared = [name for name in deltas if name in start.deltas]
     if not shared:
-        raise InvalidSettings(
-            "The change to start from is in none of the layers that are trained; a closed form changes cross-attention "
-            "keys and values. Choose layers with those, or start from nothing."
-        )
+        raise InvalidSettings(NOTHING_SHARED)
     for name in shared:
         _take(deltas[name], start[name])
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..erasure_core.boundary import guard
+from ..erasure_core import guard
 from ..erasure_core.errors import InvalidConcept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.purify import caption_misses, purify

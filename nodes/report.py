@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..erasure_core.boundary.report import ReportCard, ReportSettings, Subjected, report
+from ..erasure_core.boundary.report import ReportSettings, Subjected, report
+from ..erasure_core.boundary.report_card import ReportCard
 from ..erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures, write_report
 from ..erasure_core.boundary.report_picture import report_picture
 from ..erasure_core.errors import InvalidSettings

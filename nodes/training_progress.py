@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 from PIL import Image
 
-from ..erasure_core.boundary import guard
+from ..erasure_core import guard
 from ..erasure_core.concept import Concept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.progress import Report, Silent
@@ -81,6 +81,9 @@ class BarProgress(Stoppable):
         self.step = 0
 
     def update(self, report: Report) -> None:
+        if report.note:
+            say(self.node_id, report.note)
+            return
         if report.stage != self.stage or report.step < self.step:
             self.stage, self.started, self.first_step = report.stage, time.monotonic(), report.step
             # A bar of its own: newer hosts do not show one that goes back.

@@ -20,7 +20,8 @@ from erasure_core.layers import select
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.methods.registry import find_method
 from erasure_core.progress import Silent
-from erasure_core.trainer import learning_rates, train
+from erasure_core.rates import learning_rates
+from erasure_core.trainer import train
 
 from . import lexicon
 from .bench import concept_of
@@ -72,7 +73,7 @@ def published_loop(model: PictureModel, concept: Concept, settings: EsdSettings)
     ]
     optimizer = torch.optim.AdamW(rates, weight_decay=0.0, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(settings.seed)
-    prompts, kept = [prompt for prompt, _ in concept.prompts()], concept.kept_prompts
+    prompts, kept = [saying.prompt for saying in concept.sayings()], concept.kept_prompts
     with model.trainable(), deltas.attached(layers):
         started = time.monotonic()
         for step in range(settings.steps):

@@ -19,7 +19,7 @@ from erasure_core.erasing import applied
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.methods import find_method
-from erasure_core.trainer import rate_groups
+from erasure_core.rates import rate_groups
 
 from .bench import concept_of
 from .evaluation import evaluate, questions

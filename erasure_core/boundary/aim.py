@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..concept import worded
 from ..errors import DeviceOutOfMemory, OutOfMemory
-from ..model import Conditioning, gradient_scale
+from ..model import Conditioning, each_once, gradient_scale
 from ..sampling import seeded_noise
 from .probe import SAMPLING_STEPS, neutral_latents
 from .subject import Subject, derived
@@ -100,9 +100,9 @@ def take_aim(subject: Subject, words: Sequence[str], seed: int, states: int = ST
     t = (torch.linspace(LEAST_NOISE, MOST_NOISE, count) * (len(model.schedule) - 1)).long().to(model.device)
     latents = model.schedule.add_noise(clean, noise, t)
     with subject.original():
-        distinct = list(dict.fromkeys(prompts))
+        distinct, places = each_once(prompts)
         read = subject.encode_texts(["", *distinct])
-        target = subject.predict(latents, t, read[[1 + distinct.index(prompt) for prompt in prompts]])
+        target = subject.predict(latents, t, read[[1 + place for place in places]])
         empty = subject.predict(latents, t, read[[0] * count])
     scale = 1 / (target - empty).pow(2).flatten(1).sum(1).clamp_min(1e-12)
     return Aim(latents, t, target, scale)

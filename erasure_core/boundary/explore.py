@@ -9,13 +9,13 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from .. import guard
 from ..concept import Concept, check_words, without_contradictions
 from ..delta import DeltaSet
 from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidConcept, InvalidSettings, OutOfMemory
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable
 from ..progress import Progress, Report, Silent
-from . import guard
 from .candidate import NAMED, Candidate, Point
 from .clusters import clusters
 from .exploration import UNCHANGED, Exploration, ordered

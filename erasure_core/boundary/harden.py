@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import guard
 from ..concept import ARTICLES, MAX_LENGTH, Concept, without_contradictions
 from ..concept_pictures import ConceptPictures
 from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
-from ..methods import SolverSettings, find_method
+from ..history import History
+from ..methods import RECOMMENDED, SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
-from ..trainer import SAVE_EVERY, History
-from . import guard
+from ..trainer import SAVE_EVERY
 from .exploration import Exploration
 from .explore import ExploreSettings, explore
 
 MOST_ADDED = 12
 """Words that one round adds."""
-Found = Callable[[int, Exploration], None]
+TellRound = Callable[[int, Exploration], None]
 Finished = Callable[[Erasure], None]
 
 
@@ -52,14 +53,14 @@ def harden(
     model: PromptModel,
     concept: Concept,
     rounds: int,
-    method: str = "esd",
+    method: str = RECOMMENDED,
     settings: SolverSettings | None = None,
     search: ExploreSettings | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
-    notify: Found = lambda number, exploration: None,
+    notify: TellRound = lambda number, exploration: None,
     finished: Finished = lambda erasure: None,
     start: Erasure | None = None,
 ) -> tuple[Erasure, History, tuple[Round, ...]]:

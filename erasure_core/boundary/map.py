@@ -53,7 +53,7 @@ def _height(leak: float) -> float:
 
 
 def origins(points: Sequence[Point]) -> dict[str, str]:
-    """Colour of each origin, in order of first appearance in the ladder's order of names."""
+    """Colour of each origin, in the order of their names."""
     names = sorted({point.origin for point in points})
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 

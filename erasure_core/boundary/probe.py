@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model import Conditioning
-from ..sampling import at_most, seeded_noise
-from ..trajectory import encode_each
+from ..model import Conditioning, encode_each
+from ..sampling import at_most, guided_step, onwards, seeded_noise
 from .subject import Subject, derived
 
 SAMPLING_STEPS = 8
@@ -93,14 +92,10 @@ def neutral_latents(
 def denoised(subject: Subject, prompts: Conditioning, z: Tensor, steps: int) -> Tensor:
     """Clean latents by the model as it is, from noise z [B, C, H, W] and as many prompts, in as many calls as the
     memory asks for."""
-    model, count = subject.model, len(z)
-    both = Conditioning.cat([model.encode([""])[[0] * count], prompts])
-    timesteps = model.schedule.timesteps(steps)
-    for i, now in enumerate(timesteps):
-        t = torch.full((count,), now, device=model.device)
-        without, within = subject.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        following = timesteps[i + 1] if i + 1 < steps else -1
-        z = model.schedule.step(z, t, torch.full_like(t, following), without + subject.guidance * (within - without))
+    model = subject.model
+    both = Conditioning.cat([model.encode([""])[[0] * len(z)], prompts])
+    for now_and_next in onwards(model.schedule.timesteps(steps)):
+        z = guided_step(model.schedule, subject.predict, z, now_and_next, both, subject.guidance)
     return z
 
 

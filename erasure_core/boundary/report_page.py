@@ -14,7 +14,7 @@ from ..safe_files import read_tensors, write_files, write_tensors
 from .drawing import FAINT, INK, PALETTE, Sheet
 from .map import map_svg
 from .map_page import map_page
-from .report import FileReport, ReportCard, Share, measured_entry
+from .report_card import FileReport, ReportCard, Share, measured_entry
 
 STYLE = Path(__file__).with_name("report.css")
 GROUPS = {

@@ -9,7 +9,7 @@ import textwrap
 from PIL import Image
 
 from .drawing import INK, PAPER, Sheet
-from .report import STRIP_SIDE, ReportCard, Strip
+from .report_card import STRIP_SIDE, ReportCard, Strip
 from .report_page import charts
 
 WIDTH = 900

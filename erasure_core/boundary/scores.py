@@ -21,13 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import guard
 from ..concept import Concept, worded
-from ..domain import FAINT
 from ..model import fitting
 from ..sampling import finite
 from ..self_check import similarity
 from ..spread import spread
-from . import guard
+from ..survey import FAINT
 from .candidate import Candidate
 from .probe import make_probe, probe_calls
 from .subject import Subject

@@ -9,7 +9,7 @@ from .candidate import NAMED
 from .exploration import NOT_JUDGED, hardly_changed, too_few_looks
 
 if TYPE_CHECKING:
-    from .report import FileReport
+    from .report_card import FileReport
 
 LITTLE, MUCH = 0.05, 0.25
 KEPT_WELL, KEPT_BADLY = 0.9, 0.7

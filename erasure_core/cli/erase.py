@@ -11,6 +11,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from ..boundary.explore import ExploreSettings
 from ..boundary.harden import harden
 from ..checkpoint import checkpoint_path
 from ..chosen_words import chosen_words
@@ -120,7 +121,12 @@ def _check_output(path: Path, overwrite: bool, resume: bool, model: Path) -> Pat
 
 
 def _erase(
-    options: argparse.Namespace, concept: Concept, method: Method, settings: SolverSettings, checkpoint: Path
+    options: argparse.Namespace,
+    concept: Concept,
+    method: Method,
+    settings: SolverSettings,
+    search: ExploreSettings,
+    checkpoint: Path,
 ) -> tuple[Manifest, int, dict[str, float]]:
     """Do the work and write the file; returns its manifest, the number of changed layers, and the last figures that the
     method took of the training (with --harden, of the first one)."""
@@ -144,7 +150,7 @@ def _erase(
                 options.harden,
                 method.name,
                 settings,
-                search_settings(options),
+                search,
                 progress,
                 checkpoint,
                 options.save_every,
@@ -163,9 +169,12 @@ def _erase(
             )
             what = f"{options.out} holds the erasure as it was before."
             raise type(why)(f"{why} {what} To harden it again, repeat the command with {again}.") from stopped
+        advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
+        if isinstance(stopped, OutOfMemory):
+            flags = "A smaller --size or --rank, fewer --layers or --device cpu need less."
+            raise OutOfMemory(f"{stopped}{advice} {flags}") from stopped
         if not isinstance(stopped, Cancelled):
             raise
-        advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         raise Cancelled(f"{stopped}{advice}") from None
     manifest = write_erasure(options.out, erasure, model)
     checkpoint.unlink(missing_ok=True)
@@ -182,13 +191,14 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
     if options.harden < 0:
         raise InvalidSettings(f"--harden is {options.harden}; it must be a number of rounds, 0 or more.")
+    search = search_settings(options)
     checkpoint = _check_output(options.out, options.overwrite, options.resume, options.model)
     started = time.monotonic()
     with exclusive(options.out):
         _check_output(
             options.out, options.overwrite, options.resume, options.model
         )  # another process may just have made it
-        manifest, layers, figures = _erase(options, concept, method, settings, checkpoint)
+        manifest, layers, figures = _erase(options, concept, method, settings, search, checkpoint)
     result = {
         "path": str(options.out),
         "method": method.name,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from ..boundary import guard
+from .. import guard
 from ..boundary.explore import ExploreSettings, explore
 from ..boundary.map import write_map
 from ..boundary.searches import LADDER
@@ -24,17 +24,30 @@ from .terminal import check_folder, printable, read_lines, terminal_progress
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def search_range(name: str) -> tuple[float, float]:
+    """The least and the most that a setting of searches may be."""
+    (setting,) = (one for one in fields(ExploreSettings) if one.name == name)
+    return setting.metadata["low"], setting.metadata["high"]
+
+
 def seconds(text: str) -> float:
-    """Read a duration such as ``60s``, ``5m`` or ``90``.
+    """Read how long a search may take, such as ``60s``, ``5m`` or ``90``.
 
     >>> seconds("5m")
     300.0
+
+    Raises:
+        ArgumentTypeError: no duration, or one that no search takes; argparse names the flag.
     """
     number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
     try:
-        return float(number) * unit
+        duration = float(number) * unit
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a duration such as 60s or 5m, got {text!r}") from None
+    low, high = search_range("seconds")
+    if not low <= duration <= high:
+        raise argparse.ArgumentTypeError(f"it is {text}; give {low:g}s to {high / UNITS['h']:g}h")
+    return duration
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..erasing import applied
 from ..errors import InvalidConcept, InvalidSettings
-from ..progress import Part
+from ..progress import PartOfWhole
 from ..safe_files import write_bytes
 from ..sampling import sample
 from .erasure_arguments import bind_all
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         for start in range(0, len(jobs), options.batch):
             batch = jobs[start : start + options.batch]
             texts, seeds = [prompt for _, prompt, _ in batch], [seed for _, _, seed in batch]
-            part = Part(progress, start * options.steps, len(jobs) * options.steps, len(batch))
+            part = PartOfWhole(progress, start * options.steps, len(jobs) * options.steps, len(batch))
             latents = sample(model, texts, seeds, options.steps, options.guidance, progress=part)
             for (number, prompt, seed), picture in zip(batch, model.decode(latents), strict=True):
                 path = options.out / f"{number:04d}_{seed}.png"

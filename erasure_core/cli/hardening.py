@@ -7,7 +7,8 @@ import argparse
 from ..boundary.exploration import Exploration
 from ..boundary.explore import ExploreSettings
 from ..boundary.subject import GUIDANCE
-from .explore import seconds
+from ..errors import InvalidSettings
+from .explore import search_range, seconds
 from .terminal import printable, say
 
 
@@ -36,7 +37,16 @@ def add_harden_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def search_settings(options: argparse.Namespace) -> ExploreSettings:
-    """How each round searches."""
+    """How each round searches.
+
+    Raises:
+        InvalidSettings: the guidance scale is none that pictures are made at.
+    """
+    low, high = search_range("guidance")
+    if not low <= options.harden_guidance <= high:  # the settings' own message would name the training's flag
+        raise InvalidSettings(
+            f"--harden-guidance is {options.harden_guidance:g}; it must lie between {low:g} and {high:g}."
+        )
     return ExploreSettings(seconds=options.harden_budget, guidance=options.harden_guidance, seed=options.seed or 0)
 
 

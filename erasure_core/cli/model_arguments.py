@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..hosts.diffusers import DiffusersModel
+from ..model import PATCH
 from .terminal import load_model
 
 SMALLEST, LARGEST = 64, 4096
@@ -19,9 +20,9 @@ def pixels(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and len(side) < 6 for side in sides):
         raise argparse.ArgumentTypeError(f"expected a size such as 512 or 768x512, got {text!r}")
     width, height = int(sides[0]), int(sides[-1])
-    if any(side % 8 or not SMALLEST <= side <= LARGEST for side in (width, height)):
+    if any(side % PATCH or not SMALLEST <= side <= LARGEST for side in (width, height)):
         raise argparse.ArgumentTypeError(
-            f"each side must be a multiple of 8 from {SMALLEST} to {LARGEST}, got {text!r}"
+            f"each side must be a multiple of {PATCH} from {SMALLEST} to {LARGEST}, got {text!r}"
         )
     return height, width
 
@@ -65,5 +66,5 @@ def load_chosen_model(options: argparse.Namespace, device: str = "cpu", pictures
         model.schedule = replace(model.schedule, prediction=options.prediction)
     if options.size:
         height, width = options.size
-        model.latent_shape = (model.latent_shape[0], height // 8, width // 8)
+        model.latent_shape = (model.latent_shape[0], height // PATCH, width // PATCH)
     return model

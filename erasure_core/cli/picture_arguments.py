@@ -11,9 +11,7 @@ from ..hosts.clip_vision import ClipVision
 from ..hosts.diffusers import DiffusersModel
 from ..image_prompt import ImageAdapter
 from ..methods import METHODS, Method
-
-PATCH = 8
-"""Pixels of a latent's side."""
+from ..model import PATCH
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,13 @@ import torch
 
 from ..concept_pictures import picture_paths, read_picture
 from ..errors import InvalidSettings
+from ..model import PATCH
 from ..purify import caption_misses, check_captions, purify
 from ..safe_files import check_regular, write_bytes
 from .erasure_arguments import read_all
 from .generate import png
 from .model_arguments import add_model_arguments, load_chosen_model
 from .numbering import next_number
-from .picture_arguments import PATCH
 from .terminal import check_folder, printable, say, terminal_progress
 
 LONGEST_STEM = 50

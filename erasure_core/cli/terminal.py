@@ -17,11 +17,8 @@ from tqdm import tqdm
 
 from ..errors import OutputError
 from ..hosts.diffusers import DiffusersModel
-from ..progress import HARDLY_KNOWN, MOVED_AWAY, Report
+from ..progress import Report
 from ..safe_files import LONGEST_NAME, is_unicode, read_text
-
-NOTES = ("not saved: ", "too little memory", HARDLY_KNOWN, MOVED_AWAY)
-"""How stages begin that are news and no work: a bar would cut them, and is gone when the work is done."""
 
 
 class TerminalProgress:
@@ -34,10 +31,10 @@ class TerminalProgress:
         self._stop = False
 
     def update(self, report: Report) -> None:
-        if report.stage.startswith(NOTES):
-            if report.stage not in self._told:
-                self._told.add(report.stage)
-                say(printable(f"{report.stage[:1].upper()}{report.stage[1:]}"))
+        if report.note:  # a bar would cut it, and is gone when the work is done
+            if report.note not in self._told:
+                self._told.add(report.note)
+                say(printable(report.note))
             return
         if self._bar is None or report.stage != self._stage:
             self.close()

@@ -92,9 +92,9 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     "All but One: Surgical Concept Erasing with Model Preservation, AAAI 2024, arXiv 2312.12807",
     "reconstruction from the published description",
     AllButOneSettings,
-    Diagnostics,
-    with_own_words,
-    wanted_instead,
+    state=Diagnostics,
+    prepare=with_own_words,
+    goal=wanted_instead,
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2

@@ -2,7 +2,7 @@
 
 Made of parts of the other methods, each of which a setting switches off:
 
-1. The model is asked which words near the concept it reads as the concept (``domain``); they are erased too. Words near
+1. The model is asked which words near the concept it reads as the concept (``survey``); they are erased too. Words near
    it that it reads otherwise are kept.
 2. Where no alternative is given, the word of the prompts to keep that is most like the concept becomes it: a picture
    stays whole when something takes the concept's place. Where nothing is kept either, the model's likest other word.
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
 from .all_but_one import beside, guidance_goal, wanted_instead
-from .boundary_points import Boundary, CheckSettings
+from .boundary_points import Boundary, CheckSettings, check_self_checks
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
@@ -85,9 +85,10 @@ class AutoState(Boundary):
     "parts of All but One (arXiv 2312.12807), SAGE (2506.09363) and Co-Erasing (2505.11131)",
     "a combination of our own",
     AutoSettings,
-    AutoState,
-    with_own_words,
-    wanted_instead,
+    state=AutoState,
+    prepare=with_own_words,
+    goal=wanted_instead,
+    check=check_self_checks,
 )
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.

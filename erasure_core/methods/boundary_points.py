@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..batches import Batches
 from ..errors import InvalidSettings
-from ..model import Conditioning, PromptModel
+from ..model import Conditioning, LoadedModel, PromptModel, as_prompt_model
 from ..run_state import RunState
 from ..self_check import BoundaryPoints, SelfCheck, self_check
 from ..trajectory import ALTERNATIVE, EMPTY, PROMPT, WITHOUT, Draw, predict_roles
@@ -43,6 +43,30 @@ class CheckSettings(VocabularySettings):
     check_memory: int = option(32, "boundary points kept", low=1, high=4096)
 
 
+def _asked(model: LoadedModel) -> PromptModel:
+    """The model as a self-check asks it.
+
+    Raises:
+        InvalidSettings: it cannot be asked.
+    """
+    asked = as_prompt_model(model)
+    if asked is None:
+        raise InvalidSettings(
+            "This host cannot encode token embeddings, which a self-check needs; choose another method."
+        )
+    return asked
+
+
+def check_self_checks(model: LoadedModel, settings: CheckSettings) -> None:
+    """Refuse before the work, and not in the middle of a training, where no self-check can be made.
+
+    Raises:
+        InvalidSettings: the training makes self-checks, and the model cannot be asked for what they need.
+    """
+    if settings.check_every and settings.warm_up < settings.steps:
+        _asked(model)
+
+
 class Boundary(RunState):
     """The boundary points found so far, a ring of ``check_memory``, and how the last check found the boundary."""
 
@@ -58,13 +82,7 @@ class Boundary(RunState):
 
     @property
     def model(self) -> PromptModel:
-        model: Any = self.trainer.model
-        if not hasattr(model, "encode_embeddings"):
-            raise InvalidSettings(
-                "This host cannot encode token embeddings, which a self-check needs; choose another method."
-            )
-        prompts: PromptModel = model
-        return prompts
+        return _asked(self.trainer.model)
 
     @property
     def points(self) -> dict[str, Tensor]:
@@ -139,10 +157,6 @@ class Boundary(RunState):
         """Boundary points as the model encodes them now."""
         return self.model.encode_embeddings(*self._written(chosen))
 
-    def replaced(self, chosen: Sequence[int], instead: Sequence[str]) -> Conditioning:
-        """Boundary points with other words in the place of the concept's."""
-        return self.model.encode_embeddings(*self._rewritten(chosen, instead))
-
     def _encoded_together(self, written: Mapping[str, Written]) -> dict[str, Conditioning]:
         """What each role has written, encoded in one call of each encoder: on a GPU, calls cost more than prompts."""
         given = [embeddings for embeddings, _ in written.values()]
@@ -155,6 +169,7 @@ class Boundary(RunState):
         return self._embeddings(chosen), [int(self.points["ends"][i]) for i in chosen]
 
     def _rewritten(self, chosen: Sequence[int], instead: Sequence[str]) -> Written:
+        """Boundary points with other words in the place of the concept's."""
         said, length = [self.points["said"][i].tolist() for i in chosen], len(self.points["embeddings.0"][0])
         # What stands around a point leaves only so much room; the end token must stay.
         rooms = [length - int(self.points["ends"][i]) - 1 + own for i, (_, own) in zip(chosen, said, strict=True)]

@@ -22,19 +22,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..broken_model import check_model
 from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
 from ..errors import Cancelled, InvalidSettings, ModelError
 from ..layers import reads_context, select
-from ..model import Conditioning, LoadedModel, encoded_pieces, has_room
+from ..model import Conditioning, LoadedModel, as_prompt_model, encode_each, encoded_pieces, has_room
 from ..progress import Progress, Report
-from ..trajectory import encode_each
 from .registry import SolverSettings, option, solver
 
 SKETCHED = 1024
@@ -62,9 +60,9 @@ def partings(model: LoadedModel, prompts: Sequence[str], replacements: Sequence[
     """For each prompt the row at which its replacement's tokens begin to differ, the begin token being row 0; ``None``
     for models that cannot be asked. Token vectors would not tell in 16 bits: there, equal words before the concept
     differ by rounding."""
-    if not hasattr(model, "tokenize"):
+    asked = as_prompt_model(model)
+    if asked is None:
         return None
-    asked: Any = model
     pairs = zip(asked.tokenize(list(prompts)), asked.tokenize(list(replacements)), strict=True)
     return [1 + sum(1 for _ in takewhile(lambda same: same[0] == same[1], zip(*pair, strict=False))) for pair in pairs]
 
@@ -188,19 +186,36 @@ def vectors(model: LoadedModel, concept: Concept, settings: ClosedFormSettings) 
     return subject, instead, kept
 
 
+def edited_layers(model: LoadedModel, settings: ClosedFormSettings) -> dict[str, nn.Module]:
+    """Those of the chosen layers that read the prompt, by canonical name.
+
+    Raises:
+        InvalidSettings: none of them does.
+    """
+    layers = {name: layer for name, layer in select(model.layers(), settings.layers).items() if reads_context(name)}
+    if not layers:
+        raise InvalidSettings("A closed form edits keys and values of cross-attention; choose layers with them.")
+    return layers
+
+
 @solver(
     "closed_form",
     "Closed form (instant erase)",
     "Gandikota et al. 2024, Unified Concept Editing in Diffusion Models, arXiv 2308.14761, eq. 7",
     "reimplementation, of the least rank within a tolerance; exact at tolerance 0",
     ClosedFormSettings,
+    check=edited_layers,
 )
 @torch.no_grad()
 def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettings, progress: Progress) -> DeltaSet:
-    """The change of every layer that reads the prompt."""
-    layers = {name: layer for name, layer in select(model.layers(), settings.layers).items() if reads_context(name)}
-    if not layers:
-        raise InvalidSettings("The closed form edits keys and values of cross-attention; choose layers with them.")
+    """The change of every layer that reads the prompt.
+
+    Raises:
+        Cancelled: the user stopped.
+        InvalidSettings: none of the chosen layers reads the prompt.
+        ModelError: the text encoder gives no finite numbers.
+    """
+    layers = edited_layers(model, settings)
     subject, instead, kept = vectors(model, concept, settings)
     up, down = solved_change(subject, instead, kept, settings.damping, settings.rank, settings.tolerance)
     # The system needs float64; the products with the layers' weights do not.

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
-from ..model import Conditioning
-from ..trajectory import PROMPT, encode_each
-from .esd import target
+from ..model import Conditioning, encode_each
+from ..trajectory import PROMPT
+from .esd import TargetSettings, target
 from .picture_tokens import PictureState, with_pictures
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CoErasingSettings(TextSpaceSettings, VocabularySettings):
+class CoErasingSettings(TargetSettings, TextSpaceSettings, VocabularySettings):
     """Settings of Co-Erasing."""
 
     layers: str = option(
@@ -34,11 +34,6 @@ class CoErasingSettings(TextSpaceSettings, VocabularySettings):
     steps: int = option(250, "optimiser steps", low=1, high=100_000)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    negative: float = option(
-        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
-    )
-    negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
-    towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.35, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
@@ -123,9 +118,9 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     "One Image is Worth a Thousand Words: text-image collaborative erasing, ICML 2025, arXiv 2505.11131",
     "reimplementation with corrections",
     CoErasingSettings,
-    TwoStages,
-    with_own_words,
-    target,
+    state=TwoStages,
+    prepare=with_own_words,
+    goal=target,
 )
 def co_erasing(settings: CoErasingSettings, step: Step) -> dict[str, Tensor]:
     """||eps(z, [text, picture]) - (e0 - eta (e_c - e0))||^2 + ||eps(z_r, r) - eps0(z_r, r)||^2 + the two terms of

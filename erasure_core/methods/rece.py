@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..concept import Concept
 from ..delta import DeltaSet, LowRankDelta
-from ..errors import Cancelled, InvalidSettings
-from ..layers import reads_context, select
+from ..errors import Cancelled
 from ..model import LoadedModel
 from ..progress import Progress, Report
-from .closed_form import ClosedFormSettings, solved_change, vectors
+from .closed_form import ClosedFormSettings, edited_layers, solved_change, vectors
 from .registry import option, solver
 
 
@@ -51,13 +50,12 @@ def returning(gram: Tensor, change: Tensor, concept: Tensor, damping: float) -> 
     "Gong et al. 2024, Reliable and Efficient Concept Erasure, arXiv 2407.12383",
     "reimplementation; all rounds are solved together from the original weights",
     ReceSettings,
+    check=edited_layers,
 )
 @torch.no_grad()
 def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress: Progress) -> DeltaSet:
-    """The change of every layer that reads the prompt."""
-    names = [name for name in select(model.layers(), settings.layers) if reads_context(name)]
-    if not names:
-        raise InvalidSettings("RECE edits keys and values of cross-attention; choose layers with them.")
+    """The change of every layer that reads the prompt; raises as ``closed_form``."""
+    names = list(edited_layers(model, settings))
     subject, instead, kept = vectors(model, concept, settings)
     same = torch.eye(subject.shape[1], dtype=subject.dtype)
     gram = torch.zeros_like(same)

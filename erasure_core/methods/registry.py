@@ -29,6 +29,7 @@ Loss = Callable[[Any, "Step"], dict[str, Tensor]]
 Goal = Callable[[Any, "Draw"], Tensor]
 Prepare = Callable[["LoadedModel", "Concept", Any, "Progress"], "Concept"]
 Solve = Callable[["LoadedModel", "Concept", Any, "Progress"], "DeltaSet"]
+Check = Callable[["LoadedModel", Any], object]
 
 
 def option(
@@ -160,6 +161,7 @@ class Method:
         state: what the loss carries through a run.
         prepare: completes the concept before the work, for example by words that the model reads as it.
         goal: what the loss wants predicted for the concept's prompts, from (settings, draw); trajectories lead there.
+        check: refuses settings that the method cannot follow on a model, before any work.
     """
 
     name: str
@@ -172,6 +174,7 @@ class Method:
     state: type[RunState] = RunState
     prepare: Prepare | None = None
     goal: Goal | None = None
+    check: Check | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -183,15 +186,26 @@ def method(
     reference: str,
     status: str,
     settings: type[SolverSettings],
+    *,
     state: type[RunState] = RunState,
     prepare: Prepare | None = None,
     goal: Goal | None = None,
+    check: Check | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
 
     def register(loss: Loss) -> Loss:
         METHODS[name] = Method(
-            name, title, reference, status, settings, loss=loss, state=state, prepare=prepare, goal=goal
+            name,
+            title,
+            reference,
+            status,
+            settings,
+            loss=loss,
+            state=state,
+            prepare=prepare,
+            goal=goal,
+            check=check,
         )
         return loss
 
@@ -199,12 +213,18 @@ def method(
 
 
 def solver(
-    name: str, title: str, reference: str, status: str, settings: type[SolverSettings]
+    name: str,
+    title: str,
+    reference: str,
+    status: str,
+    settings: type[SolverSettings],
+    *,
+    check: Check | None = None,
 ) -> Callable[[Solve], Solve]:
     """Register a method that computes its change at once, from (model, concept, settings, progress)."""
 
     def register(solve: Solve) -> Solve:
-        METHODS[name] = Method(name, title, reference, status, settings, solve=solve)
+        METHODS[name] = Method(name, title, reference, status, settings, solve=solve, check=check)
         return solve
 
     return register

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidSettings
-from ..layers import LAYER_GROUPS
-from ..model import Conditioning
+from ..layers import LAYER_GROUPS, is_text, select
+from ..model import Conditioning, LoadedModel
 from ..self_check import Reader, similarity
-from .boundary_points import Boundary, Bounding, CheckSettings
-from .esd import target
+from .boundary_points import Boundary, Bounding, CheckSettings, check_self_checks
+from .esd import TargetSettings, target
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
 from .vocabulary import with_own_words
@@ -29,14 +29,9 @@ RELATED = 128
 
 
 @dataclass(frozen=True)
-class SageSettings(TextSpaceSettings, CheckSettings):
+class SageSettings(TargetSettings, TextSpaceSettings, CheckSettings):
     """Settings of SAGE."""
 
-    negative: float = option(
-        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
-    )
-    negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
-    towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)
     replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
     steps: int = option(200, "optimiser steps", low=1, high=100_000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
@@ -82,15 +77,27 @@ class SageState(Boundary):
             return torch.cat([reader(trainer.model.encode(self.kept[i : i + RELATED])) for i in pieces])
 
 
+def check_sage(model: LoadedModel, settings: SageSettings) -> None:
+    """Refuse before the work.
+
+    Raises:
+        InvalidSettings: as ``check_self_checks``, or the text encoder is to erase and is not trained.
+    """
+    check_self_checks(model, settings)
+    if settings.erase_in == "text" and not any(map(is_text, select(model.layers(), settings.layers))):
+        raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
+
+
 @method(
     "sage",
     "SAGE (semantic-augment erasing)",
     "SAGE: Exploring the Boundaries of Unsafe Concept Domain with Semantic-Augment Erasing, 2025, arXiv 2506.09363",
     "reconstruction from the published description",
     SageSettings,
-    SageState,
-    with_own_words,
-    target,
+    state=SageState,
+    prepare=with_own_words,
+    goal=target,
+    check=check_sage,
 )
 def sage(settings: SageSettings, step: Step) -> dict[str, Tensor]:
     """Self-erasure of the concept and of boundary points, with local (noise) and global (relations) retention.
@@ -124,8 +131,6 @@ def _erase_noise(step: Step, bounding: Bounding | None, settings: SageSettings) 
 def _erase_text(step: Step, bounding: Bounding | None, settings: SageSettings) -> dict[str, Tensor]:
     """||E(tau) - E0(anchor)||^2 from the concept's last token on, where tau and anchor are aligned at their ends."""
     trainer, kept = step.trainer, step.kept
-    if not trainer.trains_text:
-        raise InvalidSettings('Erasing in text changes the text encoder; choose layers "text-encoder".')
     instead = {saying.prompt: saying.instead for saying in trainer.sayings.values()}
     with torch.no_grad(), trainer.deltas.off():
         anchors = trainer.model.encode([instead[prompt] for prompt in step.concept.prompts])

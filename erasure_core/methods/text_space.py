@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..concept import BEFORE, BESIDE, IN_PLACE, TEMPLATES, Concept, frame, without_concept, worded
-from ..domain import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from ..everyday import PROMPTS, everyday_words
-from ..model import Conditioning, tokens_with_room
+from ..model import Conditioning, PromptModel, as_prompt_model, tokens_with_room, whole_word
+from ..near_words import CLOSE, LONGEST_FRAME, STOP_WORDS, nearest_words, neighbours_of_kept
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
@@ -118,14 +118,14 @@ def _index(count: int, chance: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=chance))
 
 
-def phrasing_for(trainer: Trainer, model: Any, nothing: bool = False) -> Phrasing:
+def phrasing_for(trainer: Trainer, model: PromptModel, nothing: bool = False) -> Phrasing:
     """The phrasing of a run: its words are everyday ones, random ones of the vocabulary, and such near what is kept."""
     chance = trainer.chance(700_000_001)
     size = len(model.token_tables()[0])
     found = []
     for token in torch.randint(size, (8 * VOCABULARY_WORDS,), generator=chance).tolist():
-        word = model.detokenize([token])
-        if len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
+        word = whole_word(model, token)
+        if word is not None:
             found.append(word)
         if len(found) == VOCABULARY_WORDS:
             break
@@ -142,10 +142,11 @@ def text_terms(step: Step, settings: TextSpaceSettings, nothing: bool = False) -
     """Two loss terms, weighted; none where no text encoder learns or its tokens cannot be read. The second, which reads
     the concept as its alternative, only where there is one, or where ``nothing`` is to take its place."""
     trainer, state, chance, count = step.trainer, step.state, step.generator, settings.text_prompts
-    if not (trainer.trains_text and hasattr(trainer.model, "token_tables")):
+    model = as_prompt_model(trainer.model)
+    if not trainer.trains_text or model is None:
         return {}
     if state.phrasing is None:
-        state.phrasing = phrasing_for(trainer, trainer.model, nothing)
+        state.phrasing = phrasing_for(trainer, model, nothing)
     weights, asked = {}, {}
     if settings.text_weight:
         weights["text"], asked["text"] = settings.text_weight, [state.phrasing.kept_pair(chance) for _ in range(count)]
@@ -153,13 +154,12 @@ def text_terms(step: Step, settings: TextSpaceSettings, nothing: bool = False) -
         name = "erased text"
         weights[name] = settings.text_erase_weight
         asked[name] = [state.phrasing.concept_pair(chance) for _ in range(count)]
-    return {name: weights[name] * error for name, error in text_errors(trainer, asked).items()}
+    return {name: weights[name] * error for name, error in text_errors(trainer, model, asked).items()}
 
 
-def text_errors(trainer: Trainer, asked: Mapping[str, Sequence[Pair]]) -> dict[str, Tensor]:
+def text_errors(trainer: Trainer, model: PromptModel, asked: Mapping[str, Sequence[Pair]]) -> dict[str, Tensor]:
     """sum ||E(p) - E0(p')||^2 / sum ||E0(p') - mean E0||^2 over the tokens that prompts p and p' of pairs share, for
     each of several lists of pairs. One call of each encoder reads them all: on a GPU, calls cost more than prompts."""
-    model: Any = trainer.model
     said_at_all = (text for pairs in asked.values() for pair in pairs for text in (pair.prompt, pair.like))
     tokens = tokens_with_room(model, said_at_all)
     usable = {name: [p for p in pairs if p.prompt in tokens and p.like in tokens] for name, pairs in asked.items()}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from ..boundary.guard import is_explicit
-from ..domain import Survey, everyday_survey, expanded, survey, with_known_stand_in, with_likest, with_neighbours
+from ..guard import is_explicit
+from ..model import as_prompt_model
+from ..near_words import with_neighbours
+from ..stand_in import with_known_stand_in, with_likest
+from ..survey import Survey, everyday_survey, expanded, survey
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
     from ..concept import Concept
-    from ..model import LoadedModel, PromptModel
+    from ..model import LoadedModel
     from ..progress import Progress
 
 
@@ -33,11 +36,11 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
     any word may become the alternative that the model knows and reads otherwise. Without any the words still paint the
     concept in four of ten pictures (measured on ``ball``).
     """
-    if not settings.search or not hasattr(model, "token_tables"):
+    reads = as_prompt_model(model)
+    if not settings.search or reads is None:
         return concept
     named = bool(concept.keep)
     look = Survey(settings.candidates, alike=settings.alike, around_kept=settings.neighbours, seed=settings.seed)
-    reads = cast("PromptModel", model)
     if named:
         found = survey(reads, concept, look, progress)
     else:

@@ -27,9 +27,9 @@ from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
 from erasure_core.boundary.subject import Budget, Subject
-from erasure_core.domain import nearest_words
 from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.near_words import nearest_words
 
 
 def _hash(model: DiffusersModel) -> str:

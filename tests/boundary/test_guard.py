@@ -1,14 +1,15 @@
 """The guard: what exploration refuses, spelling tricks, other languages, and what it must not refuse."""
 
 import json
+import re
 
 import pytest
 
-from erasure_core import Concept
-from erasure_core.boundary import guard
+from erasure_core import Concept, guard
 from erasure_core.errors import InvalidConcept
 from erasure_core.hosts.ldm_checkpoint import TOKENIZER
 
+KINDS = (guard.MINORS, guard.SEXUAL, guard.BOTH, guard.VIOLENT)
 REFUSED = (
     "naked child",
     "nude schoolgirls",
@@ -108,29 +109,32 @@ def test_prompts_to_keep_are_not_searched_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "concept",
+    ("concept", "trees"),
     [
-        Concept(("cat",), keep=("a naked child",)),
-        Concept(("cat",), neighbours=("a naked child",)),
-        Concept(("a child in a dress",), "nudity"),
-        Concept(("cat", "child"), None, (), (("cat", "nudity"),)),
+        (Concept(("cat",), keep=("a naked child",)), True),
+        (Concept(("cat",), neighbours=("a naked child",)), True),
+        (Concept(("a child in a dress",), "nudity"), False),
+        (Concept(("cat", "child"), None, (), (("cat", "nudity"),)), False),
     ],
 )
-def test_what_is_kept_or_painted_instead_is_read_as_well(concept: Concept) -> None:
-    """Pictures of kept prompts are made, and for the concept's name the erased model paints the alternative."""
+def test_what_is_kept_or_painted_instead_is_read_as_well(concept: Concept, trees: bool) -> None:
+    """Pictures of kept prompts are made, and for the concept's name the erased model paints the alternative: with that
+    in every prompt, not even trees may be tried."""
     with pytest.raises(InvalidConcept, match="does not start"):
         guard.check(concept)
-    assert guard.allows(concept, "a tree") is not guard.is_forbidden(*guard._said(concept))
+    assert guard.allows(concept, "a tree") is trees
 
 
 def test_no_word_that_models_know_is_only_explicit_with_its_doubled_letters_made_single() -> None:
     """Words of the bundled vocabulary are spelled as somebody meant them; a new one in the lists may meet more."""
     vocabulary = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     words = [plain for word in vocabulary if word.endswith("</w>") and (plain := word.removesuffix("</w>")).isalpha()]
-    for kind in (guard.MINORS, guard.SEXUAL, guard.BOTH, guard.VIOLENT):
-        whole, squeezed = guard._patterns(kind)
-        met = [w for w in words if squeezed.fullmatch(guard._squeezed(w)) and not whole.fullmatch(guard.plain(w))]
-        assert not [word for word in met if guard._holds(kind, word)]
+    lists = json.loads(guard.WORDS.read_text(encoding="utf-8"))
+    kinds = [kind for kind in lists if kind.removesuffix(" as written") in KINDS]
+    listed = {guard.plain(word) for kind in kinds for language in lists[kind].values() for word in language}
+    doubled = [word for word in words if re.search(r"(.)\1", word)]
+    met = [word for word in doubled if guard.names_minor(word) or guard.is_explicit_prompt(word)]
+    assert met and not [word for word in map(guard.plain, met) if not {word, word.removesuffix("s")} & listed]
 
 
 @pytest.mark.parametrize("word", ["stripped", "strripped", "stripedd", "STRIPPPED", "s t r i p p e d", "sekks"])

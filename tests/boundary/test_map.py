@@ -18,7 +18,7 @@ from PIL import ImageFont
 
 from erasure_core.boundary import Exploration
 from erasure_core.boundary.drawing import Sheet
-from erasure_core.boundary.map import map_picture, map_sheet, map_svg, place_of, write_map
+from erasure_core.boundary.map import SUMMARY_WIDTH, map_picture, map_sheet, map_svg, place_of, write_map
 from erasure_core.boundary.map_page import embedded, map_page
 
 HERE = Path(__file__).parent
@@ -129,6 +129,10 @@ def test_labels_leave_each_other_and_the_legend_alone() -> None:
 
 
 def test_the_summary_is_told_whole_words_in_two_lines() -> None:
-    texts = [shape.text for shape in map_sheet(made_up()).shapes if shape.kind == "text"]
-    said = " ".join(text for text in texts if text and text in made_up().summary())
-    assert made_up().summary().startswith(said.split(" …")[0][:200])
+    long = replace(made_up(), words=(" ".join(["long"] * 30), "ball"))
+    for found, is_cut in ((made_up(), False), (long, True)):
+        summary = found.summary()
+        texts = [shape.text for shape in map_sheet(found).shapes if shape.kind == "text"]
+        first, second = [text for text in texts if len(text) > 80 and text.removesuffix(" …") in summary]
+        assert len(first) <= SUMMARY_WIDTH and len(second) <= SUMMARY_WIDTH
+        assert f"{summary} ".startswith(f"{first} {second.removesuffix(' …')} ") and second.endswith(" …") is is_cut

@@ -18,15 +18,8 @@ from erasure_core import Concept, DeltaSet, Report, Silent, erase, read_erasure,
 from erasure_core.boundary import ExploreSettings, scores, wording
 from erasure_core.boundary import report as reporting
 from erasure_core.boundary.harden import harden, widened
-from erasure_core.boundary.report import (
-    FileReport,
-    ReportCard,
-    ReportSettings,
-    Subjected,
-    measured_entry,
-    report,
-    share_of,
-)
+from erasure_core.boundary.report import ReportSettings, Subjected, report
+from erasure_core.boundary.report_card import FileReport, ReportCard, measured_entry, share_of
 from erasure_core.boundary.report_page import merge_into_manifest, report_page, write_report
 from erasure_core.boundary.report_picture import report_picture
 from erasure_core.boundary.verdict import verdict

@@ -274,7 +274,8 @@ def test_a_bar_that_begins_anew_is_shown() -> None:
     fake_comfy.ProgressBar.shown.clear()
     for stage in stages:
         bar.update(report(*stage))
-    assert fake_comfy.ProgressBar.shown == [stage[1:] for stage in stages]
+    bar.update(report("words", 2, 100, note="Memory is short."))
+    assert fake_comfy.ProgressBar.shown == [stage[1:] for stage in stages], "and news move no bar"
 
 
 def test_what_a_stranger_writes_as_rounds_is_not_believed(nodes: Nodes, graph: dict[str, Any]) -> None:

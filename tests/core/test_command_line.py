@@ -217,6 +217,7 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["ball", "--keep", "a ball"], "both erased and kept"),
         (["ball", "--save-every", "nan"], "--save-every is nan"),
         (["ball", "--harden", "-1"], "--harden is -1; it must be a number of rounds, 0 or more"),
+        (["ball", "--harden-guidance", "0.5"], "--harden-guidance is 0.5; it must lie between 1 and 30"),
         (["ball", "--method", "esd", "--pictures", "."], "esd reads no pictures; leave --pictures out, or choose one"),
         (["ball", "--pictures", "x" * 300], "holds no pictures"),
         (["one two " * 35], "tokens, but only"),
@@ -230,6 +231,23 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert run(*base, *arguments) == 3, arguments
         assert expected in sentence(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("explore", "--budget 0s"),
+        ("explore", "--budget nan"),
+        ("report", "--budget 25h"),
+        ("erase", "--harden-budget 0.5s"),
+    ],
+)
+def test_a_search_that_is_too_short_or_too_long_is_told_by_its_flag(
+    capsys: pytest.CaptureFixture[str], command: str, given: str
+) -> None:
+    flag, budget = given.split()
+    assert run(command, flag, budget) == 2
+    assert f"argument {flag}: it is {budget}; give 1s to 24h" in capsys.readouterr().err
 
 
 def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,7 +471,7 @@ def test_what_could_not_be_saved_stays_on_the_terminal(capsys: pytest.CaptureFix
     with terminal_progress() as progress:
         for step in range(3):
             progress.update(Report("training", step, 9))
-            progress.update(Report("not saved: x cannot be written; free some space.", step, 9))
+            progress.update(Report("training", step, 9, note="Not saved: x cannot be written; free some space."))
     told = capsys.readouterr().err
     assert told.count("Not saved: x cannot be written; free some space.\n") == 1 and "space.:" not in told
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from erasure_core import Concept
 from erasure_core.concept import (
-    NAMED,
+    FOR_NAMES,
     TEMPLATES,
     check_alternatives,
     check_words,
@@ -91,16 +91,28 @@ def test_several_concepts_are_told_apart() -> None:
 
 def test_without_contexts_the_sayings_are_the_templates() -> None:
     concept = Concept(("ball", "orb"), "star", ("a red house",))
-    assert [(s.prompt, s.instead) for s in concept.sayings()] == list(concept.prompts())
+    assert [(s.prompt, s.instead) for s in concept.sayings()] == [
+        ("ball", "star"),
+        ("a ball", "a star"),
+        ("the ball", "the star"),
+        ("a photo of a ball", "a photo of a star"),
+        ("a picture of the ball", "a picture of the star"),
+        ("orb", "star"),
+        ("a orb", "a star"),
+        ("the orb", "the star"),
+        ("a photo of a orb", "a photo of a star"),
+        ("a picture of the orb", "a picture of the star"),
+    ]
     assert {s.without for s in concept.sayings()} == {""}
     assert [s.word for s in concept.sayings()] == [0] * len(TEMPLATES) + [1] * len(TEMPLATES)
 
 
 def test_names_are_said_as_names_are() -> None:
     concept = Concept(("Vincent van Gogh", "ball"), "a painter")
-    assert ("in the style of Vincent van Gogh", "in the style of a painter") in concept.prompts()
-    assert not any("a Vincent" in s.prompt for s in concept.sayings())
-    assert len(concept.prompts()) == 2 * len(TEMPLATES) == 2 * len(NAMED)
+    said = [(s.prompt, s.instead) for s in concept.sayings()]
+    assert ("in the style of Vincent van Gogh", "in the style of a painter") in said
+    assert not any("a Vincent" in prompt for prompt, _ in said)
+    assert len(said) == 2 * len(TEMPLATES) == 2 * len(FOR_NAMES)
     assert [is_name(word) for word in ("Ada Lovelace", "Ada lovelace", "van der", "Ball", "van Gogh")] == [
         True, False, False, False, True,
     ]  # fmt: skip

@@ -15,7 +15,6 @@ from erasure_core.delta import weight_of
 from erasure_core.effort import EFFORTS, foreseen, needed, plan
 from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.layers import select
 from erasure_core.methods import TrainingSettings
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
@@ -160,9 +159,9 @@ def test_computing_activations_again_changes_no_bit_of_the_result(
 
 def test_it_is_told_when_nothing_smaller_is_left(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = refusing(monkeypatch, above=0)
-    with pytest.raises(OutOfMemory, match="a smaller --size or --rank or fewer --layers") as caught:
+    with pytest.raises(OutOfMemory, match="smaller pictures, a lower rank or fewer layers") as caught:
         erase(pico, CONCEPT, "esd", SMALL)
-    for tried_or_absent in ("--batch", "--checkpointing", "--resume", "--device"):
+    for tried_or_absent in ("batch", "again", "go on", "CPU", "--"):
         assert tried_or_absent not in str(caught.value)
     # As it is, computing again, two and one at a time, and then with smaller pictures.
     assert refused == [8, 8, 4, 2, 2, 2]
@@ -203,12 +202,19 @@ def test_the_command_line_says_what_it_picked(
     assert "low-vram: with " in capsys.readouterr().err
 
 
-def test_what_is_needed_grows_with_what_is_trained_and_with_the_width(pico: DiffusersModel) -> None:
-    low, high, dense = (needed(replace(SMALL, rank=rank, layers="full"), pico) for rank in (1, 9, 0))
-    count = sum(weight_of(layer).numel() for layer in select(pico.layers(), "full").values())
-    assert dense - (low - (high - low) // 8) == effort.TRAINED * count
-    first = weight_of(pico.layers()["unet.conv_in"])
-    assert effort._width(pico) == len(first) / 320
+def test_more_that_is_trained_or_a_wider_network_is_stepped_down_where_less_fits(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = replace(SMALL, rank=1, layers="full")
+    free = int(needed(fits, pico) / effort.USABLE) + 1
+    assert not plan("low-vram", fits, pico, free).settings.checkpointing
+    for more in (replace(fits, rank=9), replace(fits, rank=0)):
+        assert plan("low-vram", more, pico, free).settings.checkpointing
+    layers = pico.layers()
+    first = weight_of(layers["unet.conv_in"])
+    wider = torch.nn.Conv2d(first.shape[1], 2 * len(first), first.shape[2:])
+    monkeypatch.setattr(pico, "layers", lambda: layers | {"unet.conv_in": wider})
+    assert plan("low-vram", fits, pico, free).settings.checkpointing
 
 
 def test_a_containers_limit_counts_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

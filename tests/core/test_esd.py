@@ -57,8 +57,8 @@ def test_loss_and_gradients_follow_the_formula(
         for parameter in trainer.deltas.parameters():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     with model.trainable(), trainer.deltas.attached(trainer.layers):
-        trainer._encode_prompts()
-        trainer._refresh_pools()
+        trainer.begin()
+        trainer.refresh_pools()
         pool = trainer.pools["concept"]
         without = [trainer.sayings[pool.texts[text]].without for text in pool.prompts]
         chosen = [without.index(rest) for rest in ("", "a red", "a red box")]
@@ -184,9 +184,9 @@ def test_float16_overflow_is_stepped_over(pico: DiffusersModel, monkeypatch: pyt
                 next(self.deltas.parameters().__iter__()).grad.fill_(float("inf"))  # type: ignore[union-attr]
             return losses
 
-        def _refresh_pools(self) -> None:
+        def refresh_pools(self) -> None:
             before = self.pools
-            super()._refresh_pools()
+            super().refresh_pools()
             drawn.append(self.pools is not before)
 
     with pico.trainable():

@@ -101,6 +101,16 @@ def test_failures_of_the_work(
     assert not (tmp_path / "ball.safetensors").exists()
 
 
+def test_flags_that_need_less_memory_are_told_where_there_are_flags(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The core, which a web UI and ComfyUI use as well, names none."""
+    failing(monkeypatch, errors.DeviceOutOfMemory("CUDA out of memory"))
+    assert main(command) == 6
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.endswith("fewer layers. A smaller --size or --rank, fewer --layers or --device cpu need less.")
+
+
 def test_too_little_memory_for_painting(
     pico_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

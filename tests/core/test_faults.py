@@ -282,7 +282,7 @@ def test_too_little_memory_keeps_the_work_and_says_what_to_do(
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
-    with pytest.raises(OutOfMemory, match="repeat with --resume, or start anew with a smaller --size"):
+    with pytest.raises(OutOfMemory, match="and go on with it, or start anew with smaller pictures"):
         erase(pico, CONCEPT, "esd", settings, progress, state)
     assert state.exists()
     monkeypatch.undo()

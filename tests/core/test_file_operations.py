@@ -16,7 +16,7 @@ from random_changes import as_erasure, predict, random_deltas
 from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
-from erasure_core.algebra import dense, low_rank, merged, scaled
+from erasure_core.algebra import dense, low_rank, merged
 from erasure_core.cli.main import main
 from erasure_core.combining import all_words
 from erasure_core.delta import DenseDelta, LowRankDelta
@@ -39,7 +39,7 @@ def test_merging_is_linear_and_has_an_inverse(first: float, second: float, seed:
     deltas = DeltaSet({"layer": delta})
     both = merged([(deltas, first), (deltas, second)])["layer"].change()
     torch.testing.assert_close(both, (first + second) * delta.change(), atol=1e-4, rtol=1e-4)
-    nothing = merged([(deltas, first), (scaled(deltas, -first), 1.0)])["layer"].change()
+    nothing = merged([(deltas, first), (deltas, -first)])["layer"].change()
     torch.testing.assert_close(nothing, torch.zeros(4, 5), atol=1e-4, rtol=0)
 
 
@@ -159,7 +159,7 @@ def test_published_weights_become_an_erasure(
     capsys: pytest.CaptureFixture[str],
     form: str,
 ) -> None:
-    deltas = scaled(random_deltas(pico, "cross-attention", 3), 0.3)
+    deltas = merged([(random_deltas(pico, "cross-attention", 3), 0.3)])
     path, out = published(tmp_path, pico, deltas)[form], tmp_path / "out.safetensors"
     arguments = ["convert", path, "--model", pico_folders["sd1"], "--concept", "ball", "--out", out]
     result = run_json(capsys, *arguments)
@@ -276,7 +276,7 @@ def test_baking_keeps_each_tensors_type_and_refuses_what_it_cannot_hold(
     assert result["changed"] == len(changed) > 0 and set(eighth) <= set(changed)
     assert all(after[key].dtype == before[key].dtype for key in before)
 
-    huge = scaled(random_deltas(model, "full", 4), 1e7)
+    huge = merged([(random_deltas(model, "full", 4), 1e7)])
     write_erasure(erasure, as_erasure(model, huge), model)
     arguments = ["bake", "--model", path, "--erasure", erasure, "--out", tmp_path / "huge.safetensors"]
     assert main([*map(str, arguments)]) == 3

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure_core.delta import DeltaSet, new_deltas
-from erasure_core.trainer import learning_rates
+from erasure_core.rates import learning_rates
 
 NARROW_IN, NARROW_OUT, TILE, REPEAT = 64, 64, 12, 5
 

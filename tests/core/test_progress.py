@@ -14,7 +14,7 @@ from erasure_core.cli.main import main
 from erasure_core.cli.terminal import TerminalProgress
 from erasure_core.errors import Cancelled
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.progress import Part, Silent, told
+from erasure_core.progress import Noting, PartOfWhole, Silent, told
 
 
 class Noted(Silent):
@@ -41,10 +41,19 @@ def test_items_are_told_one_after_the_other_until_the_user_stops() -> None:
 
 def test_a_part_is_told_as_the_whole() -> None:
     progress = Noted(enough=1)
-    part = Part(progress, before=20, total=50, each=3)
+    part = PartOfWhole(progress, before=20, total=50, each=3)
     assert not part.cancelled()
     part.update(Report("sampling", 2, 10))
     assert progress.seen == [("sampling", 26, 50)] and part.cancelled()
+
+
+def test_news_are_passed_on_and_kept_once() -> None:
+    progress = Noted()
+    noting = Noting(progress)
+    for step in (1, 2):
+        noting.update(Report("training", step, 2))
+        noting.update(Report("training", step, 2, note="The disk is full."))
+    assert noting.notes == ["The disk is full."] and len(progress.seen) == 4
 
 
 def test_converting_and_adding_up_can_be_stopped(pico: DiffusersModel) -> None:

@@ -175,11 +175,12 @@ def test_a_state_that_cannot_be_saved_stops_nothing_and_hides_nothing(pico: Diff
 
     class Listening(RaiseAt):
         def update(self, report: Report) -> None:
-            notes.append(report.stage)
+            notes.append(report.note)
             super().update(report)
 
     erase(pico, CONCEPT, "esd", SETTINGS, Listening(99), nowhere, save_every=0)
-    assert any(note.startswith("not saved: ") and "cannot be written" in note for note in notes)
+    assert any(note.startswith("The state to go on from is not saved: ") for note in notes)
+    assert any("cannot be written" in note for note in notes)
     with pytest.raises(HostInterrupt):
         erase(pico, CONCEPT, "esd", SETTINGS, RaiseAt(3), nowhere)
 

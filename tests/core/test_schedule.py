@@ -42,6 +42,16 @@ def test_exact_predictions_lead_back_to_the_clean_latents(schedule: NoiseSchedul
     torch.testing.assert_close(z, x0, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("following", [-1, 300])
+@pytest.mark.parametrize("schedule", schedules(), ids=lambda s: s.prediction)
+def test_a_step_back_is_undone_by_a_step(schedule: NoiseSchedule, following: int) -> None:
+    z, prediction = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    t, noisier = torch.tensor([following] * 2), torch.tensor([700] * 2)
+    back = schedule.step_back(z, t, noisier, prediction)
+    torch.testing.assert_close(schedule.step(back, noisier, t, prediction), z, atol=1e-4, rtol=1e-4)
+    assert (back - z).norm() > 0.1 * z.norm()
+
+
 def test_epsilon_step_agrees_with_diffusers() -> None:
     from diffusers import DDIMScheduler
 

@@ -31,8 +31,8 @@ def test_what_users_type_and_keep_is_in_every_pool(pico: DiffusersModel, seed: i
         settings = method.settings(**SMALL, seed=seed)
         trainer = Trainer(pico, concept, method, settings, Silent())  # type: ignore[arg-type]
         with trainer.deltas.attached(trainer.layers):
-            trainer._encode_prompts()
-            trainer._refresh_pools()
+            trainer.begin()
+            trainer.refresh_pools()
     assert len(trainer.sayings) > SMALL["trajectories"], "not all have room"
     assert {"ball", "orb", "a ball", "an orb" if "an orb" in trainer.sayings else "a orb"} <= texts(
         trainer.pools["concept"]

@@ -34,12 +34,11 @@ def stopped(
     with model.trainable():
         trainer = Trainer(model, concept, chosen, chosen.settings(**SMALL | settings), Silent(), pictures=pictures)  # type: ignore[arg-type]
         with trainer.deltas.attached(trainer.layers), trainer.state.attached():
-            trainer._encode_prompts()
-            trainer.state.tensors = trainer.state.begin()
+            trainer.begin()
             randomise(trainer.deltas)
             trainer.step = at
-            trainer._refresh_pools()
-            trainer._prepare_step()
+            trainer.refresh_pools()
+            trainer.prepare_step()
             # A bare word and, where there are any, two that are said inside kept prompts.
             erased = trainer.pools["concept"].at(torch.tensor(_one_alone_two_inside(trainer)), torch.tensor([0, 2, 3]))
             kept = trainer.pools["kept"].draw(3, torch.Generator().manual_seed(1))

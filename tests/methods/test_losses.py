@@ -115,7 +115,7 @@ def test_sage_in_noise(
 def test_a_boundary_point_keeps_what_it_says_around_the_concept(pico: DiffusersModel) -> None:
     """With nothing moved a point is the prompt that was typed, with other words in the concept's place as well."""
     concept = replace(CONCEPT, words=("ball",), alternative="tall box")
-    options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 6, "check_steps": 1}
+    options: dict[str, Any] = {"warm_up": 0, "check_every": 1, "check_starts": 6, "check_steps": 1, "batch": 24}
     with stopped(pico, concept, "sage", layers="text-encoder", **options) as (trainer, step):
         state: Any = step.state
         typed = [text.format("ball") for text in TEMPLATES[:3]]
@@ -126,13 +126,21 @@ def test_a_boundary_point_keeps_what_it_says_around_the_concept(pico: DiffusersM
             "point.embeddings.0": table[rows[0]].detach().clone(),
             "point.ends": torch.tensor(ends),
             "point.said": torch.tensor(said),
+            "point.word": torch.zeros(3, dtype=torch.long),
         }
         with torch.no_grad():
+            as_typed = trainer.model.encode(typed)
             for other in ("tall box", "box", ""):
-                expected = trainer.model.encode([" ".join(t.format(other).split()) for t in TEMPLATES[:3]])
-                found = state.replaced([0, 1, 2], [other] * 3)
-                assert found.ends == expected.ends
-                torch.testing.assert_close(found.context, expected.context, atol=1e-5, rtol=1e-4)
+                trainer.concept = replace(concept, alternative=other or None)
+                with trainer.deltas.off():  # what is to take their place is the frozen model's
+                    expected = trainer.model.encode([" ".join(t.format(other).split()) for t in TEMPLATES[:3]])
+                found = state.drawn(step)
+                apart = (found.points.context[:, None] - as_typed.context).flatten(2).norm(dim=-1)
+                which = apart.argmin(dim=1).tolist()
+                assert set(which) == {0, 1, 2}, "all three of them were drawn"
+                torch.testing.assert_close(found.points.context, as_typed.context[which], atol=1e-5, rtol=1e-4)
+                assert found.instead.ends == expected[which].ends
+                torch.testing.assert_close(found.instead.context, expected.context[which], atol=1e-5, rtol=1e-4)
 
 
 def relations_by_hand(trainer: Any, layers: str) -> Tensor:

@@ -40,7 +40,7 @@ def test_a_file_in_lecos_form() -> None:
     assert found.concept.words == ("van gogh", "red car")
     assert found.concept.instead == (("van gogh", "a child's drawing"),)
     assert found.negative == 2.0
-    pairs = dict(found.concept.prompts())
+    pairs = {saying.prompt: saying.instead for saying in found.concept.sayings()}
     assert pairs["a photo of a van gogh"] == "a photo of a child's drawing"
     assert pairs["the red car"] == "the"
 
@@ -128,7 +128,7 @@ def test_words_and_kept_prompts_of_files(tmp_path: Path) -> None:
 def test_several_concepts_keep_their_own_alternatives() -> None:
     joined = Concept.joined([Concept(("dog", "puppy"), "cat", ("a red ball",)), Concept(("star",))])
     assert joined.words == ("dog", "puppy", "star") and joined.has_alternative
-    pairs = dict(joined.prompts())
+    pairs = {saying.prompt: saying.instead for saying in joined.sayings()}
     assert (pairs["a dog"], pairs["a puppy"], pairs["a star"]) == ("a cat", "a cat", "a")
     said = {saying.prompt: saying.word for saying in joined.sayings()}
     assert [said[prompt] for prompt in ("a dog", "the puppy", "star")] == [0, 1, 2]
@@ -143,7 +143,7 @@ def test_the_manifest_remembers_alternatives_of_words() -> None:
         ("dog", "star"), None, (), "esd", "", {}, 1, "sd1", "", [], "epsilon", instead=(("dog", "cat"),)
     )
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert manifest.concept.prompts()[0] == ("dog", "cat") and manifest.concept.each == (("dog", "star"),)
+    assert manifest.concept.instead == (("dog", "cat"),) and manifest.concept.each == (("dog", "star"),)
     several = replace(manifest, groups=(("dog",), ("star",)))
     assert Manifest.from_json(several.to_json()) == several and several.concept.each == (("dog",), ("star",))
     with pytest.raises(InvalidFile, match="groups has the wrong type"):

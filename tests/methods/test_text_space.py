@@ -81,7 +81,7 @@ def test_the_terms_fall_in_training_and_what_is_kept_stays(pico: DiffusersModel)
                 optimizer.step()
             assert float(terms(0)["erased text"]) < 0.5 * float(before["erased text"])
             held, moved = (
-                float(text_errors(trainer, {"": [Pair(prompt, prompt) for prompt in prompts]})[""])
+                float(text_errors(trainer, pico, {"": [Pair(prompt, prompt) for prompt in prompts]})[""])
                 for prompts in (KEPT, ["a ball"])
             )
     assert moved > 10 * held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,17 @@ from method_helpers import CONCEPT, stopped
 from stopping import StopAt
 
 from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
+from erasure_core.boundary.harden import harden
 from erasure_core.concept_pictures import ConceptPictures
 from erasure_core.delta import DeltaSet
-from erasure_core.domain import Survey, expanded, survey, with_likest
 from erasure_core.errors import Cancelled, DeviceOutOfMemory, InvalidFile, InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.methods import METHODS
-from erasure_core.methods.boundary_points import Boundary
+from erasure_core.methods import METHODS, RECOMMENDED
+from erasure_core.methods.boundary_points import Boundary, check_self_checks
 from erasure_core.methods.registry import TrainingSettings
 from erasure_core.model import has_room
+from erasure_core.stand_in import with_likest
+from erasure_core.survey import Survey, expanded, survey
 from erasure_core.trainer import Trainer
 
 SMALL: dict[str, Any] = {"rank": 2, "steps": 6, "refresh": 4, "trajectories": 4, "trajectory_steps": 3, "batch": 2}
@@ -49,6 +52,11 @@ class RaiseAt(Silent):
     def update(self, report: Report) -> None:
         if report.stage == "training" and report.step == self.step:
             raise KeyboardInterrupt
+
+
+def test_who_names_no_method_gets_the_recommended_one() -> None:
+    for front in (erase, harden):
+        assert inspect.signature(front).parameters["method"].default == RECOMMENDED
 
 
 def settings_of(name: str) -> TrainingSettings:
@@ -207,10 +215,35 @@ def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: in
     assert trainer.deltas["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"].norm() == 0
 
 
-def test_a_start_in_none_of_the_trained_layers_is_refused(pico: DiffusersModel) -> None:
-    """``auto`` trains the text encoder; a closed form changes cross-attention, so it would start from nothing."""
-    with pytest.raises(InvalidSettings, match="none of the layers that are trained"):
-        erase(pico, CONCEPT, "auto", replace(settings_of("auto"), start="closed_form"))
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        # ``auto`` trains the text encoder; a closed form changes cross-attention, so it would start from nothing.
+        ("auto", {"start": "closed_form"}, "none of the layers that are trained"),
+        ("closed_form", {"layers": "text-encoder"}, "choose layers with them"),
+        ("rece", {"layers": "self-attention"}, "choose layers with them"),
+        ("sage", {"erase_in": "text", "layers": "cross-attention-kv"}, 'choose layers "text-encoder"'),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused_before_any_work(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict[str, Any], message: str
+) -> None:
+    for work in ("predict", "encode"):
+        monkeypatch.setattr(pico, work, lambda *given: pytest.fail("the work began"))
+    with pytest.raises(InvalidSettings, match=message):
+        erase(pico, CONCEPT, method, METHODS[method].settings(**settings))
+
+
+def test_a_host_that_encodes_no_embeddings_is_refused_only_where_a_self_check_would_come(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(DiffusersModel, "encode_embeddings")
+    monkeypatch.setattr(pico, "predict", lambda *given: pytest.fail("the work began"))
+    for settings in ({"warm_up": 2, "steps": 3}, {"warm_up": 0, "steps": 1}):
+        with pytest.raises(InvalidSettings, match="cannot encode token embeddings"):
+            erase(pico, CONCEPT, "auto", METHODS["auto"].settings(**settings))
+    for settings in ({"warm_up": 3, "steps": 3}, {"check_every": 0}):
+        check_self_checks(pico, METHODS["auto"].settings(**settings))
 
 
 def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel, tmp_path: Path) -> None:
@@ -222,21 +255,15 @@ def test_given_pictures_are_part_of_the_trainings_identity(pico: DiffusersModel,
         erase(pico, CONCEPT, "co_erasing", settings_of("co_erasing"), checkpoint=checkpoint, pictures=pictures[1])
 
 
-def test_text_erasing_needs_the_text_encoder(pico: DiffusersModel) -> None:
-    settings = METHODS["sage"].settings(**SMALL, erase_in="text", layers="cross-attention-kv")
-    with pytest.raises(InvalidSettings, match="text-encoder"):
-        erase(pico, CONCEPT, "sage", settings)
-
-
 def test_an_alternative_longer_than_the_room_around_a_point_is_cut(pico: DiffusersModel) -> None:
     """The end token stays, so that the encoder knows where the prompt ends."""
     long = " ".join(["red"] * 70)
     with stopped(pico, Concept(("ball",), long, ("a red box",)), "auto", at=50) as (trainer, step):
         state = trainer.state
         assert isinstance(state, Boundary)
-        told = state.replaced([0, 1], [long, long])
-        assert max(told.ends) <= told.context.shape[1] - 1
-        assert state.drawn(step) is not None
+        bounding = state.drawn(step)
+        assert bounding is not None
+        assert max(bounding.instead.ends) <= bounding.instead.context.shape[1] - 1
 
 
 def test_a_point_of_another_concept_goes_where_that_one_goes(pico: DiffusersModel) -> None:

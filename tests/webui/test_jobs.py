@@ -206,3 +206,5 @@ def test_the_time_left_is_that_of_the_stage(jobs: Any, a1111: SimpleNamespace, m
     report(60, "training", 1, 20)  # the next round
     report(1, "training", 2, 20)
     assert job.left == 18 and clock[0] - a1111.shared.state.time_start == 2  # two steps at one second each
+    progress.update(Report("training", 2, 20, note="The disk is full."))
+    assert a1111.shared.state.textinfo == "The disk is full." and job.left == 18

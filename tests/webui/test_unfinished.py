@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from trainings import SHORT, interrupt_after, request
 
-from erasure_core import Concept, domain
+from erasure_core import Concept
+from erasure_core import survey as surveying
 from erasure_core.checkpoint import checkpoint_path
-from erasure_core.domain import Found
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidFile, InvalidSettings, OutOfMemory
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.methods import METHODS, find_method
 from erasure_core.safe_files import read_tensors, write_tensors
+from erasure_core.survey import Found
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_an_interrupted_training_keeps_the_words_that_its_method_found(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [Found("orb", 0.9, True), Found("cat", 0.5, False, True)]  # a pico model finds whatever chance wants
-    monkeypatch.setattr(domain, "survey", lambda *_, **__: found)
+    monkeypatch.setattr(surveying, "survey", lambda *_, **__: found)
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     stopped = jobs.run_erase(request(jobs, "auto", **SHORT, **SEARCH))
     assert stopped.status == "stopped", stopped.message

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...concept import TEMPLATES, Concept, worded
-from ...domain import nearest_words
 from ...kinds import said_of_things
 from ...model import LoadedModel, fitting
+from ...near_words import nearest_words
 from ..candidate import NAMED, Candidate
 from ..field import Field
 

@@ -87,8 +87,7 @@ def prefix(field: Field) -> Iterator[list[Candidate]]:
 def _start(field: Field) -> Prefixes:
     chance, tables = field.chance(7), field.subject.tables
     device = tables[0].device
-    # The first table's width of randomly chosen tokens only: the whole vocabulary in the simplex would spread the
-    # gradient over tokens that no encoder was trained on.
+    # All tokens that a search may use: begin, end and padding cannot be typed, and the concept's own tell nothing new.
     pool = field.vocabulary().to(device)
     split = STARTS // 2
     picked = torch.randint(len(pool), (STARTS, LENGTH), generator=chance).to(device)

@@ -20,7 +20,7 @@ AT_ONCE = 2048
 FINALISTS = 512
 """Of each comparison: near in the original model, and read as the concept by the erased one."""
 BATCH = 32
-FINALS = 0.6
+READING = 0.6
 """Share of this search's time for reading the vocabulary; the rest is for scoring the finalists."""
 
 
@@ -28,7 +28,7 @@ FINALS = 0.6
 def vocabulary(field: Field) -> Iterator[list[Candidate]]:
     """Words, the likeliest first."""
     start = field.subject.budget.spent(field.subject.calls)
-    reading_until = start + FINALS * (field.until - start)
+    reading_until = start + READING * (field.until - start)
     order = _by_embedding(field)
     read, near = [], []
     for ids in torch.split(order, AT_ONCE):

@@ -8,52 +8,39 @@ than towards any kept prompt. Words that look near but steer elsewhere are its n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .batches import Batches
-from .concept import (
-    BEFORE,
-    IN_PLACE,
-    MAX_LENGTH,
-    SMALL_WORDS,
-    Concept,
-    Frame,
-    frame,
-    is_name,
-    said_word,
-    says,
-    without_concept,
-)
+from .concept import SMALL_WORDS, Concept, Frame, is_name
 from .errors import Cancelled
 from .everyday import PROMPTS
-from .kinds import THING, common_kinds, describes, is_guessed, kinds, of_kind
-from .model import LoadedModel, PromptModel, fitting, has_room
-from .progress import HARDLY_KNOWN, Progress, Report, Silent
+from .kinds import of_kind
+from .model import PromptModel, encode_each
+from .near_words import (
+    MOST_ANCHORS,
+    STOP_WORDS,
+    bare,
+    frames_in_kept,
+    frames_with_room,
+    nearest_words,
+    telling_words,
+    with_everyday_keep,
+    words_around,
+)
+from .progress import Progress, Report, Silent
 from .sampling import at_most, seeded_noise
 from .self_check import similarity
-from .spread import spread
-from .trajectory import encode_each
 
+LOOKING = "looking for words"
 AT_ONCE = 16
 """Most latents in one call; fewer where the memory does not suffice."""
-PUNCTUATION = ".,;:!?()[]{}<>|\"'"
-CLOSE = 4
-"""So many words nearest to the concept's are never taken for something else without a look at what they paint."""
-LONGEST_FRAME = 120
-"""Characters of a kept prompt in which words are compared: longer ones tell no more, and leave no room for a word."""
-MOST_ANCHORS = 64
-"""Words of the prompts to keep, evenly spread over them, that are compared with: each costs as much as a candidate."""
-FRAMES_READ = 8
-"""Kept prompts in which the text encoder compares words."""
 LARGEST_SIDE = 32
 """Latent pixels along a side of the pictures on which words are judged: which way a word steers shows in small ones, at
 a fraction of the cost."""
-
 FAINT = 0.2
 """A word that steers pictures less than this share of what the concept's words do is not known to the model: what
 direction it steers in is chance."""
@@ -68,19 +55,8 @@ another word for it: who erases cottages means houses, where the model paints th
 GROUP = 0.25
 """Words that are so much more alike to each other than to the concept are another thing: of a coin all that is said of
 books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
-STAND_IN_LIKENESS = 0.7
-"""A word that steers pictures more alike than this is not put in the concept's place, if there is any other: what it
-paints still shows the concept. (Measured with the closed form: ``dotted``, 0.81 alike, leaves ``striped`` in 53 % of
-the pictures, ``plain``, 0.10 alike, in 3 %.)"""
-
-KIN = 0.3
-"""A word of a prompt to keep that steers pictures less alike than this is another kind of thing. Then the model's own
-words are looked at too. Of words that are said of things, as colours are, how they are used tells their kind."""
-
 KIN_WORDS = 12
 """Words used as the concept's are, that may take its place where nothing is named to keep."""
-STOP_WORDS = frozenset(["a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "painting", "portrait"])
-"""Words of kept prompts that say nothing about what is kept."""
 
 
 @dataclass(frozen=True)
@@ -197,74 +173,6 @@ class Steering:
 
 
 @torch.no_grad()
-def nearest_words(model: PromptModel, phrases: Sequence[str], count: int) -> list[str]:
-    """The words of the vocabulary whose embeddings are nearest to those of phrases, nearest first, themselves left out.
-
-    Only whole words of three or more letters: what is typed must be read as that one token.
-    """
-    return _nearest(model, F.normalize(model.token_tables()[0].float(), dim=-1), phrases, count)
-
-
-def _nearest(model: PromptModel, table: Tensor, phrases: Sequence[str], count: int) -> list[str]:
-    """``nearest_words`` with the embeddings scaled to unit length."""
-    own = sorted({token for ids in model.tokenize(phrases) for token in ids})
-    near = (table @ table[own].T).amax(dim=1).topk(min(16 * count, len(table))).indices.tolist()
-    words: list[str] = []
-    for token in near:
-        word = model.detokenize([token])
-        if token not in own and len(word) > 2 and word.isalpha() and model.tokenize([word])[0] == [token]:
-            words.append(word)
-        if len(words) == count:
-            break
-    return words
-
-
-@torch.no_grad()
-def neighbours_of_kept(model: PromptModel, concept: Concept, each: int, frames: int = FRAMES_READ) -> dict[str, str]:
-    """The ``each`` words of the vocabulary nearest to each word of the prompts to keep, with that word, but none that
-    the text encoder reads as nearer to the concept.
-
-    A user who keeps "a red ring" means hoops as well. Only the text encoder is asked: each word alone and in ``frames``
-    of the prompts to keep.
-    """
-    anchors = _said([prompt for prompt in concept.keep if prompt], concept)
-    own = {word.casefold() for word in concept.words}
-    own |= set(nearest_words(model, concept.words, CLOSE))
-    near = _around(model, anchors, each)
-    words = [word for word in near if word not in own and word not in anchors]
-    if not words:
-        return {}
-    read = _read(model, [*concept.words, *anchors, *words], _frames(concept, frames))
-    ours, theirs, judged = torch.split(read, [len(concept.words), len(anchors), len(words)])
-    to_concept, to_kept = (similarity(judged, others).amax(dim=1) for others in (ours, theirs))
-    return {word: near[word] for word, apart in zip(words, (to_concept < to_kept).tolist(), strict=True) if apart}
-
-
-def _around(model: PromptModel, anchors: Sequence[str], each: int) -> dict[str, str]:
-    """The words nearest to each of some words, with the first of those that they are near to."""
-    found: dict[str, str] = {}
-    table = F.normalize(model.token_tables()[0].float(), dim=-1)
-    for anchor in anchors if each else ():
-        for word in _nearest(model, table, [anchor], each):
-            found.setdefault(word, anchor)
-    return found
-
-
-def _read(model: PromptModel, words: Sequence[str], frames: Sequence[Frame]) -> Tensor:
-    """What the text encoder makes of words in frames, relative to the frames without them; [W, frames * D]."""
-
-    def ends(prompts: list[str]) -> Tensor:
-        encoded = model.encode(prompts)
-        rows = torch.arange(len(encoded), device=encoded.context.device)
-        states: Tensor = encoded.context[rows, torch.tensor(encoded.ends, device=rows.device)]
-        return states.float()
-
-    frames = _with_room(model, frames, words)
-    without = ends([room.without for room in frames])
-    return torch.stack([(ends([room.say(word) for room in frames]) - without).flatten() for word in words])
-
-
-@torch.no_grad()
 def survey(
     model: PromptModel,
     concept: Concept,
@@ -284,22 +192,22 @@ def survey(
     Raises:
         Cancelled: the user stopped.
     """
-    user, anchors = (_said((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
+    user, anchors = (telling_words((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
     if not (anchors or settings.candidates):
         return []
     parts = _parts(concept)
     anchors += [part for part in parts if part not in anchors]
-    near = _around(model, user, settings.around_kept)
+    near = words_around(model, user, settings.around_kept)
     close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
     kin = [word for words in concept.each for word in of_kind(words, settings.kin)]
     words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
-    directions = _directions(model, prompts, _frames(concept, settings.frames), settings, progress or Silent())
+    directions = _directions(model, prompts, frames_in_kept(concept, settings.frames), settings, progress or Silent())
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
     if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
-        what = f"{HARDLY_KNOWN}{concept.name!r}: other words steer its pictures far more; is it spelled right?"
-        progress.update(Report(what, 1, 1))
+        why = "other words steer its pictures far more; is it spelled right?"
+        progress.update(Report(LOOKING, 1, 1, note=f"This model hardly knows {concept.name!r}: {why}"))
     fixed = {*(user if named else ()), *(part for part, of in parts.items() if not is_name(of))}
     loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
@@ -340,71 +248,6 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
     return belongs
 
 
-def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
-    """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
-    something takes the concept's place, and the likest takes it with the least change. One that is too alike does so
-    only where all kept things are: the least alike of them. For colours and patterns there are other words."""
-    kept = [one for one in found if one.kept and one.strength >= FAINT]
-    concept = _with_best(concept, kept, lambda one, like: like if like < STAND_IN_LIKENESS else None)
-    return _with_best(concept, kept, lambda one, like: -like if THING in kinds(one.word) else None)
-
-
-def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
-    """``with_likest`` for a user who kept nothing that may take the place: any word that was judged may, as long as the
-    model does not read it as the concept. It is the one that steers furthest the concept's way: one that is hardly
-    known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may stand, of
-    whatever kind: what steers pictures most alike there is explicit too. Where no other colour is left, or pattern, it
-    is the kept one that is least alike, though it is too alike.
-    """
-    known = [one for one in found if one.strength >= FAINT and not one.belongs and one.alike < STAND_IN_LIKENESS]
-    offered = [one for one in known if one.kept or not (explicit or is_guessed(one.word))]
-    concept = _with_best(concept, offered, lambda one, like: like * min(one.strength, 1.0), 0.0, any_kind=explicit)
-    kept = [one for one in found if one.kept and one.strength >= FAINT and not explicit]
-    return _with_best(concept, kept, lambda one, like: -like)
-
-
-def _with_best(
-    concept: Concept,
-    offered: Sequence[Found],
-    rating: Callable[[Found, float], float | None],
-    least: float = KIN,
-    any_kind: bool = False,
-) -> Concept:
-    """A concept without an alternative gets the word of the best rating, but none that its own phrases say, and none
-    that is used otherwise: in the place of a colour a thing would leave what has none. Of several concepts that are
-    erased at once each gets its own.
-
-    Args:
-        concept: the concept.
-        offered: words that may take its place.
-        rating: of a word and its likeness to the concept; ``None`` for one that must not.
-        least: a thing must be more alike than this.
-        any_kind: also words that are used otherwise.
-    """
-    offered = [
-        one
-        for one in offered
-        if said_word(one.word, concept.words) is None and not any(says(word, one.word) for word in concept.words)
-    ]
-    chosen: list[tuple[str, str]] = []
-    for words in concept.unanswered():
-        places = [i for i, word in enumerate(concept.words) if word in words]
-        wanted, is_said_of_things = common_kinds(words), describes(words)
-        rated = []
-        for one in offered:
-            like = max((one.each[i] for i in places if i < len(one.each)), default=one.likeness)
-            fits = any_kind or kinds(one.word) & wanted
-            rate = rating(one, like) if fits and (is_said_of_things or like > least) else None
-            if rate is not None:
-                rated.append((rate, one.word))
-        if rated:
-            best = max(rated, key=lambda one: one[0])[1]
-            chosen += [(word, best) for word in words]
-    if len(chosen) == len(concept.words) and len({best for _, best in chosen}) == 1:
-        return replace(concept, alternative=chosen[0][1])
-    return replace(concept, instead=(*concept.instead, *chosen)) if chosen else concept
-
-
 def everyday_survey(
     model: PromptModel, concept: Concept, settings: Survey, progress: Progress
 ) -> tuple[Concept, list[Found]]:
@@ -424,7 +267,7 @@ def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tup
     finds without those of the first kind: for prompts that no user asked to keep."""
     alike_words = {one.word for one in found if one.kept and one.likeness >= alike}
     gone = alike_words | {one.word for one in found if one.belongs}
-    keep = tuple(prompt for prompt in concept.keep if not gone & set(map(_bare, prompt.split())))
+    keep = tuple(prompt for prompt in concept.keep if not gone & set(map(bare, prompt.split())))
     return replace(concept, keep=keep), [one for one in found if one.word not in alike_words]
 
 
@@ -441,42 +284,16 @@ def _parts(concept: Concept) -> dict[str, str]:
     """The telling words inside of phrases, each with its phrase, where a concept is said by phrases alone; at most
     ``MOST_ANCHORS``. Beside a word that is erased, a phrase may hold other words for the same."""
     phrases = [phrase for words in concept.each if all(" " in word for word in words) for phrase in words]
-    parts = {_bare(part): phrase for phrase in phrases for part in phrase.split()}
+    parts = {bare(part): phrase for phrase in phrases for part in phrase.split()}
     said = {part: of for part, of in parts.items() if part.isalpha() and part not in STOP_WORDS | SMALL_WORDS}
     return dict(list(said.items())[:MOST_ANCHORS])
-
-
-def _said(prompts: Sequence[str], concept: Concept) -> list[str]:
-    """The telling words of prompts, without those of the concept, at most ``MOST_ANCHORS``."""
-    own = {word.casefold() for word in concept.words}
-    every = dict.fromkeys(_bare(word) for prompt in prompts for word in prompt.split())
-    telling = [word for word in every if word and word not in STOP_WORDS and word not in own]
-    return list(spread(telling, MOST_ANCHORS))
-
-
-def _bare(word: str) -> str:
-    """A word as it is compared: without punctuation around it, and in lower case."""
-    return word.strip(PUNCTUATION).casefold()
-
-
-def _frames(concept: Concept, count: int) -> list[Frame]:
-    """Room for a word alone, and in ``count`` of the prompts to keep: in the place of their last word or before it."""
-    keep = [prompt for prompt in concept.keep if prompt and len(prompt) <= LONGEST_FRAME]
-    inside = [frame(prompt, (IN_PLACE, BEFORE)[i % 2]) for i, prompt in enumerate(keep[:count])]
-    return [Frame(), *inside]
-
-
-def _with_room(model: PromptModel, frames: Sequence[Frame], words: Sequence[str]) -> list[Frame]:
-    """Those frames in which the longest of some words can still be said; the word alone always is."""
-    _, longest = max(zip(map(len, model.tokenize(words)), words, strict=True))
-    return [room for room in frames if room == Frame() or has_room(model, room.say(longest))]
 
 
 def _directions(
     model: PromptModel, words: Sequence[str], frames: Sequence[Frame], settings: Survey, progress: Progress
 ) -> Tensor:
     """Guidance directions [P, frames * states * C * H * W] of words in frames, at states of neutral pictures."""
-    frames = _with_room(model, frames, words)
+    frames = frames_with_room(model, frames, words)
     z, t = _neutral_states(model, settings)
     z, t = z.repeat(len(frames), 1, 1, 1), t.repeat(len(frames))
     batches = Batches(AT_ONCE)
@@ -489,7 +306,7 @@ def _directions(
     for i, word in enumerate(words):
         if progress.cancelled():
             raise Cancelled("Stopped while looking for words near the concept.")
-        progress.update(Report("looking for words", i, len(words)))
+        progress.update(Report(LOOKING, i, len(words)))
         rows.append(predicted(word) - without)
     return torch.stack(rows)
 
@@ -512,35 +329,6 @@ def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tenso
     return torch.stack([states[s][row] for row, s in enumerate(rows)]), torch.stack(
         [times[s][row] for row, s in enumerate(rows)]
     )
-
-
-def with_neighbours(model: LoadedModel, concept: Concept, near: Mapping[str, str]) -> Concept:
-    """A concept that also keeps some words: each in the place of the word of a prompt to keep that it is near to, so
-    that a colour stands where a colour stood; those near to none in turn alone and in the place of the last word.
-
-    Args:
-        model: reads the prompts; what is too long for it is left out.
-        concept: the concept.
-        near: each word with the word that it is near to, or with nothing.
-    """
-    frames = [Frame("a"), *(frame(prompt, IN_PLACE) for prompt in concept.keep if " " in prompt)]
-    turn = 0
-    said: list[str] = []
-    for word, anchor in near.items():
-        own = [prompt for prompt in concept.keep if anchor and anchor in map(_bare, prompt.split())]
-        if own:
-            prompt = own[len(said) % len(own)]
-            said.append(" ".join(word if _bare(part) == anchor else part for part in prompt.split()))
-        else:
-            said.append(frames[turn % len(frames)].say(word))
-            turn += 1
-    short = fitting(model, [prompt for prompt in said if len(prompt) <= MAX_LENGTH])
-    return replace(concept, neighbours=without_concept((*concept.neighbours, *short), concept))
-
-
-def with_everyday_keep(model: LoadedModel, concept: Concept) -> Concept:
-    """A concept that also keeps everyday prompts, those that the model reads whole, for a user who named none."""
-    return replace(concept, keep=without_concept((*concept.keep, *fitting(model, PROMPTS)), concept))
 
 
 def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:

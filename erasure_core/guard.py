@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from ..concept import Concept, is_unspaced
-from ..errors import InvalidConcept
+from .concept import Concept, is_unspaced
+from .errors import InvalidConcept
 
 WORDS = Path(__file__).with_name("guard_words.json")
 MINORS, SEXUAL, BOTH, VIOLENT = "minors", "sexual", "both", "violent"
