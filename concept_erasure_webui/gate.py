@@ -9,8 +9,7 @@ be, latent and prompts are replaced by objects that raise at their first use, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from modules import errors, extra_networks, shared
 
@@ -19,12 +18,11 @@ from erasure_core.hosts.webui_patching import ForgePatcher, PatchFailed
 from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
+from .guard import INFOTEXT_REFUSED, spoil, stay_enabled
 from .running import RUNNING, STATE, State, state_of
 from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
 
-INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED = (
-    "Concept erasure", "Concept erasure profile", "Concept erasure refused",
-)  # fmt: skip
+INFOTEXT, INFOTEXT_PROFILE = "Concept erasure", "Concept erasure profile"
 ALLOW = (
     "If another extension started this generation, allow it to run the script concept_erasure (in ADetailer: Settings, "
     "'Script names to apply')."
@@ -33,28 +31,6 @@ ALLOW = (
 
 class Refused(ErasureError):
     """This generation was stopped, because what it asked for could not be erased."""
-
-
-class Refusal:
-    """Stands in for a latent or a prompt. Whatever the sampler does with it raises the reason."""
-
-    def __init__(self, reason: str) -> None:
-        object.__setattr__(self, "reason", reason)
-
-    def _raise(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise Refused(object.__getattribute__(self, "reason"))
-
-    __getattr__ = __getitem__ = __len__ = __iter__ = _raise
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _raise
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        mine = next((a for a in _flat(args) if isinstance(a, Refusal)), None)
-        raise Refused("stopped" if mine is None else object.__getattribute__(mine, "reason"))
-
-
-def _flat(values: Any) -> list[Any]:
-    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def _model_now() -> tuple[int, str]:
@@ -314,9 +290,7 @@ def check_step(params: Any) -> None:
         if p is not None and not state_of(p).refusal:
             refuse(p, error)
         reason = str(error) if p is None else state_of(p).refusal
-        # All of them: which one a host goes on with differs (reForge reads the prompts from here, but not the latent).
-        for name in ("x", "image_cond", "sigma", "text_cond", "text_uncond"):
-            setattr(params, name, Refusal(reason))
+        spoil(params, Refused(reason))
         shared.state.textinfo = reason
 
 
@@ -363,22 +337,9 @@ def model_loaded(sd_model: Any) -> None:
 
 def leave() -> None:
     """The extension is unloaded: the model is left as the host made it."""
-    _stay_enabled()
+    stay_enabled()
     SESSION.take_off()
     extra_networks.extra_network_registry.pop("erase", None)
-
-
-def _stay_enabled() -> None:
-    """A pinned profile outlasts "Reload UI": the host reads which extensions are off after this, and anyone who may
-    change its settings can have written us there."""
-    if places.locked_profile() is None:
-        return
-    chosen, ours = shared.opts.data, Path(__file__).parents[1].name
-    disabled = chosen.get("disabled_extensions") or []
-    if ours in disabled:
-        chosen["disabled_extensions"] = [name for name in disabled if name != ours]
-    if chosen.get("disable_all_extensions", "none") != "none":
-        chosen["disable_all_extensions"] = "none"
 
 
 def register() -> None:
