@@ -41,7 +41,7 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
     state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
     try:
-        RUNNING.enter(state, getattr(p, "concept_erasure_cell", None))
+        RUNNING.enter(state)
         axis = getattr(p, "concept_erasure_xyz", None)
         state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(axis or "")]
         is_empty = wishes.is_on(panel_values) and axis is None and state.outer is None and not state.panel
@@ -65,20 +65,17 @@ def begin_batch(p: Any, number: int) -> None:
     try:
         if state.refusal:
             raise Refused(state.refusal)
+        state.batch = number
         size = max(1, int(p.batch_size))
         here = slice(number * size, (number + 1) * size)
-        text_keys = set()
+        asked = []
         for prompts in (_hires(p, "all_hr_prompts")[here], p.prompts):  # those that are painted first come last
             if prompts:
                 state.tags = wishes.from_batch(prompts)
-                text_keys.add(_text_key(_match(p)))
-        if len(text_keys) > 1 and _is_hires_encoded_first(p):
-            raise InvalidSettings(
-                "The hires prompt asks for other erasures of text encoders than the prompt, but the setting 'For hires "
-                "fix, calculate conds of second pass using extra networks of first pass' has it encoded with the "
-                "prompt's; write the same <erase:…> tags into both, or switch that setting off."
-            )
+                asked.append(_match(p))
+        _check_hires(p, asked)
         wishes.refuse_tags([*p.negative_prompts, *_hires(p, "all_hr_negative_prompts")[here]])
+        _note(p)
     except Exception as error:
         if not state.refusal:
             refuse(p, error)
@@ -107,6 +104,25 @@ def _hires(p: Any, name: str) -> list[str]:
     return list(getattr(p, name, None) or []) if getattr(p, "enable_hr", False) else []
 
 
+def _check_hires(p: Any, asked: Sequence[Sequence[Applied]]) -> None:
+    """See that the host puts on what the hires prompt asks for, where that is something else than the prompt does.
+
+    Raises:
+        InvalidSettings: it does not.
+    """
+    if len({key_of(bound) for bound in asked}) > 1 and getattr(p, "disable_extra_networks", False):
+        raise InvalidSettings(
+            "The hires prompt asks for other erasures than the prompt, but with disable_extra_networks the host does "
+            "not read them; write the same <erase:…> tags into both, or leave disable_extra_networks out."
+        )
+    if len({_text_key(bound) for bound in asked}) > 1 and _is_hires_encoded_first(p):
+        raise InvalidSettings(
+            "The hires prompt asks for other erasures of text encoders than the prompt, but the setting 'For hires "
+            "fix, calculate conds of second pass using extra networks of first pass' has it encoded with the "
+            "prompt's; write the same <erase:…> tags into both, or switch that setting off."
+        )
+
+
 def _is_hires_encoded_first(p: Any) -> bool:
     """Whether the host encodes the hires prompt with what the prompt put on the model."""
     with_first = getattr(shared.opts, "hires_fix_use_firstpass_conds", False)
@@ -116,7 +132,8 @@ def _is_hires_encoded_first(p: Any) -> bool:
 def _note(p: Any) -> None:
     """Say in the infotext what was erased, in every generation."""
     state, profile = state_of(p), places.profile()
-    said = {INFOTEXT: wishes.to_text(state.panel)} if state.panel else {}
+    unwritten = state.beside_tags()
+    said = {INFOTEXT: wishes.to_text(unwritten)} if unwritten else {}
     if profile is not None:
         said[INFOTEXT_PROFILE] = f"{places.profile_name()} {profile.digest()}"
     _write(p, said)
@@ -134,8 +151,9 @@ def refuse(p: Any, error: Exception) -> None:
     """Remember why this generation must not show a picture, and tell the user; API clients read the infotext."""
     if not isinstance(error, ErasureError):
         errors.report("Concept Erasure: unexpected error", exc_info=True)
-    reason = f"Concept Erasure: {places.told(error)} No picture was made."
-    state_of(p).refusal = reason
+    state = state_of(p)
+    none = "No further picture was made." if state.batch else "No picture was made."
+    reason = state.refusal = f"Concept Erasure: {places.told(error)} {none}"
     _write(p, {INFOTEXT_REFUSED: reason})
     if hasattr(p, "comment"):
         p.comment(reason)
@@ -176,6 +194,8 @@ class EraseTag(extra_networks.ExtraNetwork):
             bound = _match(p)
             if _is_swapping():
                 put_on(p, bound)
+            if not state.refusal:
+                _note(p)
         except Exception as error:
             refuse(p, error)
 
@@ -216,9 +236,17 @@ def forget_conditioning(p: Any) -> None:
 
 
 def put_on_text(p: Any) -> None:
-    """Forge family, before a batch is encoded: change the text encoders, and see that they are changed."""
-    state_of(p).encoded = {}
-    _put_on_text(p, False, True)  # of the hires pass too, unless the host puts its own networks on first
+    """Before a batch is encoded: change the text encoders, and see that they are changed. On A1111 all has been put on
+    when the tags were activated, but a request can have switched that off (``disable_extra_networks``)."""
+    state = state_of(p)
+    if not _is_swapping():
+        state.encoded = {}
+        _put_on_text(p, False, True)  # of the hires pass too, unless the host puts its own networks on first
+    elif not state.refusal:
+        try:
+            put_on(p, _bound(p))
+        except Exception as error:
+            refuse(p, error)
 
 
 def put_on_hires_text(p: Any, network_data: Any) -> None:
@@ -226,14 +254,14 @@ def put_on_hires_text(p: Any, network_data: Any) -> None:
 
     Where its LoRAs differ the host has taken its own text encoder again, and a hires checkpoint brings another one.
     """
-    is_next = getattr(p, "hr_c", None) is None
+    is_next = not _is_swapping() and getattr(p, "hr_c", None) is None
     if is_next and network_data is not None and network_data is getattr(p, "hr_extra_network_data", None):
         _put_on_text(p, True)
 
 
 def _put_on_text(p: Any, *passes: bool) -> None:
     state = state_of(p)
-    if _is_swapping() or state.refusal:
+    if state.refusal:
         return
     try:
         bound = _bound(p)

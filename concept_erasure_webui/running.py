@@ -23,6 +23,7 @@ class State:
         panel: wishes of the panel and the XYZ plot.
         tags: wishes of the present batch's prompt.
         outer: wishes of the generation that this one is part of; ``None`` if it is none's.
+        batch: number of the present batch, the first is 0.
         refusal: why no picture may come out, or an empty text.
         bound: what must be on the model.
         bound_to: the model and checkpoint that ``bound`` was matched to.
@@ -33,6 +34,7 @@ class State:
     panel: list[Wish] = field(default_factory=list)
     tags: list[Wish] = field(default_factory=list)
     outer: list[Wish] | None = None
+    batch: int = 0
     refusal: str = ""
     bound: list[Applied] | None = None
     bound_to: tuple[int, str] = (0, "")
@@ -40,9 +42,15 @@ class State:
 
     def asked(self) -> list[Wish]:
         """All wishes. Of an erasure that it names itself, this generation's own strength counts."""
-        own = [*self.panel, *self.tags]
-        named = {wish.name for wish in own}
-        return [*own, *(wish for wish in self.outer or () if wish.name not in named)]
+        return [*self.panel, *self.tags, *self._inherited()]
+
+    def beside_tags(self) -> list[Wish]:
+        """The wishes that the prompt does not say."""
+        return [*self.panel, *self._inherited()]
+
+    def _inherited(self) -> list[Wish]:
+        named = {wish.name for wish in (*self.panel, *self.tags)}
+        return [wish for wish in self.outer or () if wish.name not in named]
 
 
 class Running:
@@ -56,15 +64,10 @@ class Running:
         self._state: State | None = None
         self._task: Any = None
         self._is_over = True
-        self._cell: object = None
 
-    def enter(self, state: State, cell: object = None) -> None:
-        """A generation begins: alone, or as a part of the one that runs. ``cell`` is the mark of an XYZ plot's: a new
-        one is part of no other, and the plot goes on where the one before has failed."""
-        is_new_cell = cell is not None and cell is not self._cell
-        if is_new_cell:
-            self._cell = cell
-        if self._state is not None and not self._is_over and self._task == _task() and not is_new_cell:
+    def enter(self, state: State) -> None:
+        """A generation begins: alone, or as a part of the one that runs."""
+        if self._state is not None and not self._is_over and self._task == _task():
             state.outer = self._state.asked()
         else:
             self._state, self._task, self._is_over = state, _task(), False
@@ -72,6 +75,10 @@ class Running:
     def leave(self, state: State | None) -> None:
         """A generation has ended."""
         self._is_over |= state is self._state
+
+    def forget(self) -> None:
+        """What comes next is part of nothing, whether the one before has come to its end or not."""
+        self._state, self._is_over = None, True
 
     def inner(self) -> State:
         """Of a generation that nobody told us of. It is also part of one that has ended in the same task: other
