@@ -62,8 +62,12 @@ def profile() -> SafetyProfile | None:
     if not is_in_force():
         return None
     name = profile_name()
-    if not name.strip():
+    if not name.strip() and locked_profile() is not None:
         raise ProfileFailed("--concept-erasure-profile names no safety profile; start the web UI with one's name.")
+    if not name.strip():
+        raise ProfileFailed(
+            "The safety profile under Settings, Concept Erasure, is blank; choose one there, or None for no profile."
+        )
     return read_profile(profile_path(folder(), name))
 
 

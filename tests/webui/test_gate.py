@@ -146,6 +146,15 @@ def test_a_pinned_name_without_a_profile_stops_everything(web: SimpleNamespace, 
         generate(web, scripts=False)
 
 
+def test_a_blank_profile_is_told_where_it_stands(a1111: SimpleNamespace, library: Path) -> None:
+    a1111.shared.opts.concept_erasure_profile = " "
+    with pytest.raises(NoPicture, match=r"under Settings, Concept Erasure, is blank; choose one there, or None for no"):
+        generate(a1111)
+    a1111.shared.cmd_opts.concept_erasure_profile = " "
+    with pytest.raises(NoPicture, match="--concept-erasure-profile names no safety profile"):
+        generate(a1111)
+
+
 def test_a_host_that_lost_the_erasure_before_a_step_paints_nothing_unerased(web: SimpleNamespace) -> None:
     erased = generate(web, f"{PROMPT}<erase:ball>")
 
