@@ -19,8 +19,9 @@ from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
 from .guard import INFOTEXT_REFUSED, spoil, stay_enabled
-from .running import RUNNING, STATE, State, state_of
+from .running import RUNNING, STATE, State, keep, state_of
 from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
+from .wishes import Wish
 
 INFOTEXT, INFOTEXT_PROFILE = "Concept erasure", "Concept erasure profile"
 ALLOW = (
@@ -39,7 +40,7 @@ def _model_now() -> tuple[int, str]:
 
 def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
-    state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
+    state = keep(p, State())
     try:
         RUNNING.enter(state)
         axis = getattr(p, "concept_erasure_xyz", None)
@@ -54,8 +55,8 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
             raise InvalidSettings("The panel is on but names no erasure; choose one, or switch the panel off.")
         _note(p)
     except Exception as error:
-        refuse(p, error)
         shared.state.interrupted = True
+        refuse(p, error)
 
 
 def begin_batch(p: Any, number: int) -> None:
@@ -77,10 +78,18 @@ def begin_batch(p: Any, number: int) -> None:
         wishes.refuse_tags([*p.negative_prompts, *_hires(p, "all_hr_negative_prompts")[here]])
         _note(p)
     except Exception as error:
-        if not state.refusal:
-            refuse(p, error)
         shared.state.interrupted = True
         p.prompts = []  # the host leaves its loop; interrupted alone it would show the noise that it starts from
+        if not state.refusal:
+            refuse(p, error)
+
+
+def drop_overrides(p: Any) -> None:
+    """Before the host reads the settings that a request brings along: it takes none of ours from there, but some hosts
+    put them back afterwards as they were, over what the operator has chosen meanwhile."""
+    given = getattr(p, "override_settings", None)
+    for name in (places.PROFILE_OPTION, places.OTHER_BASE_OPTION) if isinstance(given, dict) else ():
+        given.pop(name, None)
 
 
 def end(p: Any) -> None:
@@ -300,21 +309,30 @@ def put_on_unet(p: Any) -> None:
 def _bound(p: Any) -> list[Applied]:
     """What must be on the model now; matched anew if the host has changed its model meanwhile."""
     state = state_of(p)
+    if state.bound is None and getattr(p, "disable_extra_networks", False):
+        state.tags = _unread_tags(p)
     if state.bound is None or state.bound_to != _model_now():
         return _match(p)
     return state.bound
+
+
+def _unread_tags(p: Any) -> list[Wish]:
+    """The tags of the present batch where neither our script nor the host has read them; raises as ``from_batch``."""
+    size, number = max(1, int(p.batch_size)), int(getattr(p, "iteration", 0))
+    prompts = list(p.all_prompts or [])[number * size : (number + 1) * size]
+    return wishes.from_batch(prompts) if prompts else []
 
 
 def check_step(params: Any) -> None:
     """Before every sampling step of every generation."""
     p = getattr(getattr(params, "denoiser", None), "p", None)
     try:
-        if p is None:
-            if places.profile() is not None:
-                raise Refused("This sampler does not say what it paints for, so the safety profile cannot be checked.")
-            return
-        _verify(p)
+        if p is not None:
+            _verify(p)
+        elif places.profile() is not None or RUNNING.inner().asked():
+            raise Refused("This sampler does not say what it paints for, so it cannot be checked what is erased.")
     except Exception as error:
+        spoil(params, Refused(str(error)))  # first: if telling fails, hosts swallow that too
         if p is not None and not state_of(p).refusal:
             refuse(p, error)
         reason = str(error) if p is None else state_of(p).refusal

@@ -13,6 +13,8 @@ from erasure_core.library import Library
 from erasure_core.profile import ProfileFailed, SafetyProfile, profile_names, profile_path, read_profile
 
 NO_PROFILE = "None"
+PROFILE_OPTION, OTHER_BASE_OPTION = "concept_erasure_profile", "concept_erasure_other_base"
+"""The host's settings of ours."""
 
 
 def options() -> Any:
@@ -45,7 +47,7 @@ def profile_name() -> str:
     locked = locked_profile()
     if locked is not None:
         return locked
-    return str(getattr(shared.opts, "concept_erasure_profile", NO_PROFILE) or NO_PROFILE)
+    return str(getattr(shared.opts, PROFILE_OPTION, NO_PROFILE) or NO_PROFILE)
 
 
 def is_in_force() -> bool:
@@ -76,7 +78,7 @@ def profile_choices() -> list[str]:
 
 
 def allows_other_bases() -> bool:
-    return bool(getattr(shared.opts, "concept_erasure_other_base", False))
+    return bool(getattr(shared.opts, OTHER_BASE_OPTION, False))
 
 
 def is_open_to_others() -> bool:

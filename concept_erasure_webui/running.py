@@ -3,6 +3,7 @@ faces anew), with our script or without, and those are held to what it asked for
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class State:
         bound_to: the model and checkpoint that ``bound`` was matched to.
         encoded: what the Forge family's host encodes the first pass's prompts with (``False``) and the hires pass's
             (``True``): erasures of text encoders, and the mark of the model that they were on.
+        owner: the host's processing object.
     """
 
     panel: list[Wish] = field(default_factory=list)
@@ -39,6 +41,7 @@ class State:
     bound: list[Applied] | None = None
     bound_to: tuple[int, str] = (0, "")
     encoded: dict[bool, tuple[str, object]] = field(default_factory=dict)
+    owner: weakref.ref[Any] | None = None
 
     def asked(self) -> list[Wish]:
         """All wishes. Of an erasure that it names itself, this generation's own strength counts."""
@@ -97,7 +100,15 @@ def _task() -> Any:
 
 
 def state_of(p: Any) -> State:
+    """What is known of this generation. Extensions start others with copies of one's object, which are parts of it."""
     found = p.__dict__.get(STATE)
-    if not isinstance(found, State):
-        found = p.__dict__[STATE] = RUNNING.inner()
+    if not isinstance(found, State) or found.owner is None or found.owner() is not p:
+        found = keep(p, RUNNING.inner())
     return found
+
+
+def keep(p: Any, state: State) -> State:
+    """Make this what is known of a generation."""
+    state.owner = weakref.ref(p)
+    p.__dict__[STATE] = state
+    return state
