@@ -9,8 +9,7 @@ be, latent and prompts are replaced by objects that raise at their first use, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from modules import errors, extra_networks, shared
 
@@ -19,12 +18,12 @@ from erasure_core.hosts.webui_patching import ForgePatcher, PatchFailed
 from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
-from .running import RUNNING, STATE, State, state_of
+from .guard import INFOTEXT_REFUSED, spoil, stay_enabled
+from .running import RUNNING, STATE, State, keep, state_of
 from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
+from .wishes import Wish
 
-INFOTEXT, INFOTEXT_PROFILE, INFOTEXT_REFUSED = (
-    "Concept erasure", "Concept erasure profile", "Concept erasure refused",
-)  # fmt: skip
+INFOTEXT, INFOTEXT_PROFILE = "Concept erasure", "Concept erasure profile"
 ALLOW = (
     "If another extension started this generation, allow it to run the script concept_erasure (in ADetailer: Settings, "
     "'Script names to apply')."
@@ -35,37 +34,15 @@ class Refused(ErasureError):
     """This generation was stopped, because what it asked for could not be erased."""
 
 
-class Refusal:
-    """Stands in for a latent or a prompt. Whatever the sampler does with it raises the reason."""
-
-    def __init__(self, reason: str) -> None:
-        object.__setattr__(self, "reason", reason)
-
-    def _raise(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise Refused(object.__getattribute__(self, "reason"))
-
-    __getattr__ = __getitem__ = __len__ = __iter__ = _raise
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _raise
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        mine = next((a for a in _flat(args) if isinstance(a, Refusal)), None)
-        raise Refused("stopped" if mine is None else object.__getattribute__(mine, "reason"))
-
-
-def _flat(values: Any) -> list[Any]:
-    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
-
-
 def _model_now() -> tuple[int, str]:
     return id(shared.sd_model), checkpoint_of(shared.sd_model)
 
 
 def begin(p: Any, panel_values: Sequence[Any]) -> None:
     """Before the work: everything that this generation asks for must be there, or no picture is made."""
-    state = p.__dict__[STATE] = State()  # an XYZ plot copies the object of the generation before
+    state = keep(p, State())
     try:
-        RUNNING.enter(state, getattr(p, "concept_erasure_cell", None))
+        RUNNING.enter(state)
         axis = getattr(p, "concept_erasure_xyz", None)
         state.panel = [*wishes.from_panel(panel_values), *wishes.from_text(axis or "")]
         is_empty = wishes.is_on(panel_values) and axis is None and state.outer is None and not state.panel
@@ -78,8 +55,8 @@ def begin(p: Any, panel_values: Sequence[Any]) -> None:
             raise InvalidSettings("The panel is on but names no erasure; choose one, or switch the panel off.")
         _note(p)
     except Exception as error:
-        refuse(p, error)
         shared.state.interrupted = True
+        refuse(p, error)
 
 
 def begin_batch(p: Any, number: int) -> None:
@@ -89,25 +66,30 @@ def begin_batch(p: Any, number: int) -> None:
     try:
         if state.refusal:
             raise Refused(state.refusal)
+        state.batch = number
         size = max(1, int(p.batch_size))
         here = slice(number * size, (number + 1) * size)
-        text_keys = set()
+        asked = []
         for prompts in (_hires(p, "all_hr_prompts")[here], p.prompts):  # those that are painted first come last
             if prompts:
                 state.tags = wishes.from_batch(prompts)
-                text_keys.add(_text_key(_match(p)))
-        if len(text_keys) > 1 and _is_hires_encoded_first(p):
-            raise InvalidSettings(
-                "The hires prompt asks for other erasures of text encoders than the prompt, but the setting 'For hires "
-                "fix, calculate conds of second pass using extra networks of first pass' has it encoded with the "
-                "prompt's; write the same <erase:…> tags into both, or switch that setting off."
-            )
+                asked.append(_match(p))
+        _check_hires(p, asked)
         wishes.refuse_tags([*p.negative_prompts, *_hires(p, "all_hr_negative_prompts")[here]])
+        _note(p)
     except Exception as error:
-        if not state.refusal:
-            refuse(p, error)
         shared.state.interrupted = True
         p.prompts = []  # the host leaves its loop; interrupted alone it would show the noise that it starts from
+        if not state.refusal:
+            refuse(p, error)
+
+
+def drop_overrides(p: Any) -> None:
+    """Before the host reads the settings that a request brings along: it takes none of ours from there, but some hosts
+    put them back afterwards as they were, over what the operator has chosen meanwhile."""
+    given = getattr(p, "override_settings", None)
+    for name in (places.PROFILE_OPTION, places.OTHER_BASE_OPTION) if isinstance(given, dict) else ():
+        given.pop(name, None)
 
 
 def end(p: Any) -> None:
@@ -131,6 +113,25 @@ def _hires(p: Any, name: str) -> list[str]:
     return list(getattr(p, name, None) or []) if getattr(p, "enable_hr", False) else []
 
 
+def _check_hires(p: Any, asked: Sequence[Sequence[Applied]]) -> None:
+    """See that the host puts on what the hires prompt asks for, where that is something else than the prompt does.
+
+    Raises:
+        InvalidSettings: it does not.
+    """
+    if len({key_of(bound) for bound in asked}) > 1 and getattr(p, "disable_extra_networks", False):
+        raise InvalidSettings(
+            "The hires prompt asks for other erasures than the prompt, but with disable_extra_networks the host does "
+            "not read them; write the same <erase:…> tags into both, or leave disable_extra_networks out."
+        )
+    if len({_text_key(bound) for bound in asked}) > 1 and _is_hires_encoded_first(p):
+        raise InvalidSettings(
+            "The hires prompt asks for other erasures of text encoders than the prompt, but the setting 'For hires "
+            "fix, calculate conds of second pass using extra networks of first pass' has it encoded with the "
+            "prompt's; write the same <erase:…> tags into both, or switch that setting off."
+        )
+
+
 def _is_hires_encoded_first(p: Any) -> bool:
     """Whether the host encodes the hires prompt with what the prompt put on the model."""
     with_first = getattr(shared.opts, "hires_fix_use_firstpass_conds", False)
@@ -140,7 +141,8 @@ def _is_hires_encoded_first(p: Any) -> bool:
 def _note(p: Any) -> None:
     """Say in the infotext what was erased, in every generation."""
     state, profile = state_of(p), places.profile()
-    said = {INFOTEXT: wishes.to_text(state.panel)} if state.panel else {}
+    unwritten = state.beside_tags()
+    said = {INFOTEXT: wishes.to_text(unwritten)} if unwritten else {}
     if profile is not None:
         said[INFOTEXT_PROFILE] = f"{places.profile_name()} {profile.digest()}"
     _write(p, said)
@@ -158,8 +160,9 @@ def refuse(p: Any, error: Exception) -> None:
     """Remember why this generation must not show a picture, and tell the user; API clients read the infotext."""
     if not isinstance(error, ErasureError):
         errors.report("Concept Erasure: unexpected error", exc_info=True)
-    reason = f"Concept Erasure: {places.told(error)} No picture was made."
-    state_of(p).refusal = reason
+    state = state_of(p)
+    none = "No further picture was made." if state.batch else "No picture was made."
+    reason = state.refusal = f"Concept Erasure: {places.told(error)} {none}"
     _write(p, {INFOTEXT_REFUSED: reason})
     if hasattr(p, "comment"):
         p.comment(reason)
@@ -200,6 +203,8 @@ class EraseTag(extra_networks.ExtraNetwork):
             bound = _match(p)
             if _is_swapping():
                 put_on(p, bound)
+            if not state.refusal:
+                _note(p)
         except Exception as error:
             refuse(p, error)
 
@@ -240,9 +245,17 @@ def forget_conditioning(p: Any) -> None:
 
 
 def put_on_text(p: Any) -> None:
-    """Forge family, before a batch is encoded: change the text encoders, and see that they are changed."""
-    state_of(p).encoded = {}
-    _put_on_text(p, False, True)  # of the hires pass too, unless the host puts its own networks on first
+    """Before a batch is encoded: change the text encoders, and see that they are changed. On A1111 all has been put on
+    when the tags were activated, but a request can have switched that off (``disable_extra_networks``)."""
+    state = state_of(p)
+    if not _is_swapping():
+        state.encoded = {}
+        _put_on_text(p, False, True)  # of the hires pass too, unless the host puts its own networks on first
+    elif not state.refusal:
+        try:
+            put_on(p, _bound(p))
+        except Exception as error:
+            refuse(p, error)
 
 
 def put_on_hires_text(p: Any, network_data: Any) -> None:
@@ -250,14 +263,14 @@ def put_on_hires_text(p: Any, network_data: Any) -> None:
 
     Where its LoRAs differ the host has taken its own text encoder again, and a hires checkpoint brings another one.
     """
-    is_next = getattr(p, "hr_c", None) is None
+    is_next = not _is_swapping() and getattr(p, "hr_c", None) is None
     if is_next and network_data is not None and network_data is getattr(p, "hr_extra_network_data", None):
         _put_on_text(p, True)
 
 
 def _put_on_text(p: Any, *passes: bool) -> None:
     state = state_of(p)
-    if _is_swapping() or state.refusal:
+    if state.refusal:
         return
     try:
         bound = _bound(p)
@@ -296,27 +309,34 @@ def put_on_unet(p: Any) -> None:
 def _bound(p: Any) -> list[Applied]:
     """What must be on the model now; matched anew if the host has changed its model meanwhile."""
     state = state_of(p)
+    if state.bound is None and getattr(p, "disable_extra_networks", False):
+        state.tags = _unread_tags(p)
     if state.bound is None or state.bound_to != _model_now():
         return _match(p)
     return state.bound
+
+
+def _unread_tags(p: Any) -> list[Wish]:
+    """The tags of the present batch where neither our script nor the host has read them; raises as ``from_batch``."""
+    size, number = max(1, int(p.batch_size)), int(getattr(p, "iteration", 0))
+    prompts = list(p.all_prompts or [])[number * size : (number + 1) * size]
+    return wishes.from_batch(prompts) if prompts else []
 
 
 def check_step(params: Any) -> None:
     """Before every sampling step of every generation."""
     p = getattr(getattr(params, "denoiser", None), "p", None)
     try:
-        if p is None:
-            if places.profile() is not None:
-                raise Refused("This sampler does not say what it paints for, so the safety profile cannot be checked.")
-            return
-        _verify(p)
+        if p is not None:
+            _verify(p)
+        elif places.profile() is not None or RUNNING.inner().asked():
+            raise Refused("This sampler does not say what it paints for, so it cannot be checked what is erased.")
     except Exception as error:
+        spoil(params, Refused(str(error)))  # first: if telling fails, hosts swallow that too
         if p is not None and not state_of(p).refusal:
             refuse(p, error)
         reason = str(error) if p is None else state_of(p).refusal
-        # All of them: which one a host goes on with differs (reForge reads the prompts from here, but not the latent).
-        for name in ("x", "image_cond", "sigma", "text_cond", "text_uncond"):
-            setattr(params, name, Refusal(reason))
+        spoil(params, Refused(reason))
         shared.state.textinfo = reason
 
 
@@ -363,22 +383,9 @@ def model_loaded(sd_model: Any) -> None:
 
 def leave() -> None:
     """The extension is unloaded: the model is left as the host made it."""
-    _stay_enabled()
+    stay_enabled()
     SESSION.take_off()
     extra_networks.extra_network_registry.pop("erase", None)
-
-
-def _stay_enabled() -> None:
-    """A pinned profile outlasts "Reload UI": the host reads which extensions are off after this, and anyone who may
-    change its settings can have written us there."""
-    if places.locked_profile() is None:
-        return
-    chosen, ours = shared.opts.data, Path(__file__).parents[1].name
-    disabled = chosen.get("disabled_extensions") or []
-    if ours in disabled:
-        chosen["disabled_extensions"] = [name for name in disabled if name != ours]
-    if chosen.get("disable_all_extensions", "none") != "none":
-        chosen["disable_all_extensions"] = "none"
 
 
 def register() -> None:

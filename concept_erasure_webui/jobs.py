@@ -88,10 +88,8 @@ class Jobs:
     def shown(self) -> Job | None:
         """The last job, of an earlier start of the web UI if there was none since."""
         if self.last is None:
-            try:
-                check_regular(_note_path())
-                job = Job(**json.loads(_note_path().read_text(encoding="utf-8")))
-            except (InvalidFile, OSError, ValueError, TypeError):
+            job = _noted()
+            if job is None:
                 return None
             if job.status == "running":
                 job.status = "stopped"
@@ -105,6 +103,20 @@ JOBS = Jobs()
 
 def _note_path() -> Path:
     return places.folder() / ".last-job.json"
+
+
+def _noted() -> Job | None:
+    """The job that was written down; nothing if that is damaged, for it is only shown."""
+    try:
+        check_regular(_note_path())
+        given = json.loads(_note_path().read_text(encoding="utf-8"))
+        losses = [{str(name): float(value) for name, value in terms.items()} for terms in given.pop("losses", [])]
+        given |= {name: float(given.get(name, 0.0)) for name in ("seconds", "left")}
+        job, ours = Job(**given, losses=losses), Job("")
+        is_whole = all(isinstance(value, type(getattr(ours, name))) for name, value in given.items())
+        return job if is_whole else None
+    except (InvalidFile, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def run_erase(request: Request) -> Job:

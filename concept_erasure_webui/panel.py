@@ -70,6 +70,9 @@ class ConceptErasureScript(scripts.Script):
         return [*controls, rest]
 
     # Each of these is called for every generation that runs scripts, whether the panel is on or not.
+    def before_process(self, p: Any, *values: Any) -> None:
+        gate.drop_overrides(p)
+
     def process(self, p: Any, *values: Any) -> None:
         gate.begin(p, values)
 

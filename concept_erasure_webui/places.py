@@ -13,6 +13,8 @@ from erasure_core.library import Library
 from erasure_core.profile import ProfileFailed, SafetyProfile, profile_names, profile_path, read_profile
 
 NO_PROFILE = "None"
+PROFILE_OPTION, OTHER_BASE_OPTION = "concept_erasure_profile", "concept_erasure_other_base"
+"""The host's settings of ours."""
 
 
 def options() -> Any:
@@ -45,7 +47,7 @@ def profile_name() -> str:
     locked = locked_profile()
     if locked is not None:
         return locked
-    return str(getattr(shared.opts, "concept_erasure_profile", NO_PROFILE) or NO_PROFILE)
+    return str(getattr(shared.opts, PROFILE_OPTION, NO_PROFILE) or NO_PROFILE)
 
 
 def is_in_force() -> bool:
@@ -62,8 +64,12 @@ def profile() -> SafetyProfile | None:
     if not is_in_force():
         return None
     name = profile_name()
-    if not name.strip():
+    if not name.strip() and locked_profile() is not None:
         raise ProfileFailed("--concept-erasure-profile names no safety profile; start the web UI with one's name.")
+    if not name.strip():
+        raise ProfileFailed(
+            "The safety profile under Settings, Concept Erasure, is blank; choose one there, or None for no profile."
+        )
     return read_profile(profile_path(folder(), name))
 
 
@@ -72,7 +78,7 @@ def profile_choices() -> list[str]:
 
 
 def allows_other_bases() -> bool:
-    return bool(getattr(shared.opts, "concept_erasure_other_base", False))
+    return bool(getattr(shared.opts, OTHER_BASE_OPTION, False))
 
 
 def is_open_to_others() -> bool:

@@ -50,8 +50,10 @@ def purify(
 ) -> list[Any]:
     """The button "Purify": returns pictures and a closing line."""
     try:
-        wish = Wish(shelf.chosen(name).name.removesuffix(SUFFIX))
+        shelf.chosen(name)
+        wish = Wish(str(name).removesuffix(SUFFIX))  # with its folder
+        told = purifying.caption_told(caption, [wish])
         made = purifying.run_purify(picture, caption, [wish], int(steps), guidance, share)
     except ErasureError as error:
         return [[], show.message(places.told(error), is_error=True)]
-    return [made, show.message("Purified.")]
+    return [made, show.message(f"Purified. {told}".rstrip())]

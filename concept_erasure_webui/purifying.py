@@ -12,8 +12,9 @@ from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_slots import Applied, Products
+from erasure_core.library import read_manifest
 from erasure_core.profile import bind_profile
-from erasure_core.purify import purify
+from erasure_core.purify import caption_misses, purify
 
 from . import places
 from .session import check_kept
@@ -52,6 +53,11 @@ def run_purify(
         latents = model.latents_of(pixels)
         made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
         return as_pictures(model.decode(made))
+
+
+def caption_told(caption: str, wishes: Sequence[Wish]) -> str:
+    """A sentence where a caption says nothing of what the erasures erase, or an empty text; raises InvalidFile."""
+    return caption_misses(caption, [read_manifest(places.library().find(wish.file)) for wish in wishes])
 
 
 def _asked(wish: Wish, model: WebuiModel) -> Applied:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,16 +22,19 @@ from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import SUFFIX, Hardening
-from erasure_core.methods import METHODS, RECOMMENDED, find_method
+from erasure_core.methods import METHODS, RECOMMENDED, Method, SolverSettings, find_method
 from erasure_core.presets import preset_settings
 
 from . import exploring, given_pictures, jobs, places, reporting, saved
+from .bodies import Body as Fields
 from .exploring import Search
 from .reporting import Measurement
 from .wishes import Wish
 from .working import Job, latent_side
 
 ROOT = "/concept-erasure/v1"
+MOST_TOLD = 1000
+"""Characters of the reason that an answer gives."""
 
 
 def passwords() -> dict[str, str]:
@@ -117,8 +120,10 @@ def _asked(read: Callable[[dict[str, Any]], T], body: dict[str, Any]) -> T:
     """
     try:
         return read(body)
-    except (ErasureError, TypeError, ValueError, OverflowError) as error:
-        raise HTTPException(422, places.told(error)) from error
+    except ErasureError as error:
+        told = places.told(error)
+        # Messages of the library repeat what was sent.
+        raise HTTPException(422, told if len(told) <= MOST_TOLD else f"{told[:MOST_TOLD]}…") from error
 
 
 def _in_turn(work: Callable[[], T]) -> T:
@@ -149,21 +154,28 @@ def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 
 def _erasing(body: dict[str, Any]) -> jobs.Request:
     known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "preset", "pictures"}
-    _check_fields(body, known | {"harden_seconds", "harden_guidance"})
-    method = find_method(str(body.get("method", RECOMMENDED)))
-    alternative = body.get("alternative")
-    if not isinstance(alternative, str | None):
-        raise InvalidSettings("alternative is a text.")
-    concept = Concept(_texts(body, "words"), alternative, _texts(body, "keep"))
-    preset = body.get("preset")
-    implied = {} if preset is None else preset_settings(str(preset), method)
-    settings = method.settings(**implied | body.get("settings", {}))
-    rounds = int(body.get("harden", 0))
-    seconds, guidance = float(body.get("harden_seconds", 60)), float(body.get("harden_guidance", GUIDANCE))
+    asked = Fields(body, known | {"harden_seconds", "harden_guidance"})
+    named = asked.name("method")
+    method = find_method(RECOMMENDED if named is None else named)
+    concept = Concept(asked.texts("words"), asked.text("alternative"), asked.texts("keep"))
+    settings = _method_settings(method, body.get("settings", {}), asked.name("preset"))
+    rounds = asked.whole("harden", 0)
+    seconds, guidance = asked.number("harden_seconds", 60), asked.number("harden_guidance", GUIDANCE)
     search = ExploreSettings(seconds=seconds, guidance=guidance, seed=settings.seed)
     hardening = Hardening(rounds, search) if rounds else None
-    pictures = given_pictures.from_base64(_texts(body, "pictures"))
-    return jobs.Request(concept, method, settings, latent_side(body.get("side")), hardening, pictures=pictures)
+    pictures = given_pictures.from_base64(asked.texts("pictures"))
+    return jobs.Request(concept, method, settings, _side(asked), hardening, pictures=pictures)
+
+
+def _method_settings(method: Method, given: object, preset: str | None) -> SolverSettings:
+    names = [setting.name for setting in fields(method.settings)]
+    implied = {} if preset is None else preset_settings(preset, method)
+    return method.settings(**implied | Fields(given, names, f"settings of {method.name}").values(names))
+
+
+def _side(asked: Fields) -> int | None:
+    """Of the latents; nothing for the family's own."""
+    return None if asked.given.get("side") is None else latent_side(asked.number("side", 0))
 
 
 def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
@@ -179,15 +191,14 @@ def explore(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 
 def _search(body: dict[str, Any]) -> Search:
     own = {"seconds", "calls", "levels", "states", "guidance", "look", "pictures", "seed", "sensitive"}
-    _check_fields(body, own | {"words", "keep", "try", "erasure", "strength", "side"})
-    settings = {name: body[name] for name in own if name in body}
-    if "calls" in settings:
+    asked = Fields(body, own | {"words", "keep", "try", "erasure", "strength", "side"})
+    settings = asked.values(own)
+    if settings.get("calls") is not None:
         settings.setdefault("seconds", None)
-    wish = _wish(body) if body.get("erasure") else None
+    wish = _wish(asked) if asked.name("erasure") else None
     return Search(
-        _texts(body, "words"), _texts(body, "keep"), _texts(body, "try"), wish, ExploreSettings(**settings),
-        latent_side(body.get("side")),
-    )  # fmt: skip
+        asked.texts("words"), asked.texts("keep"), asked.texts("try"), wish, ExploreSettings(**settings), _side(asked)
+    )
 
 
 def report(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
@@ -201,37 +212,24 @@ def report(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
 
 def _measurement(body: dict[str, Any]) -> Measurement:
     own = {"seconds", "calls", "states", "guidance", "pictures", "explicit", "steps", "seed", "sensitive"}
-    _check_fields(body, own | {"erasures", "words", "keep", "try", "side", "merge"})
+    asked = Fields(body, own | {"erasures", "words", "keep", "try", "side", "merge"})
     named = body.get("erasures")
     if not isinstance(named, list):
-        raise InvalidSettings("erasures is a list of names.")
-    wishes = tuple(_wish(one if isinstance(one, dict) else {"erasure": one}) for one in named)
-    settings = ReportSettings(**{"pictures": not places.is_in_force()} | {n: body[n] for n in own if n in body})
-    side = latent_side(body.get("side"))
+        raise InvalidSettings("erasures must be a list of names.")
+    listed = (one if isinstance(one, dict) else {"erasure": one} for one in named)
+    wishes = tuple(_wish(Fields(one, ("erasure", "strength"), "an erasure")) for one in listed)
+    settings = ReportSettings(**{"pictures": not places.is_in_force()} | asked.values(own))
     return Measurement(
-        wishes, _texts(body, "words"), _texts(body, "keep"), _texts(body, "try"), settings, side,
-        body.get("merge") is True,
+        wishes, asked.texts("words"), asked.texts("keep"), asked.texts("try"), settings, _side(asked),
+        asked.flag("merge"),
     )  # fmt: skip
 
 
-def _wish(given: dict[str, Any]) -> Wish:
-    name, strength = given.get("erasure"), float(given.get("strength", 1.0))
-    if not isinstance(name, str):
-        raise InvalidSettings(f"{name!r} is not the name of an erasure.")
+def _wish(asked: Fields) -> Wish:
+    name, strength = asked.name("erasure"), asked.number("strength", 1.0)
+    if not name:
+        raise InvalidSettings("An erasure has no name; write that of a file.")
     return Wish(name.removesuffix(SUFFIX), strength, strength)
-
-
-def _check_fields(body: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(body) - known)
-    if unknown:
-        raise InvalidSettings(f"{unknown[0]!r} is not a field of this request.")
-
-
-def _texts(body: dict[str, Any], name: str) -> tuple[str, ...]:
-    value = body.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InvalidSettings(f"{name} is a list of texts.")
-    return tuple(value)
 
 
 def explorations() -> list[str]:

@@ -44,7 +44,7 @@ def register() -> None:
         section=SECTION,
         restrict_api=True,
     )
-    shared.opts.add_option("concept_erasure_profile", profile.info(note))
+    shared.opts.add_option(places.PROFILE_OPTION, profile.info(note))
     other = shared.OptionInfo(
         False,
         "Allow erasures that were made on another base model of the same kind",
@@ -52,4 +52,4 @@ def register() -> None:
         section=SECTION,
         restrict_api=True,
     )
-    shared.opts.add_option("concept_erasure_other_base", other.info("then judge the pictures yourself"))
+    shared.opts.add_option(places.OTHER_BASE_OPTION, other.info("then judge the pictures yourself"))

@@ -1,21 +1,27 @@
-"""An axis for the host's XYZ plot: erasures by name and strength."""
+"""An axis for the host's XYZ plot: erasures by name and strength. Cells of every plot are told apart."""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from modules import scripts
 
 from . import wishes
 from .panel import listed
+from .running import RUNNING
 
 LABEL = "[Concept Erasure] name:strength"
 
 
 def register() -> None:
-    """Add the axis once; a reload of the UI loads the plot's module anew."""
+    """Add the axis once, and listen for cells; a reload of the UI loads the plot's module anew."""
     for module in _plots():
+        drawn = getattr(module, "draw_xyz_grid", None)
+        if drawn is not None and not hasattr(drawn, "__wrapped__"):
+            module.draw_xyz_grid = _telling_cells_apart(drawn)
         if not any(option.label == LABEL for option in module.axis_options):
             module.axis_options.append(module.AxisOption(LABEL, str, _apply, confirm=_confirm, choices=listed))
 
@@ -26,11 +32,24 @@ def _plots() -> list[Any]:
     return [module for module in loaded if hasattr(module, "axis_options") and hasattr(module, "AxisOption")]
 
 
+def _telling_cells_apart(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """A plot goes on where a cell has failed, and its next one is no part of that."""
+
+    @functools.wraps(draw)
+    def drawn(*values: Any, cell: Callable[..., Any], **given: Any) -> Any:
+        def fresh(*place: Any) -> Any:
+            RUNNING.forget()
+            return cell(*place)
+
+        return draw(*values, cell=fresh, **given)
+
+    return drawn
+
+
 def _apply(p: Any, value: str, values: Any) -> None:
     # A plot can have this axis twice or thrice; each cell has a new copy of the generation.
     both = (getattr(p, "concept_erasure_xyz", ""), "" if value == wishes.NONE else value)
     p.concept_erasure_xyz = ", ".join(filter(None, both))
-    p.concept_erasure_cell = object()
 
 
 def _confirm(p: Any, values: list[str]) -> None:

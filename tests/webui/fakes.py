@@ -6,11 +6,12 @@ and left in place, a checkpoint of the same architecture is copied into the same
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,7 @@ class Processing:
 
     cached_c: list[Any] = [None, None]  # noqa: RUF012  # shared by all generations, as in the host
     cached_uc: list[Any] = [None, None]  # noqa: RUF012
+    disable_extra_networks = False
 
     def __init__(self, prompts: list[str], batch_size: int = 1) -> None:
         self.all_prompts, self.batch_size = prompts, batch_size
@@ -322,6 +324,32 @@ class Processing:
 
     def comment(self, text: str) -> None:
         self.comments.append(text)
+
+
+class Plot(types.ModuleType):
+    """The module of the host's XYZ plot, as far as it paints: each cell has a copy of the generation, and the plot goes
+    on where one has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("xyz_grid.py")
+        self.axis_options: list[Any] = []
+        self.AxisOption = lambda label, *a, **k: types.SimpleNamespace(label=label)
+
+    def draw_xyz_grid(self, p: Processing, xs: list[Any], cell: Callable[..., Any]) -> list[Any]:
+        return [cell(x, "", "", place, 0, 0) for place, x in enumerate(xs)]
+
+    def run(self, p: Processing, xs: list[Any], apply: Callable[..., Any], work: Callable[..., Any]) -> list[Any]:
+        """What the cells are: ``apply`` is the axis, ``work`` stands for ``process_images``."""
+
+        def cell(x: Any, *_: Any) -> Any:
+            pc = copy.copy(p)
+            apply(pc, x, xs)
+            try:
+                return work(pc)
+            except Exception as error:
+                return error
+
+        return self.draw_xyz_grid(p, xs=xs, cell=cell)
 
 
 class Params:

@@ -50,8 +50,9 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     if is_forge:
         model.forge_objects = model.forge_objects_original.shallow_copy()
     tags = [SimpleNamespace(items=found.split(":")) for found in host.gate.wishes.TAG.findall(p.prompts[0])]
-    with fakes.swallowing():
-        gate.EraseTag().activate(p, tags)
+    if not p.disable_extra_networks:
+        with fakes.swallowing():
+            gate.EraseTag().activate(p, tags)
     if is_forge:
         model.forge_objects = model.forge_objects_after_applying_lora.shallow_copy()
     if with_scripts:

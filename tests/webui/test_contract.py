@@ -219,3 +219,11 @@ def test_the_panel_tells_that_a_hires_prompts_networks_went_on(extension: Extens
         fakes.Processing([PROMPT]), False, batch_number=0, prompts=[], seeds=[], subseeds=[], extra_network_data=data
     )
     assert seen == [data]
+
+
+def test_a_request_brings_no_settings_of_ours_along(extension: Extension) -> None:
+    # Hosts put what a request overrides back when it ends, over what the operator has chosen meanwhile.
+    p = fakes.Processing([PROMPT])
+    p.override_settings = {"concept_erasure_profile": "None", "concept_erasure_other_base": True, "eta": 1}  # type: ignore[attr-defined]
+    extension.script.before_process(p)
+    assert p.override_settings == {"eta": 1}  # type: ignore[attr-defined]

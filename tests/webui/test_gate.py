@@ -146,6 +146,32 @@ def test_a_pinned_name_without_a_profile_stops_everything(web: SimpleNamespace, 
         generate(web, scripts=False)
 
 
+def test_a_refusal_that_cannot_be_told_is_one_all_the_same(web: SimpleNamespace, library: Path) -> None:
+    class Untold(fakes.Processing):
+        def comment(self, text: str) -> None:
+            raise RuntimeError("another extension has broken this")
+
+    p = Untold(["a<erase:nothing:1>"])
+    with fakes.swallowing():
+        web.gate.begin(p, ())
+    assert web.shared.state.interrupted
+    with pytest.raises(web.gate.Refused, match="There is no erasure"):
+        generate(web, p=Untold(["a<erase:nothing:1>"]), scripts=False)
+    p.prompts, p.negative_prompts = p.all_prompts, []  # type: ignore[attr-defined]
+    with fakes.swallowing():
+        web.gate.begin_batch(p, 0)
+    assert p.prompts == []  # type: ignore[attr-defined]
+
+
+def test_a_blank_profile_is_told_where_it_stands(a1111: SimpleNamespace, library: Path) -> None:
+    a1111.shared.opts.concept_erasure_profile = " "
+    with pytest.raises(NoPicture, match=r"under Settings, Concept Erasure, is blank; choose one there, or None for no"):
+        generate(a1111)
+    a1111.shared.cmd_opts.concept_erasure_profile = " "
+    with pytest.raises(NoPicture, match="--concept-erasure-profile names no safety profile"):
+        generate(a1111)
+
+
 def test_a_host_that_lost_the_erasure_before_a_step_paints_nothing_unerased(web: SimpleNamespace) -> None:
     erased = generate(web, f"{PROMPT}<erase:ball>")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,29 @@ def test_a_job_that_the_web_ui_did_not_survive(jobs: Any, library: Path) -> None
     (library / ".last-job.json").write_text("{")
     jobs.JOBS.last = None
     assert jobs.JOBS.shown() is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"title": 1}, {"title": None}, {"losses": "abc"}, {"losses": [["erase", 1.0]]}, {"losses": [{"erase": "a"}]},
+        {"losses": [{"erase": 10**400}]}, {"losses": None}, {"seconds": "a"}, {"seconds": 10**400}, {"left": None},
+        {"step": "3"}, {"total": []}, {"status": {}}, {"message": ["a"]}, {"output": 7}, {"more": 1}, None,
+        "[" * 100_000, '"done"', "[]", "\xff",
+    ],
+)  # fmt: skip
+def test_a_damaged_note_of_the_last_job_is_none(jobs: Any, library: Path, damage: Any) -> None:
+    show = importlib.import_module("concept_erasure_webui.show")
+    jobs.JOBS.last = jobs.Job("Erasing", "done", total=3, losses=[{"erase": 1.0}, {"erase": float("nan")}], left=2)
+    jobs.JOBS.note()
+    note = library / ".last-job.json"
+    jobs.JOBS.last = None
+    if damage is None:  # a whole one is shown
+        assert jobs.JOBS.shown().losses[0] == {"erase": 1.0} and "Erasing" in show.job(jobs.JOBS.shown())
+        return
+    text = damage if isinstance(damage, str) else json.dumps(json.loads(note.read_text()) | damage)
+    note.write_bytes(text.encode("latin-1"))
+    assert "Nothing was done yet" in show.job(jobs.JOBS.shown())
 
 
 def test_the_time_left_is_that_of_the_stage(jobs: Any, a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,57 @@ def test_without_our_script_it_is_erased_or_refused(web: SimpleNamespace, prompt
         with pytest.raises(web.gate.Refused, match="ADetailer"):
             inside(web, unknown(web), prompt, panel=panel)
     assert torch.equal(inside(web, unknown(web)), base)  # nobody asked for anything
+
+
+@pytest.mark.parametrize("networks", [True, False])
+def test_a_copy_of_its_own_object_without_our_script(web: SimpleNamespace, networks: bool) -> None:
+    base, erased = generate(web), generate(web, panel=PANEL)
+
+    def painted(prompt: str) -> Tensor:
+        outer = fakes.Processing([f"{prompt}<erase:ball>" if prompt else PROMPT])
+
+        def part() -> Tensor:
+            p = copy.copy(outer)
+            p.all_prompts, p.disable_extra_networks = [PROMPT], not networks
+            return generate(web, p=p, scripts=False, task=False)
+
+        return inside(web, part, p=outer)
+
+    if web.kind == "a1111":
+        assert torch.equal(painted(PROMPT), erased)
+    else:
+        with pytest.raises(web.gate.Refused, match="ADetailer"):
+            painted(PROMPT)
+    assert torch.equal(painted(""), base)
+
+
+def test_tags_that_neither_our_script_nor_the_host_reads(web: SimpleNamespace) -> None:
+    erased = generate(web, panel=PANEL)
+
+    def painted(prompt: str) -> Tensor:
+        p = fakes.Processing([prompt])
+        p.disable_extra_networks = True
+        return generate(web, p=p, scripts=False)
+
+    if web.kind == "a1111":
+        assert torch.equal(painted(f"{PROMPT}<erase:ball>"), erased)
+    else:
+        with pytest.raises(web.gate.Refused, match="not on the model"):
+            painted(f"{PROMPT}<erase:ball>")
+    with pytest.raises(web.gate.Refused, match="cannot be read"):
+        painted(f"{PROMPT}<Erase:ball>")
+    assert not torch.equal(painted(PROMPT), erased)
+
+
+def test_a_sampler_that_does_not_say_what_it_paints_for(web: SimpleNamespace) -> None:
+    def unnamed() -> None:
+        params = fakes.Params(None, torch.ones(1, 4, 8, 8))
+        web.gate.check_step(params)
+        _ = params.x * 1.0
+
+    generate(web, before_step=unnamed)
+    with pytest.raises(web.gate.Refused, match="does not say what it paints for"):
+        generate(web, panel=PANEL, before_step=unnamed)
 
 
 def test_an_erased_text_encoder_counts_too(web: SimpleNamespace) -> None:

@@ -92,3 +92,24 @@ def test_a_profile_is_not_undone_here(
     a1111.shared.opts.concept_erasure_profile = "studio"
     with pytest.raises(ProfileFailed, match="would leave 0% of"):
         purifying.run_purify(Image.new("RGB", (64, 64)), "a red ball", [purifying.Wish("ball-negated")], 4, 3.0, 0.5)
+
+
+def test_the_tab_takes_the_file_that_was_chosen(purifying: Any, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = importlib.import_module("concept_erasure_webui.purify_tab")
+    asked: list[str] = []
+    monkeypatch.setattr(purifying, "run_purify", lambda picture, caption, wishes, *_: asked.extend(map(str, wishes)))
+    (library / "people").mkdir()
+    for name in ("words", "bob"):  # one of them is the name of another file in the folder above
+        (library / "people" / f"{name}.safetensors").write_bytes((library / "ball.safetensors").read_bytes())
+    for name in ("people/words", "people/bob.safetensors", "words"):
+        tab.purify("task", None, "a red ball", name, 4, 3.0, 0.5)
+    assert asked == ["people/words:1", "people/bob:1", "words:1"]
+    for name in (None, "None", "bob", "../bob"):
+        assert "error" in tab.purify("task", None, "a red ball", name, 4, 3.0, 0.5)[1]
+    assert len(asked) == 3
+
+
+def test_a_caption_that_misses_the_concept_is_told(purifying: Any, library: Path) -> None:
+    tab, picture = importlib.import_module("concept_erasure_webui.purify_tab"), Image.new("RGB", (64, 64))
+    said = [tab.purify("task", picture, caption, "ball", 4, 3.0, 0.5)[1] for caption in ("a nice photo", "a red ball")]
+    assert "nothing of what is erased (ball)" in said[0] and "Purified." in said[0] and "nothing" not in said[1]

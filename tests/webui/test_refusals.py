@@ -93,6 +93,43 @@ def test_tags_that_another_script_brings_in(web: SimpleNamespace, expanded: list
     assert torch.equal(erased, generate(web, panel=PANEL))
 
 
+@pytest.mark.parametrize("name", ["ball", "words"])
+def test_a_request_that_switches_extra_networks_off(web: SimpleNamespace, name: str) -> None:
+    def painted(prompt: str = PROMPT, panel: tuple[Any, ...] = ()) -> torch.Tensor:
+        p = fakes.Processing([prompt])
+        p.disable_extra_networks = True
+        return generate(web, p=p, panel=panel)
+
+    base, erased = generate(web), generate(web, panel=(True, name, 1.0))
+    assert torch.equal(painted(), base)  # with nothing left of the one before
+    assert torch.equal(painted(panel=(True, name, 1.0)), erased)
+    assert torch.equal(painted(), base) and torch.equal(painted(f"{PROMPT}<erase:{name}>"), erased)
+
+
+@pytest.mark.parametrize(("prompt", "hr_prompt"), [(PROMPT, "<erase:ball>"), ("<erase:ball>", PROMPT)])
+def test_a_hires_prompt_whose_tags_the_host_does_not_read(web: SimpleNamespace, prompt: str, hr_prompt: str) -> None:
+    def of(hr_prompt: str) -> fakes.Processing:
+        p = fakes.Processing([prompt])
+        p.disable_extra_networks = True
+        p.enable_hr, p.all_hr_prompts = True, [hr_prompt]  # type: ignore[attr-defined]
+        return p
+
+    with pytest.raises(NoPicture, match="with disable_extra_networks the host does not read them"):
+        generate(web, p=of(hr_prompt))
+    generate(web, p=of(prompt))
+
+
+def test_a_later_batch_that_is_refused_was_not_the_first(a1111: SimpleNamespace, library: Path) -> None:
+    p = fakes.Processing([PROMPT, "<Erase:ball>"])
+    a1111.gate.begin(fakes.Processing([PROMPT]), ())
+    for number in (0, 1):
+        p.prompts, p.negative_prompts = p.all_prompts[number : number + 1], []  # type: ignore[attr-defined]
+        a1111.gate.begin_batch(p, number)
+    assert p.prompts == [] and p.comments[-1].endswith("No further picture was made.")  # type: ignore[attr-defined]
+    with pytest.raises(NoPicture, match=r"lower case\. No picture was made"):
+        generate(a1111, p=p)  # asked for again
+
+
 def test_another_network_that_paints(a1111: SimpleNamespace, library: Path) -> None:
     fakes.Processing.cached_c[:] = [None, None]
     host: Any = sys.modules["modules.sd_unet"]
@@ -193,23 +230,65 @@ def test_two_axes_of_a_plot_count_both(web: SimpleNamespace) -> None:
     assert torch.equal(generate(web, f"{PROMPT}<erase:ball:0.5><erase:words:0.5>"), erased)
 
 
-def test_a_cell_of_a_plot_that_failed_is_not_part_of_the_next(web: SimpleNamespace) -> None:
+@pytest.fixture
+def plot(web: SimpleNamespace) -> fakes.Plot:
+    found = fakes.Plot()
+    sys.modules["modules.scripts"].scripts_data = [SimpleNamespace(module=found)]  # type: ignore[attr-defined]
     xyz: Any = importlib.import_module("concept_erasure_webui.xyz")
-    base, whole = generate(web), fakes.Processing([PROMPT])
+    for _ in range(2):  # a reload of the UI that finds the module again
+        xyz.register()
+    return found
 
-    def cell(value: str, **given: Any) -> torch.Tensor:
-        p = copy.copy(whole)
-        xyz._apply(p, value, [])
-        return generate(web, p=p, task=False, **given)
+
+def other_prompt(p: Any, value: str, values: Any) -> None:
+    """The host's own axis "Prompt S/R"."""
+    p.all_prompts = [PROMPT + value]
+
+
+@pytest.mark.parametrize("axis", ["ours", "of prompts"])
+def test_a_cell_of_a_plot_that_failed_is_not_part_of_the_next(
+    web: SimpleNamespace, plot: fakes.Plot, axis: str
+) -> None:
+    xyz: Any = importlib.import_module("concept_erasure_webui.xyz")
+    apply, values = (xyz._apply, ("ball:1", "None")) if axis == "ours" else (other_prompt, ("<erase:ball:1>", ""))
+    base, whole = generate(web), fakes.Processing([PROMPT])
 
     def fail() -> None:
         raise MemoryError
 
+    steps = iter([fail, lambda: None])
     web.shared.state.begin("plot")
-    with pytest.raises(MemoryError):
-        cell("ball:1", before_step=fail)
-    assert torch.equal(cell("None"), base)
-    # What an extension paints inside of a cell is a part of it still, also with a copy of the cell's own object.
+    failed, second = plot.run(
+        whole, list(values), apply, lambda p: generate(web, p=p, task=False, before_step=next(steps))
+    )
+    assert isinstance(failed, MemoryError) and torch.equal(second, base)
+
+
+def test_what_is_painted_inside_of_a_cell_is_a_part_of_it(web: SimpleNamespace, plot: fakes.Plot) -> None:
     made: list[torch.Tensor] = []
-    erased = cell("ball:1", inside=lambda: made.append(generate(web, task=False)))
-    assert torch.equal(made[0], erased)
+
+    def cell(p: fakes.Processing) -> torch.Tensor:
+        # Extensions use a copy of the cell's own object, too.
+        inner = copy.copy(p)
+        inner.all_prompts = [PROMPT]
+        return generate(web, p=p, task=False, inside=lambda: made.append(generate(web, p=inner, task=False)))
+
+    web.shared.state.begin("plot")
+    erased, base = plot.run(fakes.Processing([PROMPT]), ["<erase:ball:1>", ""], other_prompt, cell)
+    assert not torch.equal(erased, base) and torch.equal(made[0], erased) and torch.equal(made[1], base)
+
+
+def test_the_infotext_tells_what_a_part_of_a_generation_got_from_that(web: SimpleNamespace) -> None:
+    said: list[Any] = []
+
+    def inside(prompt: str = PROMPT, **given: Any) -> None:
+        p = fakes.Processing([prompt])
+        generate(web, p=p, task=False, **given)
+        said.append(p.extra_generation_params.get("Concept erasure"))
+
+    generate(web, f"{PROMPT}<erase:ball:0.5>", panel=(True, "words", 1.0), inside=inside)
+    generate(web, panel=PANEL, inside=lambda: inside(f"{PROMPT}<erase:ball:0.5>"))  # the prompt tells it
+    assert said == ["words:1, ball:0.5", None]
+    if web.kind == "a1111":  # without our script
+        generate(web, panel=PANEL, inside=lambda: inside(scripts=False))
+        assert said[-1] == "ball:1"

@@ -422,6 +422,52 @@ def test_routes_refuse_with_a_sentence(
     assert refused.value.detail and str(library) not in refused.value.detail
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "told"),
+    [
+        ("erase", {"settings": ["steps"]}, "settings of auto is a list; it must be an object."),
+        ("erase", {"settings": None}, "settings of auto is None; it must be an object."),
+        ("erase", {"method": "esd", "settings": {"stepz": 3}}, "'stepz' is not a field of settings of esd; it has "),
+        ("erase", {"method": "esd", "settings": {"layers": ["x"]}}, "layers is a list; it must be "),
+        ("erase", {"method": "esd", "settings": {"layers": "x" * 5000}}, "it must be a number, a short text"),
+        ("erase", {"method": "x" * 5000}, "it must be a text of at most 300 characters."),
+        ("erase", {"method": ""}, "There is no method ''"),
+        ("erase", {"method": {}}, "method is an object; it must be a text."),
+        ("erase", {"words": ["x" * 5000]}, "characters"),
+        ("erase", {"words": [str(n) * 100 for n in range(5000)]}, ""),
+        ("erase", {"x" * 5000: 1}, "is not a field of this request; it has alternative, harden"),
+        ("erase", {"side": ""}, "side is ''; it must be a number."),
+        ("erase", {"side": {}}, "side is an object; it must be a number."),
+        ("erase", {"side": True}, "side is True; it must be a number."),
+        ("erase", {"side": 10**400}, "it must be a number."),
+        ("erase", {"side": float("nan")}, "side is nan; it must be a number."),
+        ("erase", {"harden": 2.7}, "harden is 2.7; it must be a whole number."),
+        ("erase", {"harden_seconds": "long"}, "harden_seconds is 'long'; it must be a number."),
+        ("erase", {"preset": ["object"]}, "preset is a list; it must be a text."),
+        ("erase", {"alternative": 7}, "alternative is 7; it must be a text."),
+        ("explore", {"erasure": {}}, "erasure is an object; it must be a text."),
+        ("explore", {"erasure": "ball", "strength": None}, "strength is None; it must be a number."),
+        ("explore", {"seconds": [60]}, "seconds is a list; it must be "),
+        ("report", {"erasures": [{"erasure": "ball", "at": 1}]}, "'at' is not a field of an erasure; it has erasure"),
+        ("report", {"erasures": [[]]}, "erasure is a list; it must be a text."),
+        ("report", {"erasures": [""]}, "An erasure has no name; write that of a file."),
+        ("report", {"erasures": ["ball"], "merge": "yes"}, "merge is 'yes'; it must be true or false."),
+    ],
+)
+def test_routes_name_the_field_and_repeat_little(routes: Any, route: str, body: dict[str, Any], told: str) -> None:
+    with pytest.raises(routes.HTTPException) as refused:
+        getattr(routes, route)({"words": ["ball"]} | body if route != "report" else body)
+    assert refused.value.status_code == 422
+    assert told in refused.value.detail and len(refused.value.detail) <= 1001
+
+
+def test_fields_that_are_null_are_left_out(routes: Any) -> None:
+    nothing = dict.fromkeys(("side", "preset", "method", "alternative"))
+    asked, plain = (routes._erasing({"words": ["ball"]} | more) for more in (nothing, {}))
+    assert asked == plain and asked.latent_side is None and routes._erasing({"words": ["ball"], "side": 64}).latent_side
+    assert routes._search({"words": ["ball"], "erasure": None, "calls": None, "side": 0}).erasure is None
+
+
 def test_a_damaged_file_is_told_without_its_folder(routes: Any, library: Path) -> None:
     (library / "bad.safetensors").write_bytes(b"no")
     (bad,) = [one for one in routes.erasures() if one["problem"]]
