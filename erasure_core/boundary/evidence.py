@@ -133,12 +133,12 @@ def _of_things(subject: Subject, scorer: Scorer) -> tuple[list[Meaning], list[Me
         if one.against[0] in things:
             by_word[one.word].append(one)
     concept = [of_word for of_word in by_word.values() if len(of_word) == len(things)][:MOST_WORDS]
+    if not concept:
+        return None
     others: dict[Meaning, bool] = {}
     for of_word in concept:
         far = [set(scorer.rivals_of(one)) for one in of_word]
         for meaning in zip(*(one.against for one in of_word), strict=False):
             is_far = 2 * sum(text in texts for text, texts in zip(meaning, far, strict=True)) > len(things)
             others[meaning] = others.get(meaning, True) and is_far  # what one word reads as its own is no rival at all
-    if not concept:
-        return None
     return [[one.text for one in of_word] for of_word in concept], [other for other, is_far in others.items() if is_far]

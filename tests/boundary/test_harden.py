@@ -95,6 +95,13 @@ def test_a_finished_erasing_is_not_lost_to_a_stopped_search(
     assert [one["added"] for one in manifest.settings.get("harden", [])] == [[word] for word in before]
 
 
+def _searches_fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def failing(*_: Any, **__: Any) -> Exploration:
+        raise error
+
+    monkeypatch.setattr(loop, "explore", failing)
+
+
 @pytest.mark.parametrize("error", [InvalidConcept("It is refused."), torch.OutOfMemoryError("acted")])
 def test_a_finished_erasing_is_not_lost_to_a_search_that_fails(
     pico_folders: dict[str, Path],
@@ -103,10 +110,7 @@ def test_a_finished_erasing_is_not_lost_to_a_search_that_fails(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    def failing(*_: Any, **__: Any) -> Exploration:
-        raise error
-
-    monkeypatch.setattr(loop, "explore", failing)
+    _searches_fail(monkeypatch, error)
     out = tmp_path / "ball.safetensors"
     asked = ["erase", "--model", str(pico_folders["sd1"]), "--concept", "ball", "--method", "closed_form"]
     kind = InvalidConcept if isinstance(error, InvalidConcept) else OutOfMemory
@@ -153,10 +157,7 @@ def test_a_search_that_fails_leaves_the_training_as_a_file(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    def failing(*_: Any, **__: Any) -> Exploration:
-        raise error
-
-    monkeypatch.setattr(loop, "explore", failing)
+    _searches_fail(monkeypatch, error)
     for _ in range(2):
         made = _made(pico, tmp_path, 2)
         (note,) = made.history.notes
