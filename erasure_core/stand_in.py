@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .concept import Concept, said_word, says
 from .kinds import THING, common_kinds, describes, is_guessed, kinds
-from .survey import FAINT, Found
+from .survey import FAINT, NearWord
 
 STAND_IN_LIKENESS = 0.7
 """A word that steers pictures more alike than this is not put in the concept's place, if there is any other: what it
@@ -18,7 +18,7 @@ KIN = 0.3
 words are looked at too. Of words that are said of things, as colours are, how they are used tells their kind."""
 
 
-def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
+def with_likest(concept: Concept, found: Sequence[NearWord]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
     something takes the concept's place, and the likest takes it with the least change. One that is too alike does so
     only where all kept things are: the least alike of them. For colours and patterns there are other words."""
@@ -27,7 +27,7 @@ def with_likest(concept: Concept, found: Sequence[Found]) -> Concept:
     return _with_best(concept, kept, lambda one, like: -like if THING in kinds(one.word) else None)
 
 
-def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool) -> Concept:
+def with_known_stand_in(concept: Concept, found: Sequence[NearWord], explicit: bool) -> Concept:
     """``with_likest`` for a user who kept nothing that may take the place: any word that was judged may, as long as the
     model does not read it as the concept. It is the one that steers furthest the concept's way: one that is hardly
     known to the model leaves a hole. In an explicit concept's place only an everyday word that is kept may stand, of
@@ -43,8 +43,8 @@ def with_known_stand_in(concept: Concept, found: Sequence[Found], explicit: bool
 
 def _with_best(
     concept: Concept,
-    offered: Sequence[Found],
-    rating: Callable[[Found, float], float | None],
+    offered: Sequence[NearWord],
+    rating: Callable[[NearWord, float], float | None],
     least: float = KIN,
     any_kind: bool = False,
 ) -> Concept:

@@ -87,7 +87,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Found:
+class NearWord:
     """A word near the concept.
 
     Args:
@@ -163,10 +163,10 @@ class Steering:
         pairs = zip(self._tensors(), more._tensors(), strict=True)
         return Steering(self.words + more.words, *(torch.cat(pair) for pair in pairs))
 
-    def found(self) -> Iterator[Found]:
+    def found(self) -> Iterator[NearWord]:
         """The words as finds, none of them yet said to belong or to be kept."""
         rows = zip(self.words, self.likeness.tolist(), self.strength.tolist(), self.each.tolist(), strict=True)
-        return (Found(word, like, False, strength=much, each=tuple(each)) for word, like, much, each in rows)
+        return (NearWord(word, like, False, strength=much, each=tuple(each)) for word, like, much, each in rows)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.directions, self.each, self.strength
@@ -180,7 +180,7 @@ def survey(
     progress: Progress | None = None,
     everyday: bool = True,
     named: bool = True,
-) -> list[Found]:
+) -> list[NearWord]:
     """Judge the words around a concept, most alike first, and the words of the prompts to keep.
 
     A word belongs to the concept if it is alike enough, and more like the concept than like any word of a prompt to
@@ -250,7 +250,7 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
 
 def everyday_survey(
     model: PromptModel, concept: Concept, settings: Survey, progress: Progress
-) -> tuple[Concept, list[Found]]:
+) -> tuple[Concept, list[NearWord]]:
     """``survey`` for a user who named nothing to keep: the concept with everyday prompts to keep, and what was found.
 
     Prompts that say what the model reads as the concept are not kept, and what is near to everyday words is not looked
@@ -262,7 +262,7 @@ def everyday_survey(
     return without_alike(concept, found, settings.alike)
 
 
-def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tuple[Concept, list[Found]]:
+def without_alike(concept: Concept, found: Sequence[NearWord], alike: float) -> tuple[Concept, list[NearWord]]:
     """A concept without those prompts to keep that say a word that is at least so ``alike`` or belongs to it, and the
     finds without those of the first kind: for prompts that no user asked to keep."""
     alike_words = {one.word for one in found if one.kept and one.likeness >= alike}
@@ -271,7 +271,7 @@ def without_alike(concept: Concept, found: Sequence[Found], alike: float) -> tup
     return replace(concept, keep=keep), [one for one in found if one.word not in alike_words]
 
 
-def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progress | None = None) -> list[Found]:
+def likest_kept(model: PromptModel, concept: Concept, seed: int, progress: Progress | None = None) -> list[NearWord]:
     """The words of the prompts to keep, judged as ``survey`` does, but nothing else is looked at.
 
     Raises:
@@ -331,13 +331,13 @@ def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tenso
     )
 
 
-def expanded(concept: Concept, found: Sequence[Found], most: int) -> Concept:
+def expanded(concept: Concept, found: Sequence[NearWord], most: int) -> Concept:
     """A concept with the words that the model reads as it, at most ``most`` of them, but none that a prompt to keep or
     an alternative says."""
     chosen = [one for one in found if one.belongs and not concept.spares(one.word)][: most * len(concept.each)]
     return concept.grown([(one.word, concept.words[_likest(one)]) for one in chosen])
 
 
-def _likest(one: Found) -> int:
+def _likest(one: NearWord) -> int:
     """The place of the concept's word that a find is likest to."""
     return one.each.index(max(one.each)) if one.each else 0

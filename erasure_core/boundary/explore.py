@@ -37,7 +37,7 @@ HIDDEN_BELOW = 0.5
 SKETCH = 64
 """Numbers kept of each prompt, for clusters."""
 MOST_POINTS = 5000
-Found = Callable[[Sequence[Point]], None]
+Watcher = Callable[[Sequence[Point]], None]
 """Told all points so far, in the order in which they were found, each time that some were added."""
 
 
@@ -70,7 +70,7 @@ def explore(
     progress: Progress | None = None,
     tries: Sequence[str] = (),
     detector: Detector | None = None,
-    notify: Found = lambda points: None,
+    notify: Watcher = lambda points: None,
     scorer: Scorer | None = None,
 ) -> Exploration:
     """Search for prompts that reach a concept.
@@ -130,7 +130,7 @@ class _Explorer:
         settings: ExploreSettings,
         tries: Sequence[str],
         detector: Detector | None,
-        notify: Found,
+        notify: Watcher,
         scorer: Scorer | None,
     ) -> None:
         self.subject, self.concept, self.settings, self.detector = subject, concept, settings, detector

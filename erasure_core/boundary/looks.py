@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import evidence
 from .candidate import NAMED, Candidate, Point
-from .evidence import PAINTING, paint
+from .evidence import PAINTING, Evidence, paint
 from .scores import Scorer
 from .subject import Subject, derived
 
@@ -50,10 +50,17 @@ def looker(subject: Subject, scorer: Scorer, detector: Detector | None, seed: in
     if detector is not None and decode is not None:
         return Looker(lambda latents, _: [share - 0.5 for share in detector(decode(latents))], PAINTING)
     usual = evidence.of_concept(subject, scorer, seed)
+    of_things: dict[str, Evidence] = {}
+
+    def see_one(latent: Tensor, candidate: Candidate) -> float:
+        if not candidate.against:
+            return usual(latent[None])[0]
+        if candidate.text not in of_things:  # encoded once for all of its pictures
+            of_things[candidate.text] = evidence.of_thing(subject, scorer, candidate, seed)
+        return of_things[candidate.text](latent[None])[0]
 
     def see(latents: Tensor, candidates: Sequence[Candidate]) -> list[float]:
-        own = [evidence.of_thing(subject, scorer, one, seed) if one.against else usual for one in candidates]
-        return [judge(latent[None])[0] for judge, latent in zip(own, latents, strict=True)]
+        return [see_one(latent, one) for latent, one in zip(latents, candidates, strict=True)]
 
     return Looker(see, PAINTING + usual.cost)
 

@@ -27,7 +27,7 @@ from erasure_core.stand_in import with_known_stand_in, with_likest
 from erasure_core.survey import (
     FAINT,
     GROUP,
-    Found,
+    NearWord,
     Steering,
     Survey,
     belonging,
@@ -242,33 +242,33 @@ def test_words_are_judged_on_small_pictures(pico: DiffusersModel, monkeypatch: p
 
 def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() -> None:
     found = [
-        Found("sphere", 0.9, True),
-        Found("globule", 0.8, False),
-        Found("hoop", 0.6, False, strength=0.3),
-        Found("bare", 0.55, False),
-        Found("flower", 0.4, False, True),
+        NearWord("sphere", 0.9, True),
+        NearWord("globule", 0.8, False),
+        NearWord("hoop", 0.6, False, strength=0.3),
+        NearWord("bare", 0.55, False),
+        NearWord("flower", 0.4, False, True),
     ]
     concept = Concept(("ball",))
     assert with_known_stand_in(concept, found, explicit=False).alternative == "bare"
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
-    under_another_name = [Found("fir", 0.6, False, aside=0.8), Found("cat", 0.5, False, aside=0.4)]
+    under_another_name = [NearWord("fir", 0.6, False, aside=0.8), NearWord("cat", 0.5, False, aside=0.4)]
     assert with_known_stand_in(Concept(("tree",)), under_another_name, explicit=False).alternative == "cat"
-    plural = [Found("dogs", 0.6, False), Found("cat", 0.5, False)]
+    plural = [NearWord("dogs", 0.6, False), NearWord("cat", 0.5, False)]
     assert with_known_stand_in(Concept(("dog",)), plural, explicit=False).alternative == "cat"
-    faint = Found("city", 0.6, False, True, strength=0.1)
+    faint = NearWord("city", 0.6, False, True, strength=0.1)
     assert with_known_stand_in(concept, [faint], explicit=False).alternative is None
 
 
 def test_of_several_concepts_each_gets_what_is_likest_to_it() -> None:
     several = Concept.joined([Concept(("ball", "orb"), "box"), Concept(("red",)), Concept(("star",))])
-    pink = Found("pink", 0.6, False, True, each=(0.1, 0.2, 0.6, 0.0))
-    moon = Found("moon", 0.6, False, True, each=(0.5, 0.6, 0.1, 0.5))
+    pink = NearWord("pink", 0.6, False, True, each=(0.1, 0.2, 0.6, 0.0))
+    moon = NearWord("moon", 0.6, False, True, each=(0.5, 0.6, 0.1, 0.5))
     told = with_likest(several, [pink, moon])
     assert dict(told.instead) == {"ball": "box", "orb": "box", "red": "pink", "star": "moon"}
     assert told.alternative is None
-    crimson = Found("crimson", 0.9, True, each=(0.0, 0.1, 0.9, 0.2))
+    crimson = NearWord("crimson", 0.9, True, each=(0.0, 0.1, 0.9, 0.2))
     assert expanded(told, [crimson], 5).instead[-1] == ("crimson", "pink"), "and so do its other names"
     assert with_likest(Concept(("ball", "orb")), [moon]).alternative == "moon"
 
@@ -276,39 +276,39 @@ def test_of_several_concepts_each_gets_what_is_likest_to_it() -> None:
 def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None:
     """Where dots look as stripes do, dots in their place leave them; smooth things are the contrary of both."""
     striped = Concept(("striped", "banded"))
-    dotted, plain = Found("dotted", 0.81, False, True), Found("plain", -0.59, False, True, strength=0.3)
+    dotted, plain = NearWord("dotted", 0.81, False, True), NearWord("plain", -0.59, False, True, strength=0.3)
     assert with_likest(striped, [dotted, plain]).alternative == "plain"
     assert with_likest(striped, [dotted]).alternative is None
-    checked = Found("chequered", 0.5, False)
+    checked = NearWord("chequered", 0.5, False)
     assert with_known_stand_in(striped, [dotted, checked], explicit=False).alternative == "chequered"
     assert with_known_stand_in(striped, [dotted], explicit=False).alternative == "dotted"
     assert with_known_stand_in(striped, [dotted], explicit=True).alternative is None
-    kite, arrow = Found("kite", 0.75, False, True), Found("arrow", 0.31, False, True)
+    kite, arrow = NearWord("kite", 0.75, False, True), NearWord("arrow", 0.31, False, True)
     assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
     assert with_likest(Concept(("tent",)), [kite, replace(kite, word="hut", likeness=0.9)]).alternative == "kite"
     assert with_known_stand_in(Concept(("tent",)), [replace(arrow, likeness=-0.1)], explicit=False).alternative is None
 
 
 def test_a_word_whose_use_is_only_guessed_takes_no_place_unless_it_is_kept() -> None:
-    quartered, plain = Concept(("quartered",)), Found("plain", -0.59, False, True)
-    expected = Found("expected", 0.1, False)
+    quartered, plain = Concept(("quartered",)), NearWord("plain", -0.59, False, True)
+    expected = NearWord("expected", 0.1, False)
     assert with_likest(quartered, [plain]).alternative == "plain"
     assert with_known_stand_in(quartered, [expected], explicit=False).alternative is None
     assert with_likest(quartered, [replace(expected, kept=True)]).alternative == "expected"
 
 
 def test_a_word_of_another_kind_takes_no_place() -> None:
-    tree = Found("tree", 0.29, False, True)
+    tree = NearWord("tree", 0.29, False, True)
     assert with_likest(Concept(("red",)), [tree]).alternative is None
-    pink = Found("pink", 0.6, False)
+    pink = NearWord("pink", 0.6, False)
     assert with_known_stand_in(Concept(("red",)), [tree, pink], explicit=False).alternative == "pink"
-    part = Found("red", 0.9, False, True)
+    part = NearWord("red", 0.9, False, True)
     assert with_likest(Concept(("red ball",)), [part]).alternative is None, "nor does a part of the phrase itself"
 
 
 def test_a_thing_takes_no_colours_or_patterns_place_however_alike_it_is() -> None:
     """Many houses are red: the model reads them as more alike than another colour. A hole is better than a house."""
-    house, blue = Found("house", 0.6, False, True), Found("blue", 0.4, False)
+    house, blue = NearWord("house", 0.6, False, True), NearWord("blue", 0.4, False)
     for concept in (Concept(("red",)), Concept(("red", "blood"))):
         assert with_likest(concept, [house]).alternative is None
         assert with_known_stand_in(concept, [house, blue], explicit=False).alternative == "blue"
@@ -331,8 +331,8 @@ def test_words_of_the_kind_are_looked_at_and_never_erased(pico: DiffusersModel) 
 def test_where_no_kept_word_is_alike_the_models_own_are_asked(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasing, "likest_kept", lambda *_: [Found("tree", 0.1, False, True)])
-    monkeypatch.setattr(erasing, "survey", lambda *_, **__: [Found("pink", 0.6, False), Found("ruby", 0.9, True)])
+    monkeypatch.setattr(erasing, "likest_kept", lambda *_: [NearWord("tree", 0.1, False, True)])
+    monkeypatch.setattr(erasing, "survey", lambda *_, **__: [NearWord("pink", 0.6, False), NearWord("ruby", 0.9, True)])
     settings = find_method("closed_form").settings()
     erasure, _ = erase(pico, Concept(("red",), None, ("a tree",)), "closed_form", settings)
     assert erasure.manifest.alternative == "pink"
@@ -355,7 +355,7 @@ def test_parts_of_a_phrase_are_not_erased_with_it(pico: DiffusersModel, monkeypa
 
 
 def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersModel) -> None:
-    found = [Found("orb", 0.9, True), Found("sphere", 0.8, True), Found("box", 0.3, False)]
+    found = [NearWord("orb", 0.9, True), NearWord("sphere", 0.8, True), NearWord("box", 0.3, False)]
     several = Concept.joined([Concept(("ball",)), Concept(("dog",), "orb")])
     assert expanded(several, found, 5).words == ("ball", "dog", "sphere"), "what takes another's place is not erased"
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
@@ -372,7 +372,7 @@ def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersMod
 
 
 def test_what_nobody_asked_to_keep_is_not_kept_where_it_is_read_as_the_concept() -> None:
-    found = [Found("cat", 0.8, False, True), Found("dog", 0.4, False, True), Found("puma", 0.7, True)]
+    found = [NearWord("cat", 0.8, False, True), NearWord("dog", 0.4, False, True), NearWord("puma", 0.7, True)]
     concept, rest = without_alike(Concept(("kitten",), None, ("a cat", "a dog", "a Cat, asleep")), found, 0.55)
     assert concept.keep == ("a dog",) and [one.word for one in rest] == ["dog", "puma"]
     assert with_likest(concept, rest).alternative == "dog"
@@ -380,7 +380,7 @@ def test_what_nobody_asked_to_keep_is_not_kept_where_it_is_read_as_the_concept()
 
 @pytest.mark.parametrize("name", ["auto", "sage"])
 def test_the_models_own_words_are_erased_too(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    found = [Found("orb", 0.9, True), Found("cat", 0.3, False)]
+    found = [NearWord("orb", 0.9, True), NearWord("cat", 0.3, False)]
     monkeypatch.setattr(vocabulary, "survey", lambda *_: found)
     method, concept = find_method(name), Concept(("ball",), None, ("a red box",))
     assert method.prepare is not None
@@ -400,7 +400,7 @@ def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel)
 def test_without_prompts_to_keep_other_methods_take_a_word_instead_too(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [Found("sphere", 0.9, True), Found("flower", 0.8, False, True), Found("box", 0.4, False)]
+    found = [NearWord("sphere", 0.9, True), NearWord("flower", 0.8, False, True), NearWord("box", 0.4, False)]
     monkeypatch.setattr(surveying, "survey", lambda *_, **__: found)
     solve = METHODS["closed_form"].settings
     erasure, _ = erase(pico, Concept(("ball",)), "closed_form", solve())

@@ -20,7 +20,7 @@ from erasure_core.errors import InvalidFile, InvalidSettings, OutOfMemory
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.methods import METHODS, find_method
 from erasure_core.safe_files import read_tensors, write_tensors
-from erasure_core.survey import Found
+from erasure_core.survey import NearWord
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ SEARCH = {"warm_up": 1, "check_every": 2, "check_starts": 2, "check_steps": 2}
 def test_an_interrupted_training_keeps_the_words_that_its_method_found(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [Found("orb", 0.9, True), Found("cat", 0.5, False, True)]  # a pico model finds whatever chance wants
+    found = [NearWord("orb", 0.9, True), NearWord("cat", 0.5, False, True)]  # a pico model finds whatever chance wants
     monkeypatch.setattr(surveying, "survey", lambda *_, **__: found)
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     stopped = jobs.run_erase(request(jobs, "auto", **SHORT, **SEARCH))
