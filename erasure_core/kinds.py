@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .concept import ARTICLES, BEFORE, Concept, frame, is_name, said_word
+from .concept import ARTICLES, BEFORE, IN_PLACE, Concept, frame, is_name, said_word, without_concept
 from .spread import spread
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
@@ -47,45 +47,50 @@ RIVALS = 4
 """Other words of its kind that a word said of a thing is compared with."""
 MOST_KEPT, THINGS_SAID = 3, 6
 """Kept things that each word is said of, evenly spread over all of them, and with everyday ones."""
+SCENES = ("a red house", "a small tree", "a blue car")
+"""Everyday prompts that things are said in."""
+SCENE_WORDS = (3, 8)
+"""Words, at least and at most, of a kept prompt that things are said in: its last one makes room."""
 
 
 @cache
-def _table() -> dict[str, frozenset[str]]:
-    """Each describing word with its kinds."""
-    kinds: dict[str, frozenset[str]] = {}
-    now: frozenset[str] = frozenset()
+def _table() -> dict[str, tuple[str, ...]]:
+    """Each describing word with its kinds, the foremost first."""
+    kinds: dict[str, tuple[str, ...]] = {}
+    now: tuple[str, ...] = ()
     for line in WORDS_FILE.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
-            now = frozenset(line.strip("[]").split())
+            now = tuple(line.strip("[]").split())
         elif line and not line.startswith("#"):
-            kinds[line] = kinds.get(line, frozenset()) | now
+            kinds[line] = tuple(dict.fromkeys(kinds.get(line, ()) + now))
     return kinds
 
 
-def kinds(phrase: str) -> frozenset[str]:
-    """What a word or phrase is used as, by itself, its ending or the last of its words; what is not known is a thing.
+def kinds(phrase: str) -> tuple[str, ...]:
+    """What a word or phrase is used as, foremost first, by itself, its ending or the last of its words; what is not
+    known is a thing.
 
-    >>> sorted(kinds("bright red")), sorted(kinds("red ball")), sorted(kinds("gold"))
-    (['colour'], ['thing'], ['colour', 'material', 'thing'])
-    >>> sorted(kinds("Snow White")), sorted(kinds("man in black")), sorted(kinds("starfish"))
-    (['thing'], ['thing'], ['thing'])
+    >>> kinds("bright red"), kinds("red ball"), kinds("gold"), kinds("rose")
+    (('colour',), ('thing',), ('colour', 'thing', 'material'), ('thing', 'colour'))
+    >>> kinds("Snow White"), kinds("man in black"), kinds("starfish")
+    (('thing',), ('thing',), ('thing',))
     """
     words = phrase.casefold().split()
     words = words[1:] if len(words) > 1 and words[0] in ARTICLES else words
     text, last = " ".join(words), words[-1] if words else ""
     if last in ("style", "aesthetic") or text.startswith("in the style of"):
-        return frozenset([STYLE])
+        return (STYLE,)
     if known := _table().get(text):
         return known
     if is_name(phrase) and not all(word in _table() for word in words):
-        return frozenset([THING])  # Snow White is no white
+        return (THING,)  # Snow White is no white
     head = next((words[:i] for i, word in enumerate(words) if i and word in BEHIND), words)
     last = head[-1] if head else ""
     if known := _table().get(last):
         return known
     if len(words) == 1 and is_guessed(phrase.split()[-1]):
-        return frozenset([QUALITY, PATTERN] if last.endswith(WORKED) else [QUALITY])
-    return frozenset([THING])
+        return (QUALITY, PATTERN) if last.endswith(WORKED) else (QUALITY,)
+    return (THING,)
 
 
 def is_guessed(word: str) -> bool:
@@ -101,22 +106,28 @@ def is_guessed(word: str) -> bool:
 
 
 def common_kinds(words: Sequence[str]) -> frozenset[str]:
-    """What all words of a concept are used as; where they have nothing in common, what the first is."""
-    shared = frozenset.intersection(*map(kinds, words))
-    return shared or kinds(words[0])
+    """What all words of a concept are used as; where they have nothing in common, what the first is. A thing is no
+    colour besides, nor the other way round: what the first word is foremost decides.
+
+    >>> [sorted(common_kinds(words)) for words in (["orange", "tangerine"], ["gold", "coin"], ["rose"])]
+    [['colour'], ['thing'], ['thing']]
+    """
+    first = kinds(words[0])
+    shared = [kind for kind in first if all(kind in kinds(word) for word in words)] or list(first)
+    return frozenset([THING]) if shared[0] == THING else frozenset(shared) - {THING}
 
 
 def describes(words: Sequence[str]) -> bool:
-    """Whether a concept's words are said of things, and name none themselves."""
+    """Whether a concept's words are said of things, rather than being things themselves."""
     return THING not in common_kinds(words)
 
 
 def of_kind(words: Sequence[str], most: int) -> list[str]:
     """Other words used as a concept's words are, the common ones first; none for things, which are without number."""
-    own = {word.casefold() for word in words}
-    wanted = common_kinds(words) - {THING}
-    every = [word for word, theirs in _table().items() if theirs & wanted and word not in own]
-    return every[:most] if describes(words) else []
+    if not describes(words):
+        return []
+    own, wanted = {word.casefold() for word in words}, common_kinds(words)
+    return [word for word, theirs in _table().items() if wanted & set(theirs) and word not in own][:most]
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,9 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     """
     own, wanted = dict(concept.instead), []
     for words in concept.each:
-        used = [word for word in words if is_name(word) or (describes(words) and kinds(word) & common_kinds(words))]
+        used = [
+            word for word in words if is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word)))
+        ]
         others = [other for other in of_kind(words, len(concept.words) + RIVALS) if other not in concept.words]
         wanted += [(word, others[:RIVALS]) for word in used[:MOST_SAID]]
     said = []
@@ -155,10 +168,34 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     return said
 
 
+def said_in_scenes(concept: Concept) -> list[SaidOfThing]:
+    """The first words of each concept that are things, said in the place of the last word of prompts that are kept and
+    of everyday ones; scene by scene.
+
+    That "a cup" is gone says little of "a striped pink cup".
+    """
+    least, most = SCENE_WORDS
+    kept = [prompt for prompt in without_concept(concept.keep, concept) if least <= len(prompt.split()) <= most]
+    kept = [prompt for prompt in kept if prompt.split()[-1].isalpha() and kinds(prompt.split()[-1]) == (THING,)]
+    scenes = dict.fromkeys([*spread(kept, MOST_KEPT), *SCENES])
+    things = dict.fromkeys([*(prompt.split()[-1] for prompt in kept), *(thing.split()[-1] for thing in THINGS)])
+    others = [thing for thing in things if said_word(thing, concept.words) is None][:RIVALS]
+    own, said = dict(concept.instead), []
+    for prompt in scenes:
+        scene = frame(prompt, IN_PLACE)
+        for words in concept.each:
+            used = [] if describes(words) else [word for word in words if not is_name(word)]
+            for word in used[:MOST_SAID]:
+                chosen = own.get(word, concept.alternative)
+                rivals = map(scene.say, dict.fromkeys([*([chosen] if chosen else []), *others]))
+                said.append(SaidOfThing(word, scene.say(word), (scene.without, *rivals)))
+    return said
+
+
 def _things(concept: Concept) -> list[str]:
     """Things with an article, those of the prompts to keep first."""
     short = [prompt.split() for prompt in concept.keep if 1 < len(prompt.split()) <= MOST_WORDS]
-    kept = [f"a {words[-1]}" for words in short if words[-1].isalpha() and kinds(words[-1]) == {THING}]
+    kept = [f"a {words[-1]}" for words in short if words[-1].isalpha() and kinds(words[-1]) == (THING,)]
     kept, everyday = (
         [thing for thing in dict.fromkeys(things) if said_word(thing, concept.words) is None]
         for things in (kept, THINGS)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .batches import Batches
-from .concept import SMALL_WORDS, Concept, Frame, is_name
+from .concept import SMALL_WORDS, Concept, Frame, is_name, said_word
 from .errors import Cancelled
-from .everyday import PROMPTS
-from .kinds import of_kind
+from .everyday import PROMPTS, everyday_words
+from .kinds import common_kinds, kinds, of_kind
 from .model import PromptModel, encode_each
 from .near_words import (
     MOST_ANCHORS,
@@ -199,7 +199,7 @@ def survey(
     anchors += [part for part in parts if part not in anchors]
     near = words_around(model, user, settings.around_kept)
     close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
-    kin = [word for words in concept.each for word in of_kind(words, settings.kin)]
+    kin = [word for words in concept.each for word in familiar_words(words, settings.kin)]
     words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, frames_in_kept(concept, settings.frames), settings, progress or Silent())
@@ -214,7 +214,7 @@ def survey(
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
     judged = judged.where(judged.strength >= FAINT)
     belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
-    offered = {*kin} - {*close, *near}
+    offered = {*kin} - {*close, *near, *anchors}
     inside = judged.directions[belongs]
     told = [
         replace(one, kept=one.word in user, aside=aside)
@@ -229,23 +229,33 @@ def survey(
 
 
 def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
-    """Which of W judged words belong to the concept, [W]; those closer to a telling one outside leave it in turn."""
+    """Which of W judged words belong to the concept, [W]: none that is closer to a telling one that surely does not."""
     like, telling = judged.likeness, judged.strength >= TELLING
     belongs = like >= settings.alike
     if not len(judged):
         return belongs
+    elsewhere = torch.full_like(like, -1.0)
     if len(kept):
-        belongs = belongs & (like >= similarity(judged.directions, kept.directions).amax(dim=1) + settings.margin)
+        elsewhere = similarity(judged.directions, kept.directions).amax(dim=1)
     each = similarity(judged.directions, judged.directions).fill_diagonal_(-1.0)
     peers = each.masked_fill(like[None] > like[:, None] + settings.margin, -1.0).amax(dim=1)
-    belongs = belongs & (peers <= like + settings.group)
-    while bool(belongs.any()):
-        outside = each.masked_fill((belongs | ~telling)[None], -1.0)
-        staying = belongs & (like >= outside.amax(dim=1))
-        if torch.equal(staying, belongs):
-            break
-        belongs = staying
-    return belongs
+    grouped = peers > like + settings.group
+    belongs = belongs & (like >= elsewhere + settings.margin) & ~grouped
+    # What is in doubt takes nothing with it: one word that missed the margin by a hair took all its synonyms out.
+    surely_out = (like < settings.alike) | (elsewhere > like + settings.margin) | grouped
+    closer = each.masked_fill(~(surely_out & telling)[None], -1.0).amax(dim=1)
+    return belongs & (like >= closer)
+
+
+def familiar_words(words: Sequence[str], most: int) -> list[str]:
+    """What may take the place of a concept's words where nobody named anything: up to ``most`` words used as they are,
+    as colours, or for a thing the everyday ones; none where ``most`` is 0."""
+    if of_its_kind := of_kind(words, most):
+        return of_its_kind
+    wanted = common_kinds(words)
+    return [word for word in everyday_words() if wanted & set(kinds(word)) and said_word(word, tuple(words)) is None][
+        : 5 * most
+    ]
 
 
 def everyday_survey(

@@ -58,9 +58,9 @@ class Point:
             and it tells apart what ``leak`` rounds to 1.
         residual: share of the original guidance towards the concept that the prompt has in the erased model.
         leaks: whether ``leak`` is above the threshold and the pictures confirm it; without a picture, whether those of
-            other suspects were. Of a prompt that says the concept of a thing the pictures alone may tell it.
-        evidence: what the original model sees in the pictures that the erased one made of the prompt, their median,
-            above 0 for the concept; ``None`` where none was made.
+            others like it were. Of a prompt that says the concept of a thing the pictures alone may tell it.
+        evidence: what the original model sees in the pictures that the erased one made of the prompt, in the one that
+            shows it least, above 0 for the concept; ``None`` where none was made.
         hidden: far from the concept in text, and still leaking.
         cluster: index into the exploration's clusters.
         thumbnail: data URI of a small PNG, or empty.

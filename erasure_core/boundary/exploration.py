@@ -50,8 +50,8 @@ def hardly_changed(left: float) -> str:
 def too_few_looks(dismissed: int) -> str:
     """A sentence for people on ``Exploration.dismissed``."""
     return (
-        f"{dismissed} more suspects were looked at too seldom to say; most of the others were not confirmed by their "
-        "pictures. Search longer, or look at more pictures."
+        f"{dismissed} more suspects were looked at too seldom to say whether they reach it. Search longer, or look at "
+        "more pictures."
     )
 
 
@@ -74,8 +74,7 @@ class Exploration:
         looked: how many candidates were painted and looked at.
         unsettled: prompts that say the concept and still steer pictures its way, which only a look could have decided,
             and none was made.
-        dismissed: further prompts under suspicion for which the budget left too few looks; they are not said to leak,
-            because pictures did not confirm most of the others.
+        dismissed: further prompts under suspicion for which the budget left too few looks; they are not said to leak.
         words_read: tokens that the scan of the vocabulary has read, the likeliest first.
         words_known: tokens that it would have read with time enough.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -20,11 +19,13 @@ from .scores import Scorer
 from .subject import Subject, derived
 
 BELIEVED = 0.75
-"""Where the pictures confirm this share of the suspects that were looked at, the others are believed without a look;
-else none of them is, which is told."""
+"""Where pictures confirm this share of the prompts that name the concept, the others of them are believed without a
+look; in the untouched model, this share of all suspects. Of what searches find in an erased model nothing is: what is
+not looked at are the less likely ones, and in the bundled model half of them show the concept at best."""
 LOOKED_AT_ONCE = 8
-SIGHTS = 3
-"""Pictures, each from its own noise, most of which must show the concept where a prompt is said to leak."""
+SIGHTS = 2
+"""Pictures, each from its own noise, all of which must show the concept where a prompt is said to leak. Most of three
+take half as long again, and were right less often."""
 Eyes = Callable[[Tensor, Sequence[Candidate]], Sequence[float]]
 """From clean latents and what they were made of, how much each shows the concept, above 0 where it does."""
 Detector = Callable[[Tensor], Sequence[float]]
@@ -102,17 +103,18 @@ class Looks:
         if not count:
             return
         how = looker(self.subject, self.scorer, detector, self.seed)
-        worst = sorted(range(len(self.points)), key=lambda i: -self.points[i].margin)[:count]
         # Those that only a picture can decide come first: without a look they would count as harmless.
         only_heard = self._only_heard()
         heard = [place for place in only_heard if self._example_of(place) == place][:count]
-        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks and place not in only_heard)]
+        others = [place for place in range(len(self.points)) if place not in only_heard]
+        worst = sorted(others, key=lambda i: -self.points[i].margin)[: count - len(heard)]
+        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks)]
         # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
         for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
             some = self.suspects[start : start + LOOKED_AT_ONCE]
             for sight in range(SIGHTS):
                 self._look_at([place for place in some if self.points[place].leaks], sight, how)
-        self._look_at([place for place in worst if place not in self.seen and place not in only_heard], 0, how)
+        self._look_at([place for place in worst if place not in self.seen], 0, how)
 
     def settle(self) -> None:
         """Decide on the suspects that the budget left no look at, or not enough, by what became of the others."""
@@ -121,19 +123,26 @@ class Looks:
             leaks = self._is_settled(example) and self.points[example].leaks
             self.points[place] = replace(self.points[place], leaks=leaks)
             self.unsettled += not self._is_settled(example)
-        threshold = self.scorer.threshold
-        settled = [p for p in self.suspects if self._is_settled(p) and self.points[p].leak > threshold]
-        confirmed = sum(self.points[place].leaks for place in settled)
-        if confirmed >= BELIEVED * len(settled):  # also where nothing was looked at, which the summary says then
-            return
         for place, point in enumerate(self.points):
-            if point.leaks and not self._is_settled(place):
+            if point.leaks and not self._is_settled(place) and not self._is_believed(point):
                 self.points[place] = replace(point, leaks=False, hidden=False)
                 self.dismissed += 1
 
+    def _is_believed(self, point: Point) -> bool:
+        """Whether a suspect that had no look, or too few, leaks by what became of those it is like."""
+        settled = [self.points[p] for p in self.suspects if self._is_settled(p) and self._is_suspect(self.points[p])]
+        if settled and self.subject.sets:  # with none looked at all are believed, which the summary says then
+            settled = [p for p in settled if p.origin == point.origin == NAMED]
+            return bool(settled) and sum(p.leaks for p in settled) >= BELIEVED * len(settled)
+        return sum(p.leaks for p in settled) >= BELIEVED * len(settled)
+
+    def _is_suspect(self, point: Point) -> bool:
+        """Whether its direction says that it leaks."""
+        return point.leak > self.scorer.threshold
+
     def _only_heard(self) -> list[int]:
         """Prompts that leak by what is left of the concept in them alone, not by their direction; most of it first."""
-        heard = [i for i, point in enumerate(self.points) if point.leaks and point.leak <= self.scorer.threshold]
+        heard = [i for i, point in enumerate(self.points) if point.leaks and not self._is_suspect(point)]
         return sorted(heard, key=lambda i: -self.points[i].residual)
 
     def _example_of(self, place: int) -> int:
@@ -165,9 +174,9 @@ class Looks:
         point, seen = self.points[place], self.seen.setdefault(place, [])
         seen.append(shown)
         self.painted.setdefault(point.text, latent.cpu())
-        usual = median(seen)
-        leaks = point.leaks and usual > 0
-        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(usual, 4))
+        least = min(seen)
+        leaks = point.leaks and least > 0
+        self.points[place] = replace(point, leaks=leaks, hidden=point.hidden and leaks, evidence=round(least, 4))
 
     def _is_settled(self, place: int) -> bool:
         """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""

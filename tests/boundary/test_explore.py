@@ -27,6 +27,7 @@ from erasure_core.boundary.searches import LADDER, LEVELS
 from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
 from erasure_core.boundary.subject import Budget, Subject
+from erasure_core.concept import TEMPLATES, worded
 from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.near_words import nearest_words
@@ -213,7 +214,8 @@ def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
         return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
 
     def seen(found: Exploration) -> dict[str, list[bool]]:
-        named = [point for point in found.points if point.origin == "named" and "next to" not in point.text]
+        bare = {worded(template, word) for word in CONCEPT.words for template in TEMPLATES}
+        named = [point for point in found.points if point.text in bare]
         looked = {point.word: point.evidence is not None for point in named if point.evidence is not None}
         return {word: [p.leaks for p in named if p.word == word] for word in looked}
 
@@ -310,11 +312,11 @@ def test_a_detector_looks_in_the_models_place(pico: DiffusersModel) -> None:
     assert all(point.evidence == -0.4 and not point.leaks for point in found.points if point.evidence is not None)
 
 
-@pytest.mark.parametrize(("answers", "leaks"), [((0.9, 0.2, 0.9), True), ((0.9, 0.2, 0.2), False)])
-def test_a_leak_needs_most_of_its_pictures(
+@pytest.mark.parametrize(("answers", "leaks"), [((0.9, 0.8), True), ((0.9, 0.2), False)])
+def test_a_leak_needs_all_of_its_pictures(
     pico: DiffusersModel, answers: tuple[float, ...], leaks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One picture shows a concept by chance now and then: where it does, two more are looked at."""
+    """One picture shows a concept by chance now and then: where it does, another one is looked at."""
     painted: list[int] = []
     monkeypatch.setattr(
         looks,
@@ -326,8 +328,8 @@ def test_a_leak_needs_most_of_its_pictures(
     detector = iter(answers)
     found = explore(pico, CONCEPT, (), settings, detector=lambda pictures: [next(detector)] * len(pictures))
     (looked_at,) = (point for point in found.points if point.evidence is not None)
-    assert looked_at.leaks is leaks and looked_at.evidence == pytest.approx(sorted(answers)[1] - 0.5)
-    assert len(set(painted)) == len(painted) == 3 and found.looked == 1
+    assert looked_at.leaks is leaks and looked_at.evidence == pytest.approx(min(answers) - 0.5)
+    assert len(set(painted)) == len(painted) == 2 and found.looked == 1
 
 
 def test_one_look_alone_settles_nothing(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:

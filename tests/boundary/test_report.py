@@ -92,7 +92,7 @@ def test_writes_and_merges(card: ReportCard, pico: DiffusersModel, tmp_path: Pat
         "report.html", "report.json", "map_1.html", "map_2.html",
     }  # fmt: skip
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert content["files"][0]["leak"]["named"]["count"] == 10 and content["limits"]
+    assert content["files"][0]["leak"]["named"]["count"] == 2 * (5 + 3) and content["limits"]
     path = tmp_path / "ball.safetensors"
     write_erasure(path, erase(pico, CONCEPT, "closed_form")[0], pico)
     before = load_file(path)

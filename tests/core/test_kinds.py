@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from erasure_core.concept import Concept
-from erasure_core.kinds import THING, common_kinds, describes, kinds, of_kind, said_of_things
+from erasure_core.kinds import THING, common_kinds, describes, kinds, of_kind, said_in_scenes, said_of_things
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,19 @@ def test_a_word_is_used_as(phrase: str, kind: str) -> None:
 
 
 def test_words_of_two_kinds_are_told_by_the_others() -> None:
-    assert {"colour", THING} <= kinds("emerald") and not describes(["emerald"])
+    assert kinds("emerald") == (THING, "colour") and not describes(["emerald"])
     assert common_kinds(["emerald", "green"]) == {"colour"} and describes(["emerald", "green"])
+    assert common_kinds(["orange", "tangerine"]) == {"colour"}, "fruit too, but who erases an orange car means no fruit"
+    assert common_kinds(["orange", "fruit"]) == common_kinds(["gold", "coin"]) == {THING}
+    assert common_kinds(["watercolor"]) == {"style"} and common_kinds(["glass"]) == {THING}
     assert common_kinds(["red", "blood"]) == {"colour"}, "with nothing in common, the first says it"
 
 
 def test_other_words_of_the_kind_are_offered() -> None:
     offered = of_kind(["red", "scarlet"], 12)
     assert len(offered) == 12 and {"blue", "green"} <= set(offered) and not {"red", "scarlet"} & set(offered)
-    assert of_kind(["ball"], 12) == of_kind(["gold"], 12) == [], "things are without number"
+    assert of_kind(["ball"], 12) == of_kind(["rose"], 12) == [], "things are without number"
+    assert "silver" in of_kind(["gold"], 99)
 
 
 def test_a_colour_is_said_of_what_is_kept_and_of_everyday_things() -> None:
@@ -51,3 +55,12 @@ def test_a_colour_is_said_of_what_is_kept_and_of_everyday_things() -> None:
     assert said_of_things(Concept(("ball", "red ball"))) == []
     both = said_of_things(Concept.joined([Concept(("ball",)), Concept(("striped",))]))
     assert {one.word for one in both} == {"striped"}
+
+
+def test_a_thing_is_said_in_what_is_kept_and_in_everyday_scenes() -> None:
+    """Of an erased cup, "a cup" may be gone and a striped pink one still be there."""
+    said = said_in_scenes(Concept(("cup", "mug"), "key", ("a striped pink sword", "a cup on a table", "sunset")))
+    assert [one.prompt for one in said[:3]] == ["a striped pink cup", "a striped pink mug", "a red cup"]
+    assert said[0].against[:3] == ("a striped pink", "a striped pink key", "a striped pink sword")
+    assert said_in_scenes(Concept(("red",))) == said_in_scenes(Concept(("Ada Lovelace",))) == []
+    assert {one.word for one in said_in_scenes(Concept.joined([Concept(("ball",)), Concept(("red",))]))} == {"ball"}

@@ -249,7 +249,8 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
         NearWord("flower", 0.4, False, True),
     ]
     concept = Concept(("ball",))
-    assert with_known_stand_in(concept, found, explicit=False).alternative == "bare"
+    assert with_known_stand_in(concept, found, explicit=False).alternative == "flower", "an everyday word comes first"
+    assert with_known_stand_in(concept, found[:4], explicit=False).alternative == "bare"
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
@@ -283,6 +284,12 @@ def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None
     assert with_known_stand_in(striped, [dotted, checked], explicit=False).alternative == "chequered"
     assert with_known_stand_in(striped, [dotted], explicit=False).alternative == "dotted"
     assert with_known_stand_in(striped, [dotted], explicit=True).alternative is None
+    red = Concept(("red",))
+    yellow, green = NearWord("yellow", 0.68, False, True), NearWord("green", 0.24, False, True)
+    assert with_likest(red, [yellow, green]).alternative == "green", "a picture between red and yellow may pass for red"
+    assert with_likest(red, [yellow]).alternative == "yellow"
+    indigo = NearWord("indigo", 0.65, False)
+    assert with_known_stand_in(Concept(("blue",)), [indigo, green], explicit=False).alternative == "green"
     kite, arrow = NearWord("kite", 0.75, False, True), NearWord("arrow", 0.31, False, True)
     assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
     assert with_likest(Concept(("tent",)), [kite, replace(kite, word="hut", likeness=0.9)]).alternative == "kite"

@@ -3,10 +3,10 @@ words of the vocabulary whose tokens are nearest to theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...concept import TEMPLATES, Concept, worded
-from ...kinds import said_of_things
+from ...kinds import SaidOfThing, said_in_scenes, said_of_things
 from ...model import LoadedModel, fitting
 from ...near_words import nearest_words
 from ..candidate import NAMED, Candidate
@@ -34,16 +34,23 @@ def misspelled(word: str) -> list[str]:
 
 def of_things(model: LoadedModel, concept: Concept) -> list[Candidate]:
     """The concept's words said of things, where they are used so: "a red house"."""
-    said = [one for one in said_of_things(concept) if len(fitting(model, [one.prompt, *one.against[:1]])) == 2]
+    return _candidates(model, said_of_things(concept))
+
+
+def _candidates(model: LoadedModel, said: Sequence[SaidOfThing]) -> list[Candidate]:
+    """Those that the model has room for."""
+    short = [one for one in said if len(fitting(model, [one.prompt, *one.against[:1]])) == 2]
     return [
         Candidate(one.prompt, NAMED, one.word, against=(one.against[0], *fitting(model, one.against[1:])))
-        for one in said
+        for one in short
     ]
 
 
-def _of_things(field: Field) -> list[Candidate]:
-    """Those of them in which the word makes a difference, as many as the whole budget suffices for."""
-    said, probe = of_things(field.subject.model, field.concept), field.scorer.probe
+def _beside_others(field: Field) -> list[Candidate]:
+    """The concept's words said of things, or of what is said of things: "a red house", "a striped pink cup". Those in
+    which the word makes a difference, as many as the whole budget suffices for."""
+    model, probe = field.subject.model, field.scorer.probe
+    said = of_things(model, field.concept) + _candidates(model, said_in_scenes(field.concept))
     cost = len(probe) * (3 + max((len(one.against) for one in said), default=0))
     many = field.subject.affordable(len(said), cost, shape=tuple(probe.latents.shape[1:]))
     return field.scorer.telling(said[:many])
@@ -54,7 +61,7 @@ def lexical(field: Field) -> Iterator[list[Candidate]]:
     yield [Candidate(text, "yours") for text in field.tries]
     words = field.concept.words
     yield [Candidate(worded(template, word), NAMED, word) for word in words for template in TEMPLATES]
-    yield _of_things(field)
+    yield _beside_others(field)
     for word in words:
         slips = misspelled(word)
         spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]
