@@ -221,9 +221,10 @@ class DiffusersModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._autoencoder()
+        parameter = next(vae.parameters())
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         # A few at a time: decoding needs far more memory than denoising.
-        pieces = scaled.to(next(vae.parameters()).dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
+        pieces = scaled.to(parameter.device, parameter.dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
         pictures = torch.cat([vae.decode(piece).sample.float().cpu() for piece in pieces])
         if not torch.isfinite(pictures).all():  # as a picture it would be black
             check_model(self)
