@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .errors import Cancelled, DeviceOutOfMemory
+from .errors import Cancelled, DeviceOutOfMemory, telling_memory
 from .model import Conditioning, LoadedModel
 from .progress import Progress
 
@@ -31,8 +31,12 @@ class Batches:
         conditioning: Conditioning,
         progress: Progress,
         told: Callable[[int], None] = lambda done: None,
+        prompts: Sequence[int] | None = None,
     ) -> Tensor:
         """``model.predict`` for any number of latents, [B, C, H, W]; how many are done is ``told`` after each call.
+
+        Where many latents share a prompt, ``prompts`` has for each latent its place in the conditioning: a prompt of
+        SDXL takes ten times the memory of a latent.
 
         Raises:
             Cancelled: the user stopped; asked before each call.
@@ -43,8 +47,10 @@ class Batches:
             if progress.cancelled():
                 raise Cancelled("Stopped while the model was predicting.")
             stop = min(start + self.most, len(latents))
+            rows = range(start, stop) if prompts is None else prompts[start:stop]
             try:
-                done.append(model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
+                with telling_memory():
+                    done.append(model.predict(latents[start:stop], t[start:stop], conditioning[rows]))
             except DeviceOutOfMemory:
                 if self.most == 1:
                     raise

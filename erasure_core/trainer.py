@@ -19,7 +19,15 @@ from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet, new_deltas
-from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
+from .errors import (
+    Cancelled,
+    DeviceOutOfMemory,
+    ModelError,
+    OutOfMemory,
+    OutputError,
+    TrainingFailed,
+    telling_memory,
+)
 from .history import History
 from .layers import is_text, select
 from .methods.registry import Method, TrainingSettings, find_method
@@ -116,7 +124,7 @@ def train(
         OutOfMemory: the device has too little memory; the state, if training had begun, is saved.
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
-    with model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
+    with telling_memory(), model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
         trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures, start)
         with trainer.deltas.attached(trainer.layers), trainer.state.attached():
             if checkpoint is not None and checkpoint.exists():
@@ -168,9 +176,10 @@ class Trainer:
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""
         try:
-            self.begin()
-            self._loop()
-            self._close()
+            with telling_memory():
+                self.begin()
+                self._loop()
+                self._close()
         except (TrainingFailed, ModelError):
             raise
         except DeviceOutOfMemory as error:
@@ -221,7 +230,8 @@ class Trainer:
         """Note the method's last figures, once also where a finished training is loaded again. Too little memory for
         them must not lose the training."""
         try:
-            figures = self.state.closing()
+            with telling_memory():
+                figures = self.state.closing()
         except DeviceOutOfMemory:
             self._tell("Too little memory for the last figures")
             return
