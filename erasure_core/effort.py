@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -234,6 +235,16 @@ def within_memory(
         progress.update(Report(SHORT, 0, smaller.steps))
         if checkpoint is not None and replace(smaller, checkpointing=settings.checkpointing) != settings:
             checkpoint.unlink(missing_ok=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_back()
         settings = smaller
+
+
+def _give_back() -> None:
+    """Free what a training that was broken off has left on the device: the next one needs it in other pieces."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        torch.xpu.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
