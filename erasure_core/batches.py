@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import Cancelled, DeviceOutOfMemory, telling_memory
+from .memory import predicted_at_once
 from .model import Conditioning, LoadedModel
 from .progress import Progress
 
@@ -18,7 +19,8 @@ class Batches:
     """How many latents go into one network call.
 
     Args:
-        most: at most so many; halved whenever memory does not suffice, and kept so from then on.
+        most: at most so many, and fewer where a card says that it has no room for them; halved whenever memory does
+            not suffice, and kept so from then on.
     """
 
     most: int
@@ -42,11 +44,11 @@ class Batches:
             Cancelled: the user stopped; asked before each call.
         """
         done: list[Tensor] = []
-        start = 0
+        start, room = 0, predicted_at_once(model.device, model.dtype, latents.shape[-2:].numel()) or self.most
         while start < len(latents):
             if progress.cancelled():
                 raise Cancelled("Stopped while the model was predicting.")
-            stop = min(start + self.most, len(latents))
+            stop = min(start + self.most, start + room, len(latents))
             rows = range(start, stop) if prompts is None else prompts[start:stop]
             try:
                 with telling_memory():

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..effort import free_memory
 from ..errors import Cancelled, ModelError
+from ..memory import free_memory
 
 PLAIN_OPS = {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
 """Attributes by which ComfyUI's layers decide to cast or patch their weights in each call."""

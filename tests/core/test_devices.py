@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure_core import Concept, erase
+from erasure_core import Concept, batches, erase, memory
 from erasure_core.batches import Batches
 from erasure_core.boundary.probe import Probe
 from erasure_core.boundary.subject import Budget, Subject
@@ -148,3 +148,19 @@ def test_no_schedule_needs_float64_of_a_device() -> None:
     wanted = NoiseSchedule.from_alphas_cumprod(alphas)
     found = NoiseSchedule.from_alphas_cumprod(alphas.as_subclass(Theirs))
     assert torch.equal(found.signal, wanted.signal) and torch.equal(found.noise, wanted.noise)
+
+
+def test_no_more_is_asked_at_once_than_a_card_has_room_for(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some drivers put what does not fit into the computer's memory, without an error."""
+    free = {"cuda": 10 * 2**30, "mps": 2**20, "xpu": None}
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    rooms = [memory.predicted_at_once(torch.device(kind), torch.float16, 128 * 128) for kind in free]
+    assert rooms == [27, 1, None] and memory.predicted_at_once(torch.device("cpu"), torch.float16, 64) is None
+    sizes: list[int] = []
+    monkeypatch.setattr(batches, "predicted_at_once", lambda *_: 2)
+    monkeypatch.setattr(DiffusersModel, "predict", lambda self, z, *_: sizes.append(len(z)) or z)
+    given = torch.randn(5, 4, 8, 8)
+    assert torch.equal(Batches(4).predict(pico, given, torch.zeros(5), pico.encode([""] * 5), Silent()), given)
+    assert sizes == [2, 2, 1]
