@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
 from erasure_core.progress import Report, Silent
+from erasure_core.sampling import sample
 from erasure_core.schedule import NoiseSchedule
 from erasure_core.trainer import Trainer
 
@@ -164,3 +166,35 @@ def test_no_more_is_asked_at_once_than_a_card_has_room_for(
     given = torch.randn(5, 4, 8, 8)
     assert torch.equal(Batches(4).predict(pico, given, torch.zeros(5), pico.encode([""] * 5), Silent()), given)
     assert sizes == [2, 2, 1]
+
+
+def test_pictures_that_do_not_fit_are_sampled_in_turns(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, forward = sample(pico, ["a ball", "a cat"], [1, 2], 2), DiffusersModel.predict
+
+    def scarce(self: DiffusersModel, latents: Tensor, *others: Any) -> Tensor:
+        if len(latents) > 1:
+            raise DeviceOutOfMemory("acted")
+        return forward(self, latents, *others)
+
+    monkeypatch.setattr(DiffusersModel, "predict", scarce)
+    assert torch.allclose(sample(pico, ["a ball", "a cat"], [1, 2], 2), wanted, atol=1e-4)
+
+
+def test_pictures_that_do_not_fit_are_decoded_and_read_in_tiles(
+    pico_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest picture of a search or a report would else lose all that was found."""
+    model = DiffusersModel.load(pico_folders["sd1"], "cpu")
+    latents = torch.randn(1, 4, 16, 16)
+    vae: Any = model.vae
+    for name, given in (("decode", latents), ("encode", model.decode(latents))):
+        own, vae.use_tiling = getattr(vae, name), False
+
+        def scarce(whole: Tensor, own: Any = own) -> Any:
+            if not vae.use_tiling:
+                raise RuntimeError("CUDA out of memory")
+            return own(whole)
+
+        monkeypatch.setattr(vae, name, scarce)
+        found = model.decode(given) if name == "decode" else model.latents_of(given)
+        assert vae.use_tiling and found.shape[-1] == (128 if name == "decode" else 16)
