@@ -53,7 +53,10 @@ from .warm_start import start_from
 SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
-MIN_LOSS_SCALE = 1.0
+MIN_LOSS_SCALE, HALF_LOSS_SCALE = 1.0, 2.0**16
+"""What the loss is multiplied by. Gradients of a float16 network underflow unless it is scaled up (Micikevicius et al.
+2018); where they overflow the step is tried again with half of it. The larger the pictures, the less each of their
+numbers counts in a mean: so it begins where torch's own scaler does."""
 PLAIN = 2
 """So many of the templates make prompts that are in every pool: the bare word, and that with an article."""
 
@@ -167,8 +170,7 @@ class Trainer:
         self.step, self.history = 0, History()
         self.state, self.prepared = method.state(self), 0
         self.pools: dict[str, TrajectoryPool] = {}
-        # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
-        self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
+        self.loss_scale = HALF_LOSS_SCALE if model.dtype == torch.float16 else MIN_LOSS_SCALE
         self._updating = self._all_ran = False
         self._encoded: Conditioning | None = None
         self._places: dict[str, int] = {}
