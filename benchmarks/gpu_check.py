@@ -13,24 +13,47 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from erasure_core import Concept, Erasure, LoadedModel, Report, Silent, applied, erase, read_erasure, write_erasure
+from erasure_core import (
+    METHODS,
+    Concept,
+    Erasure,
+    LoadedModel,
+    Report,
+    Silent,
+    applied,
+    erase,
+    read_erasure,
+    write_erasure,
+)
+from erasure_core.boundary import ExploreSettings, explore
 from erasure_core.effort import plan
 from erasure_core.errors import Cancelled, DeviceOutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import RECOMMENDED
 from erasure_core.methods.esd import EsdSettings
+from erasure_core.purify import purify
+from erasure_core.sampling import sample
 
 from .architectures import SIDES, build
 from .report import GIB
 
+MODEL = Path(__file__).parent.parent / "proving_ground" / "model"
 CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = {"rank": 4, "trajectories": 6, "trajectory_steps": 4, "batch": 2, "contexts": 6, "neighbours": 0}
 STEPS = 4
+SHORT = {
+    **QUICK, "steps": 2, "search": False, "replace": False, "warm_up": 1, "check_every": 1, "check_starts": 2,
+    "check_steps": 2, "text_prompts": 4, "inversion_steps": 1, "own_pictures": 1,
+}  # fmt: skip
+"""What makes each method short, as far as it has such settings."""
+LEFT = 2**26
+"""Bytes that may stay on the device after a method: what libraries take for themselves in between."""
 SMALL_CARD = {"sd15": 6, "sdxl": 10}
 """GiB that a training with ``low-vram`` has to do with."""
 SCARCE = 2**22
@@ -231,10 +254,45 @@ def _flat(erasure: Erasure) -> Tensor:
     return torch.cat([parameter.detach().cpu().flatten() for parameter in erasure.deltas.parameters()])
 
 
+def every_method(bench: Bench) -> str:
+    """Each method makes a change on the device, and leaves nothing there but that."""
+    on_gpu = bench.device != "cpu"
+    model = bench.model(torch.float16 if on_gpu else torch.float32)
+    names = list(METHODS) if on_gpu else [RECOMMENDED]
+    sizes = []
+    for name in names:
+        known = {field.name for field in fields(METHODS[name].settings)}
+        settings = METHODS[name].settings(**{key: value for key, value in SHORT.items() if key in known})
+        made, _ = erase(model, CONCEPT, name, settings)
+        expect(len(made.deltas.changed()) > 0, f"{name} changes something")
+        del made
+        sizes.append(torch.cuda.memory_allocated() if on_gpu else 0)
+    # The libraries' own memory comes with the first.
+    expect(max(sizes) - sizes[0] <= LEFT, f"{max(sizes) - sizes[0]} bytes stay on the device")
+    return ", ".join(names)
+
+
+def pictures(bench: Bench) -> str:
+    """The bundled model paints, reads and purifies; on a GPU its boundary is searched, with pictures of what leaks."""
+    model = DiffusersModel.load(MODEL, bench.device)
+    made, _ = erase(model, CONCEPT, "closed_form")
+    erasures = [(made.deltas, 1.0)]
+    shown = model.decode(sample(model, ["a ball"], [0], 4).cpu())
+    latents = purify(model, model.latents_of(shown), ["a ball"], erasures, 4)
+    expect(model.decode(latents).shape == shown.shape, "a picture is painted again")
+    if bench.device == "cpu":
+        return "painted and painted again"
+    found = explore(model, CONCEPT, erasures, ExploreSettings(seconds=20.0, look=4, pictures=True))
+    expect(any(point.thumbnail for point in found.points), "what was looked at is shown")
+    return f"{len(found.points)} prompts tried in {found.seconds:.0f} s by {', '.join(found.levels)}"
+
+
 CHECKS: dict[str, Callable[[Bench], str]] = {
     "equality with the CPU": equals_the_cpu,
     "training in bfloat16, apply and restore": lambda bench: trains_and_restores(bench, torch.bfloat16),
     "training in float16, apply and restore": lambda bench: trains_and_restores(bench, torch.float16),
+    "every method in float16": every_method,
+    "pictures and a search": pictures,
     "cancel and go on": cancels,
     "out of memory": steps_down,
     "SD1.5 on a card of 6 GiB": lambda bench: fits(bench, "sd15"),

@@ -64,7 +64,7 @@ def low_rank(
         progress: reports after each layer, and cancellation.
 
     Returns:
-        The change and its relative error ||approximation - change|| / ||change|| over all layers.
+        The change, in main memory, and its relative error ||approximation - change|| / ||change|| over all layers.
 
     Raises:
         Cancelled: the user stopped.
@@ -72,7 +72,7 @@ def low_rank(
     found: dict[str, Delta] = {}
     missed = whole = 0.0
     for name, delta in told(list(deltas.deltas.items()), "converting", progress):
-        change = delta.change().detach()
+        change = delta.change().detach().cpu()  # cards are slow in float64, and Apple's have none
         found[name] = _nearest(change, rank, max(TOLERANCE, noise.get(name, 0.0)))
         missed += float((found[name].change().detach() - change).double().pow(2).sum())
         whole += float(change.double().pow(2).sum())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .errors import Cancelled, DeviceOutOfMemory
+from .errors import Cancelled, DeviceOutOfMemory, telling_memory
+from .memory import predicted_at_once
 from .model import Conditioning, LoadedModel
 from .progress import Progress
 
@@ -18,7 +19,8 @@ class Batches:
     """How many latents go into one network call.
 
     Args:
-        most: at most so many; halved whenever memory does not suffice, and kept so from then on.
+        most: at most so many, and fewer where a card says that it has no room for them; halved whenever memory does
+            not suffice, and kept so from then on.
     """
 
     most: int
@@ -31,20 +33,26 @@ class Batches:
         conditioning: Conditioning,
         progress: Progress,
         told: Callable[[int], None] = lambda done: None,
+        prompts: Sequence[int] | None = None,
     ) -> Tensor:
         """``model.predict`` for any number of latents, [B, C, H, W]; how many are done is ``told`` after each call.
+
+        Where many latents share a prompt, ``prompts`` has for each latent its place in the conditioning: a prompt of
+        SDXL takes ten times the memory of a latent.
 
         Raises:
             Cancelled: the user stopped; asked before each call.
         """
         done: list[Tensor] = []
-        start = 0
+        start, room = 0, predicted_at_once(model.device, model.dtype, latents.shape[-2:].numel()) or self.most
         while start < len(latents):
             if progress.cancelled():
                 raise Cancelled("Stopped while the model was predicting.")
-            stop = min(start + self.most, len(latents))
+            stop = min(start + self.most, start + room, len(latents))
+            rows = range(start, stop) if prompts is None else prompts[start:stop]
             try:
-                done.append(model.predict(latents[start:stop], t[start:stop], conditioning[range(start, stop)]))
+                with telling_memory():
+                    done.append(model.predict(latents[start:stop], t[start:stop], conditioning[rows]))
             except DeviceOutOfMemory:
                 if self.most == 1:
                     raise

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from .algebra import dense, low_rank, merged
 from .concept import Concept, apart_from
 from .delta import Delta, DeltaSet, LowRankDelta
@@ -19,6 +21,9 @@ from .model import LoadedModel
 from .naming import file_names
 from .progress import Progress, told
 
+CPU = torch.device("cpu")
+"""Where sums and conversions are made: a full-size change of a whole network is twice as large as that network, which
+may fill its device."""
 UNKNOWN = "unknown"
 """What a plain LoRA without a manifest is said to erase."""
 LOSS = "conversion_error"
@@ -65,7 +70,7 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
 def merge(
     model: LoadedModel, parts: Sequence[Part], allow_other_base: bool = False, progress: Progress | None = None
 ) -> Erasure:
-    """The sum of erasures of one base at their strengths, exact.
+    """The sum of erasures of one base at their strengths, exact; it lies in main memory.
 
     Raises:
         Cancelled: the user stopped.
@@ -73,7 +78,7 @@ def merge(
         WrongBase: a part was made for another model.
     """
     reading = told(parts, "matching to the model", progress)
-    bound = [(_weighted(part, part.stored.bind(model, allow_other_base)), 1.0) for part in reading]
+    bound = [(_weighted(part, part.stored.bind(model, allow_other_base, CPU)), 1.0) for part in reading]
     deltas = merged(bound, progress)
     if _size(deltas) <= CANCELLED * sum(_size(part) for part, _ in bound):
         raise InvalidSettings(NOTHING_LEFT)
@@ -139,7 +144,7 @@ def converted(
     noise: Mapping[str, float] = MappingProxyType({}),
     allow_other_base: bool = False,
 ) -> Erasure:
-    """An erasure in another form.
+    """An erasure in another form; it lies in main memory.
 
     Args:
         model: the model it was made on.
@@ -150,7 +155,7 @@ def converted(
     Raises:
         WrongBase: it was made for another model.
     """
-    deltas, error = reshaped(stored.bind(model, allow_other_base), form, rank, noise)
+    deltas, error = reshaped(stored.bind(model, allow_other_base, CPU), form, rank, noise)
     manifest = stored.manifest or describe(
         model, deltas, Concept((UNKNOWN,)), "converted", "made by other software", {"file": stored.path.name}
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import gc
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import torch
 from .delta import weight_of
 from .errors import InvalidSettings, OtherTraining, OutOfMemory
 from .layers import select
+from .memory import PREDICTING, USABLE, free_memory
 from .methods.registry import MOST_ACCUMULATED, TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
@@ -30,18 +32,8 @@ FULL_WIDTH = 320
 """Channels behind the first layer of all these families' UNets."""
 TRAINED = 16
 """Bytes for each number that is trained: itself, its gradient and two moments, in 32 bits."""
-PREDICTING = 20_000
-"""Bytes for each latent pixel of a picture at the peak of a prediction without gradients, in 16 bits."""
 PICTURES = 3
 """Most predictions of one step for each picture of the batch: the concept's, a kept prompt's, and one of the method."""
-USABLE = 0.85
-"""Share of the free memory that is planned with; the rest is for what libraries take and for fragments."""
-_CGROUP = Path("/sys/fs/cgroup")
-CONTAINER_LIMITS = (
-    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
-    (_CGROUP / "memory" / "memory.limit_in_bytes", _CGROUP / "memory" / "memory.usage_in_bytes"),
-)
-"""Where containers tell their limit and what they use, in the second and the first version of control groups."""
 SHORT = "memory is short, going on with smaller pieces"
 """The stage of a training that is told where it is stepped down."""
 SURELY = 2 / 3
@@ -98,28 +90,6 @@ def _times(factor: int, settings: TrainingSettings, name: str) -> Any:
     """A multiple of a setting, at most what is allowed."""
     (most,) = (one.metadata["high"] for one in fields(settings) if one.name == name)
     return min(factor * getattr(settings, name), most)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device can still give; ``None`` where it does not tell."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + cached)
-    if device.type == "cpu" and Path("/proc/meminfo").exists():
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        computer = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        container = _left_in_container()
-        return computer if container is None else min(computer, container)
-    return None
-
-
-def _left_in_container(limits: Sequence[tuple[Path, Path]] = CONTAINER_LIMITS) -> int | None:
-    """Bytes that a container may still take, which the computer's own figures do not tell; ``None`` without a limit."""
-    for limit, used in limits:
-        if limit.exists() and used.exists():
-            most = limit.read_text(encoding="ascii").strip()
-            return max(0, int(most) - int(used.read_text(encoding="ascii"))) if most.isdecimal() else None
-    return None
 
 
 def _pixels(model: LoadedModel, scale: float) -> int:
@@ -234,6 +204,16 @@ def within_memory(
         progress.update(Report(SHORT, 0, smaller.steps))
         if checkpoint is not None and replace(smaller, checkpointing=settings.checkpointing) != settings:
             checkpoint.unlink(missing_ok=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_back()
         settings = smaller
+
+
+def _give_back() -> None:
+    """Free what a training that was broken off has left on the device: the next one needs it in other pieces."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        torch.xpu.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

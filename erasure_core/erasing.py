@@ -13,7 +13,7 @@ from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .effort import foreseen, within_memory
 from .erasure_file import Erasure
-from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory
+from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory, telling_memory
 from .fingerprint import fingerprint, sketch
 from .guard import is_explicit
 from .history import History, moved_away
@@ -77,10 +77,10 @@ def erase(
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
     try:
-        with model.trainable():
+        with telling_memory(), model.trainable():
             concept = _complete(model, concept, chosen, settings, progress)
         if chosen.solve is not None:
-            with model.trainable():
+            with telling_memory(), model.trainable():
                 solved = chosen.solve(model, concept, settings, progress)
             deltas, history = solved.to(model.device), History()
         else:

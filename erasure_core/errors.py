@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 DeviceOutOfMemory: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 """What torch raises; it got a name of its own in torch 2.5."""
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "not enough gpu video memory",  # DirectML
+    "invalid buffer size",  # Apple's, for one larger than it ever makes
+    "status_alloc_failed",  # NVIDIA's libraries, which need memory of their own
+    "unable to find a valid cudnn algorithm",
+    "out_of_device_memory",  # Intel's
+    "out_of_resources",
+)
+"""Of what devices and libraries say in lower case where memory is short, what tells it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short: on the CPU torch has no type of its own for that."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    """Whether an error says that memory is short: only on CUDA and its like torch has a type of its own for that, and
+    not for what their libraries find."""
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
     return told or isinstance(error, (DeviceOutOfMemory, MemoryError))
+
+
+@contextmanager
+def telling_memory() -> Iterator[None]:
+    """Inside, whatever a device says where its memory is short is one and the same error.
+
+    Raises:
+        DeviceOutOfMemory: it is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, DeviceOutOfMemory) or not is_out_of_memory(error):
+            raise
+        raise DeviceOutOfMemory(str(error)) from error
 
 
 class ErasureError(Exception):

@@ -134,7 +134,7 @@ class PictureModel(LoadedModel, Protocol):
     """A loaded model that can also show pictures."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures, uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w]."""
+        """Pictures, uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w] on whatever device."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -23,7 +24,9 @@ class RunState:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+        # Not for good: the trainer holds its state, and two that hold each other stay in the device's memory, with all
+        # that is trained, until Python happens to look for such.
+        self.trainer: Trainer = weakref.proxy(trainer)
         self.tensors: dict[str, Tensor] = {}
         self.phrasing: Phrasing | None = None
         """Makes the prompts of ``text_space``, from the first time they are asked for."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .batches import Batches
 from .broken_model import check_model
 from .errors import Cancelled, ModelError
 from .model import Conditioning, LoadedModel, each_once
@@ -66,11 +67,16 @@ def sample(
     positive = model.encode(distinct)[places]
     both = Conditioning.cat([model.encode([negative])[[0] * len(prompts)], positive])
     z = seeded_noise(model.latent_shape, seeds).to(model.device)
+    batches = Batches(2 * len(z))  # all at once, where they fit
+
+    def predict(latents: Tensor, t: Tensor, asked: Conditioning) -> Tensor:
+        return batches.predict(model, latents, t, asked, Silent())
+
     for i, now_and_next in enumerate(onwards(model.schedule.timesteps(steps))):
         if progress.cancelled():
             raise Cancelled("Stopped while sampling pictures.")
         asked = positive if guidance == 1.0 else both
-        z = guided_step(model.schedule, model.predict, z, now_and_next, asked, guidance)
+        z = guided_step(model.schedule, predict, z, now_and_next, asked, guidance)
         progress.update(Report("sampling", i + 1, steps))
     return finite(z, model)
 

@@ -45,7 +45,7 @@ class NoiseSchedule:
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor, prediction: str = "epsilon") -> NoiseSchedule:
         """Variance-preserving schedule (Stable Diffusion): a^2 = alphas_cumprod, a^2 + s^2 = 1."""
-        alphas = alphas_cumprod.detach().double().cpu()
+        alphas = alphas_cumprod.detach().cpu().double()  # in this order: Apple's devices have no such numbers
         return cls(alphas.sqrt().float(), (1 - alphas).sqrt().float(), prediction)
 
     @classmethod

@@ -19,7 +19,15 @@ from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet, new_deltas
-from .errors import Cancelled, DeviceOutOfMemory, ModelError, OutOfMemory, OutputError, TrainingFailed
+from .errors import (
+    Cancelled,
+    DeviceOutOfMemory,
+    ModelError,
+    OutOfMemory,
+    OutputError,
+    TrainingFailed,
+    telling_memory,
+)
 from .history import History
 from .layers import is_text, select
 from .methods.registry import Method, TrainingSettings, find_method
@@ -45,7 +53,10 @@ from .warm_start import start_from
 SAVE_EVERY = 60.0
 CHECK_EVERY = 25
 """Steps between two measurements of the early-stop criterion."""
-MIN_LOSS_SCALE = 1.0
+MIN_LOSS_SCALE, HALF_LOSS_SCALE = 1.0, 2.0**16
+"""What the loss is multiplied by. Gradients of a float16 network underflow unless it is scaled up (Micikevicius et al.
+2018); where they overflow the step is tried again with half of it. The larger the pictures, the less each of their
+numbers counts in a mean: so it begins where torch's own scaler does."""
 PLAIN = 2
 """So many of the templates make prompts that are in every pool: the bare word, and that with an article."""
 
@@ -116,7 +127,7 @@ def train(
         OutOfMemory: the device has too little memory; the state, if training had begun, is saved.
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
     """
-    with model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
+    with telling_memory(), model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
         trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures, start)
         with trainer.deltas.attached(trainer.layers), trainer.state.attached():
             if checkpoint is not None and checkpoint.exists():
@@ -159,8 +170,7 @@ class Trainer:
         self.step, self.history = 0, History()
         self.state, self.prepared = method.state(self), 0
         self.pools: dict[str, TrajectoryPool] = {}
-        # Gradients of a float16 network underflow unless the loss is scaled up (Micikevicius et al. 2018).
-        self.loss_scale = 4096.0 if model.dtype == torch.float16 else MIN_LOSS_SCALE
+        self.loss_scale = HALF_LOSS_SCALE if model.dtype == torch.float16 else MIN_LOSS_SCALE
         self._updating = self._all_ran = False
         self._encoded: Conditioning | None = None
         self._places: dict[str, int] = {}
@@ -168,9 +178,10 @@ class Trainer:
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""
         try:
-            self.begin()
-            self._loop()
-            self._close()
+            with telling_memory():
+                self.begin()
+                self._loop()
+                self._close()
         except (TrainingFailed, ModelError):
             raise
         except DeviceOutOfMemory as error:
@@ -221,7 +232,8 @@ class Trainer:
         """Note the method's last figures, once also where a finished training is loaded again. Too little memory for
         them must not lose the training."""
         try:
-            figures = self.state.closing()
+            with telling_memory():
+                figures = self.state.closing()
         except DeviceOutOfMemory:
             self._tell("Too little memory for the last figures")
             return

@@ -51,7 +51,7 @@ def sum_of(model: ComfyModel, stack: Stack) -> tuple[DeltaSet, float]:
         return _bound(model, item), item.unet
     for each in stack:
         _bound(model, each)
-    return merge(model, [Part(each.stored, each.unet, each.text) for each in stack]).deltas, 1.0
+    return merge(model, [Part(each.stored, each.unet, each.text) for each in stack]).deltas.to(model.device), 1.0
 
 
 def _bound(model: ComfyModel, item: Item) -> DeltaSet:

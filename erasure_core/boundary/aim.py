@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..concept import worded
-from ..errors import DeviceOutOfMemory, OutOfMemory
+from ..errors import DeviceOutOfMemory, OutOfMemory, telling_memory
 from ..model import Conditioning, each_once, gradient_scale
 from ..sampling import seeded_noise
 from .probe import SAMPLING_STEPS, neutral_latents
@@ -63,8 +63,9 @@ class Aim:
         while start < len(prompts):
             rows = range(start, min(start + subject.descended_at_once, len(prompts)))
             try:
-                loss = self.loss(subject, leaves[rows], places).sum() * gradient_scale(subject.model.dtype)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with telling_memory():
+                    loss = self.loss(subject, leaves[rows], places).sum() * gradient_scale(subject.model.dtype)
+                    loss.backward()  # type: ignore[no-untyped-call]
             except DeviceOutOfMemory as error:
                 if len(rows) == 1:
                     raise OutOfMemory("the device has too little memory for it") from error

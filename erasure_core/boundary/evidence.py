@@ -91,9 +91,9 @@ class Evidence:
     def _one(self, latent: Tensor) -> float:
         model, count = self.subject.model, len(self.prompts)
         noisy = model.schedule.add_noise(latent.expand_as(self.noise), self.noise, self.t)
-        rows = self.prompts[[i for i in range(count) for _ in range(LOOKS)]]
+        rows = [i for i in range(count) for _ in range(LOOKS)]
         with self.subject.original():
-            predicted = self.subject.predict(noisy.repeat(count, 1, 1, 1), self.t.repeat(count), rows)
+            predicted = self.subject.predict(noisy.repeat(count, 1, 1, 1), self.t.repeat(count), self.prompts, rows)
         times = self.t.repeat(count)
         _, noise = model.schedule.split(noisy.repeat(count, 1, 1, 1), times, predicted)
         missed = (noise - self.noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(self.scenes, -1, LOOKS)

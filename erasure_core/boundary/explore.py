@@ -12,7 +12,15 @@ from torch import Tensor
 from .. import guard
 from ..concept import Concept, check_words, without_contradictions
 from ..delta import DeltaSet
-from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidConcept, InvalidSettings, OutOfMemory
+from ..errors import (
+    Cancelled,
+    DeviceOutOfMemory,
+    ErasureError,
+    InvalidConcept,
+    InvalidSettings,
+    OutOfMemory,
+    telling_memory,
+)
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable
 from ..progress import Progress, Report, Silent
@@ -175,7 +183,8 @@ class _Explorer:
     def _attempt(self, level: Level, chosen: Sequence[str]) -> ErasureError | None:
         """Run one search; where something does not fit this model, that search is left out and the others go on."""
         try:
-            self._climb(level, chosen)
+            with telling_memory():
+                self._climb(level, chosen)
         except Cancelled:
             raise
         except ErasureError as error:
@@ -261,7 +270,8 @@ class _Explorer:
         try:
             for text, latent in self.looks.painted.items() if self.settings.pictures else ():
                 explicit = self.explicit or guard.is_explicit_prompt(text)
-                pictures[text] = thumbnail(self.subject.model, latent, explicit)
+                with telling_memory():
+                    pictures[text] = thumbnail(self.subject.model, latent, explicit)
         except ErasureError as error:
             self._tell(f"pictures left out: {error}")
         except DeviceOutOfMemory:

@@ -66,9 +66,8 @@ class Probe:
         guidance. ``erased`` says which empty prediction is subtracted; the caller switches the erasures.
         """
         count, states = len(prompts), len(self)
-        latents = self.latents.repeat(count, 1, 1, 1)
-        repeated = prompts[[i for i in range(count) for _ in range(states)]]
-        predicted = subject.predict(latents, self.t.repeat(count), repeated)
+        latents, places = self.latents.repeat(count, 1, 1, 1), [i for i in range(count) for _ in range(states)]
+        predicted = subject.predict(latents, self.t.repeat(count), prompts, places)
         empty = self.empty_erased if erased else self.empty
         return self.weighed(predicted.reshape(count, states, -1) - empty.flatten(1))
 

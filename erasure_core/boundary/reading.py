@@ -26,12 +26,10 @@ PLACES = 2
 
 def end_vectors(prompts: Conditioning) -> Tensor:
     """The vectors at the end token and behind it, float32 [B, PLACES, D]."""
-    last = prompts.context.shape[1] - 1
-    rows = [
-        torch.stack([states[min(end + place, last)] for place in range(PLACES)])
-        for states, end in zip(prompts.context, prompts.ends, strict=True)
-    ]
-    return torch.stack(rows).float()
+    device, last = prompts.context.device, prompts.context.shape[1] - 1
+    places = [[min(end + place, last) for place in range(PLACES)] for end in prompts.ends]
+    rows = torch.arange(len(places), device=device)[:, None]
+    return prompts.context[rows, torch.tensor(places, device=device)].float()
 
 
 class Reading:

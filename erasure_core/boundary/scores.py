@@ -173,9 +173,8 @@ class Scorer:
                 if candidate.against:
                     margins[i], residuals[i] = self._of_thing(directions[i], candidate)
             margins = finite(margins)
-            scores += [
-                Score(float(m), self._posterior(float(m)), float(r)) for m, r in zip(margins, residuals, strict=True)
-            ]
+            found = zip(margins.tolist(), residuals.tolist(), strict=True)
+            scores += [Score(margin, self._posterior(margin), residual) for margin, residual in found]
         return scores
 
     def _of_thing(self, direction: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:

@@ -183,14 +183,18 @@ class Subject:
         """Encode prompts as a host would."""
         return encode_in_pieces(self.model, texts)
 
-    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """One prediction for each latent, in as many network calls as it takes.
+    def predict(
+        self, latents: Tensor, t: Tensor, conditioning: Conditioning, prompts: Sequence[int] | None = None
+    ) -> Tensor:
+        """One prediction for each latent, in as many network calls as it takes; ``prompts`` as of ``Batches.predict``.
 
         Raises:
             Cancelled: the user stopped.
         """
         started = time.monotonic()
-        predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress, self._tell)
+        predicted = self.batches.predict(self.model, latents, t, conditioning, self.progress, self._tell, prompts)
+        # A GPU works on behind the host's back: what it took is known when the last number has come.
+        predicted.detach().flatten()[-1:].cpu()
         self._seconds += time.monotonic() - started
         self._numbers += latents.numel()
         self.calls += len(latents)

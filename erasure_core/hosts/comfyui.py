@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..delta import weight_of
+from ..effort import KEPT, PICTURES
 from ..errors import ModelError, PromptTooLong
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
@@ -27,6 +28,8 @@ TEXT_PARTS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g
 """ComfyUI's names of a family's text encoders, in the order in which their outputs are joined."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 LENGTH = 77
+USUAL_BATCH = 8
+"""Pictures in one step of a training, for which room is made."""
 RESOLUTIONS = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 CONTEXT_FAMILIES = {768: "sd1", 1024: "sd2"}
 UNET = "diffusion_model."
@@ -249,21 +252,35 @@ class ComfyModel:
         import comfy.model_management as mm
 
         if self.device.type != "cpu":
-            wanted = [part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None]
             with as_the_host():
-                mm.load_models_gpu(wanted)
+                self._make_room()
             self._held.clear()
         if hasattr(mm, "in_training"):
             stack.callback(setattr, mm, "in_training", mm.in_training)
             mm.in_training = True
         if self.patcher is not None:
             unet = self.patcher.model.diffusion_model
-            stack.enter_context(lent(unet, self._weights("unet"), self.device, self.dtype))
+            stack.enter_context(lent(unet, self._weights("unet"), self.device, self.dtype, keep=not checkpointing))
             if checkpointing:
                 stack.enter_context(recomputing(unet, _blocks()))
         if self.clip is not None:
-            stack.enter_context(lent(self._text_root(), self._weights("text"), self.device, torch.float32))
-            stack.enter_context(out_of_place(self._text_root()))
+            text, weights = self._text_root(), self._weights("text")
+            stack.enter_context(lent(text, weights, self.device, torch.float32, keep=not checkpointing))
+            stack.enter_context(out_of_place(text))
+            if checkpointing:  # what is stored in 16 bits is there in 32 for one layer at a time
+                stack.enter_context(recomputing(text, _text_blocks(), writing=True))
+
+    def _make_room(self) -> None:
+        """Have the host load both networks, and leave room beside them: it reckons with a picture, and keeps other
+        models where it has room for one."""
+        import comfy.model_management as mm
+
+        wanted = [part for part in (self.patcher, self.clip and self.clip.patcher) if part is not None]
+        ours = [one for one in mm.current_loaded_models if any(_shares_network(one.model, part) for part in wanted)]
+        height, width = self.latent_shape[1:]
+        least = PICTURES * height * width * KEPT[self.family][1]
+        mm.free_memory(USUAL_BATCH * least, self.device, ours)
+        mm.load_models_gpu(wanted, memory_required=least)
 
     def _refuse_untrainable(self) -> None:
         """Raises ModelError with one sentence for what cannot be trained."""
@@ -406,7 +423,7 @@ def _schedule(sampling: Any) -> NoiseSchedule:
         or getattr(sampling, "num_timesteps", len(sampling.sigmas)) != len(sampling.sigmas)
     ):
         raise ModelError("This model's noise schedule is not supported; those of SD1.x, SD2.x and SDXL are.")
-    sigmas = sampling.sigmas.detach().double().cpu()
+    sigmas = sampling.sigmas.detach().cpu().double()  # in this order: Apple's devices have no such numbers
     signal = (1 + sigmas**2).rsqrt()
     prediction = "v_prediction" if isinstance(sampling, ms.V_PREDICTION) else "epsilon"
     return NoiseSchedule(signal.float().clone(), (sigmas * signal).float().clone(), prediction)
@@ -417,6 +434,17 @@ def _blocks() -> tuple[type, ...]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
     return BasicTransformerBlock, ResBlock
+
+
+def _text_blocks() -> tuple[type, ...]:
+    from comfy.clip_model import CLIPLayer
+
+    return (CLIPLayer,)
+
+
+def _shares_network(patcher: Any, other: Any) -> bool:
+    """Whether a patcher, which may be gone by now, is of the same network as another."""
+    return patcher is not None and patcher.model is other.model
 
 
 def _differentiable_attention(_: Any, *inputs: Any, **named: Any) -> Tensor:

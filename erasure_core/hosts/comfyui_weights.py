@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Cancelled, ModelError
+from ..memory import free_memory
 
 PLAIN_OPS = {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
 """Attributes by which ComfyUI's layers decide to cast or patch their weights in each call."""
@@ -99,24 +100,31 @@ def refuse_quantised(weights: HostWeights) -> None:
 
 
 @contextmanager
-def lent(root: nn.Module, weights: HostWeights, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def lent(
+    root: nn.Module, weights: HostWeights, device: torch.device, dtype: torch.dtype, keep: bool = True
+) -> Iterator[None]:
     """Inside, the modules below ``root`` compute with constants that gradients may pass, and with nothing else.
 
     Weights in another format or place than wanted are converted in each call, so that no second network is held in
-    memory (but see ``_converting_forward``). Forward and backward belong inside: checkpointing runs the modules again.
-    On leaving, however that happens, every module is as it was.
+    memory (but see ``_converting_forward``). Those that the host keeps in main memory, as newer ones keep all, are
+    copied once where the device has room for them: in each call they would take longer than the call. Forward and
+    backward belong inside: checkpointing runs the modules again. On leaving, however that happens, every module is as
+    it was.
 
     Args:
         root: the network whose keys ``weights`` holds below its prefix.
         weights: what it holds, patches included.
         device: where the training runs.
         dtype: what the network computes in.
+        keep: as of ``_converting_forward``.
     """
     saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
     try:
+        copies = _copies_fit(root, weights, device, dtype)
         for path, module in root.named_modules():
             saved.append((module, dict(module._parameters), dict(module.__dict__)))
-            _lend(module, f"{weights.prefix}{path}." if path else weights.prefix, weights, device, dtype)
+            prefix = f"{weights.prefix}{path}." if path else weights.prefix
+            _lend(module, prefix, weights, device, dtype, keep, copies)
         yield
     finally:
         for module, parameters, attributes in saved:
@@ -127,7 +135,33 @@ def lent(root: nn.Module, weights: HostWeights, device: torch.device, dtype: tor
                     module.__dict__[name] = attributes[name]
 
 
-def _lend(module: nn.Module, prefix: str, weights: HostWeights, device: torch.device, dtype: torch.dtype) -> None:
+def is_at(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor lies on a device, which may be named without its number: a tensor's is never."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+def _copies_fit(root: nn.Module, weights: HostWeights, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device has room for those of a network's weights that lie elsewhere, and for as much again."""
+    keys = (
+        f"{weights.prefix}{path}.{leaf}" if path else f"{weights.prefix}{leaf}"
+        for path, module in root.named_modules()
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    )
+    away = sum(weights.stored(key).numel() for key in keys if not is_at(weights.stored(key), device))
+    free = free_memory(device) if away and device.type != "cpu" else None
+    return free is not None and 2 * away * dtype.itemsize <= free
+
+
+def _lend(
+    module: nn.Module,
+    prefix: str,
+    weights: HostWeights,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: bool,
+    copies: bool,
+) -> None:
     ready = True
     for leaf, parameter in module._parameters.items():
         if parameter is None:
@@ -137,21 +171,24 @@ def _lend(module: nn.Module, prefix: str, weights: HostWeights, device: torch.de
             held = weights.effective(key, device).to(device, dtype)
         else:
             held = constant(weights.stored(key))
+        if copies and not is_at(held, device):
+            held = held.to(device, dtype)
         module._parameters[leaf] = held  # type: ignore[assignment]  # a constant, deliberately no parameter
-        ready = ready and held.device == device and held.dtype == dtype
+        ready = ready and is_at(held, device) and held.dtype == dtype
     if hasattr(module, "comfy_cast_weights"):
         module.__dict__.update(
             {name: value if name == "comfy_cast_weights" else [] for name, value in PLAIN_OPS.items()}
         )
     if not ready and not list(module.children()):
-        module.__dict__["forward"] = _converting_forward(module, device, dtype)
+        module.__dict__["forward"] = _converting_forward(module, device, dtype, keep)
 
 
-def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
+def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dtype, keep: bool) -> Callable[..., Any]:
     """The module's forward with its weights converted for the duration of a call.
 
     Where gradients flow through, autograd keeps what a call has converted until its backward pass: several calls of one
-    step would keep the network several times. There, weights that lie in the right place already are converted once.
+    step would keep the network several times. There, weights that lie in the right place already are converted once
+    and kept, unless the blocks are computed again (``keep`` is false), where autograd has nothing to keep.
     """
     original = type(module).forward
     kept: dict[str, Any] = {}
@@ -161,7 +198,7 @@ def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dt
         weights = {leaf: weight for leaf, weight in held.items() if weight is not None}
         converted: dict[str, Any] = kept or {leaf: weight.to(device, dtype) for leaf, weight in weights.items()}
         passes = any(isinstance(given, Tensor) and given.requires_grad for given in inputs)
-        if passes and all(weight.device == device for weight in weights.values()):
+        if keep and passes and all(is_at(weight, device) for weight in weights.values()):
             kept.update(converted)
         try:
             module._parameters.update(converted)
@@ -173,14 +210,19 @@ def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dt
 
 
 @contextmanager
-def recomputing(root: nn.Module, kinds: tuple[type, ...]) -> Iterator[None]:
-    """Inside, modules of these kinds keep no activations: their backward runs them again. Entered inside ``lent``."""
+def recomputing(root: nn.Module, kinds: tuple[type, ...], writing: bool = False) -> Iterator[None]:
+    """Inside, modules of these kinds keep no activations: their backward runs them again. Entered inside ``lent``.
+
+    Those that are ``writing`` into their input get a copy of it: run again, they must read what they have read before.
+    """
     from torch.utils.checkpoint import checkpoint
 
     def wrapped(module: nn.Module) -> Callable[..., Any]:
         original = type(module).forward
 
         def run(*inputs: Any, **named: Any) -> Any:
+            if writing:
+                inputs = (inputs[0].clone(), *inputs[1:])
             with interrupt_cancels():  # the backward runs it outside of any prediction
                 return original(module, *inputs, **named)
 

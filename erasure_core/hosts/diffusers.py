@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from ..broken_model import check_model
 from ..delta import weight_of
-from ..errors import InvalidConcept, InvalidFile, ModelError, PromptTooLong, is_out_of_memory
+from ..errors import (
+    DeviceOutOfMemory,
+    InvalidConcept,
+    InvalidFile,
+    ModelError,
+    PromptTooLong,
+    is_out_of_memory,
+    telling_memory,
+)
 from ..model import Conditioning
 from ..safe_files import check_regular_inside, read_header, read_text
 from ..schedule import NoiseSchedule
@@ -221,10 +229,11 @@ class DiffusersModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._autoencoder()
+        parameter = next(vae.parameters())
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         # A few at a time: decoding needs far more memory than denoising.
-        pieces = scaled.to(next(vae.parameters()).dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
-        pictures = torch.cat([vae.decode(piece).sample.float().cpu() for piece in pieces])
+        pieces = scaled.to(parameter.device, parameter.dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
+        pictures = torch.cat([_in_tiles_if_need_be(vae, vae.decode, piece).sample.float().cpu() for piece in pieces])
         if not torch.isfinite(pictures).all():  # as a picture it would be black
             check_model(self)
             raise ModelError(
@@ -236,8 +245,8 @@ class DiffusersModel:
     def latents_of(self, pictures: Tensor) -> Tensor:
         vae = self._autoencoder()
         parameter = next(vae.parameters())
-        scaled = (pictures.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
-        encoded = [vae.encode(piece).latent_dist.mode().float() for piece in torch.split(scaled, 1)]
+        pieces = ((one.float() / 127.5 - 1).to(parameter.device, parameter.dtype) for one in torch.split(pictures, 1))
+        encoded = [_in_tiles_if_need_be(vae, vae.encode, one).latent_dist.mode().float() for one in pieces]
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents: Tensor = (torch.cat(encoded) - shift) * vae.config.scaling_factor
         return latents
@@ -246,6 +255,19 @@ class DiffusersModel:
         if self.vae is None:
             raise ModelError("This model was loaded without its autoencoder, so it can neither show nor read pictures.")
         return self.vae
+
+
+def _in_tiles_if_need_be(vae: Any, work: Callable[[Tensor], Any], given: Tensor) -> Any:
+    """Decode or encode one piece; where memory does not suffice for it whole, in tiles, and so from then on. SDXL's
+    autoencoder, which computes in 32 bits, takes more for one picture than the network for several."""
+    try:
+        with telling_memory():
+            return work(given)
+    except DeviceOutOfMemory:
+        if vae.use_tiling:
+            raise
+    vae.enable_tiling()
+    return work(given)
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, tuple[int, ...]]:

@@ -110,7 +110,10 @@ class WebuiModel:
         """The host's own half precision: masters of the deltas stay float32."""
         if self.dtype not in (torch.float16, torch.bfloat16):
             return nullcontext()  # torch.autocast refuses some devices, switched off as well
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        try:
+            return torch.autocast(self.device.type, dtype=self.dtype)
+        except (RuntimeError, AssertionError):  # Apple's with an older torch, and DirectML's, have none
+            return self.host.precision()
 
     def layers(self) -> dict[str, nn.Module]:
         if self._layers is None:
@@ -173,7 +176,7 @@ class WebuiModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         # A few at a time: decoding needs far more memory than denoising.
-        pieces = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
+        pieces = torch.split(latents.to(self.device), max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
         pictures = torch.cat([self.host.decode(piece).float().cpu() for piece in pieces])
         return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..schedule import NoiseSchedule
 from .webui_swap import lora_module, original_of, restore_all
+from .webui_training import make_normal
 
 
 def host_of(sd_model: Any) -> LdmHost | ForgeHost:
@@ -52,6 +54,13 @@ class LdmHost:
 
     def unet_options(self) -> dict[str, Any]:
         return {}
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The host's way to compute in 16 bits where torch has none of its own."""
+        from modules import devices
+
+        casting: AbstractContextManager[None] = devices.autocast()
+        return casting
 
     def text_ready(self) -> None:
         """A1111 without low-memory options has everything in place."""
@@ -137,8 +146,12 @@ class ForgeHost:
             kind = next((kind for kind in ("V_PREDICTION", "EPS") if kind in kinds), "unknown")
         else:
             kind = str(sampling.prediction_type)
-        sigmas = torch.as_tensor(sampling.sigmas).detach().double().cpu()
+        sigmas = torch.as_tensor(sampling.sigmas).detach().cpu().double()
         return NoiseSchedule.from_alphas_cumprod(1 / (sigmas**2 + 1), _prediction(kind))
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The host's layers cast by themselves."""
+        return nullcontext()
 
     def unet_options(self) -> dict[str, Any]:
         # Forge writes into this dictionary, whose default all calls share.
@@ -150,10 +163,18 @@ class ForgeHost:
         _memory().load_model_gpu(patcher)
 
     def text_ready(self) -> None:
-        self.load(self.sd_model.forge_objects_original.clip.patcher)
+        self._bring(self.sd_model.forge_objects_original.clip.patcher)
 
     def unet_ready(self) -> None:
-        self.load(self.sd_model.forge_objects_original.unet)
+        self._bring(self.sd_model.forge_objects_original.unet)
+
+    def _bring(self, patcher: Any) -> None:
+        """Have a network where it runs. To ask the host for one that is there would have it make room for a picture: in
+        the middle of a training it would move the other network out, and back at the next call."""
+        if not any(entry.model is patcher for entry in _memory().current_loaded_models):
+            self.load(patcher)
+        if not torch.is_inference_mode_enabled():
+            make_normal([patcher.model])  # what the host has moved is of inference mode again: no training can read it
 
     @torch.inference_mode()
     def clean(self) -> None:

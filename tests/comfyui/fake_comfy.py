@@ -423,7 +423,7 @@ class CLIP:
         return self.patcher.add_patches(patches, strength)
 
 
-def moves_networks(*_: Any) -> None:
+def moves_networks(*_: Any, **__: Any) -> None:
     assert torch.is_inference_mode_enabled(), "a weight made in inference mode breaks when it is moved outside of it"
 
 
@@ -480,9 +480,12 @@ def modules(base: Path, fake_io: types.ModuleType) -> dict[str, types.ModuleType
             "InterruptProcessingException": Interrupted,
             "processing_interrupted": lambda: Switches.interrupt,
             "throw_exception_if_processing_interrupted": _throw_if_interrupted,
+            "current_loaded_models": [],
+            "free_memory": moves_networks,
             "load_models_gpu": moves_networks,
             "cast_to_device": lambda t, device, dtype, copy=False: t.to(device, dtype, copy=copy),
         },
+        "comfy.clip_model": {"CLIPLayer": ClipLayer},
         "comfy.lora": {"calculate_weight": calculate_weight},
         "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy.model_base": {"SDXL": SDXL},

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_comfy
@@ -28,9 +29,10 @@ from erasure_core import Concept, erasure_file, read_erasure, write_erasure
 from erasure_core.delta import DeltaSet, LowRankDelta, new_deltas
 from erasure_core.erasing import applied, erase
 from erasure_core.errors import Cancelled, InvalidSettings, ModelError, PromptTooLong, WrongBase
+from erasure_core.hosts import comfyui_weights
 from erasure_core.hosts.comfyui import ComfyModel
 from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
-from erasure_core.hosts.comfyui_weights import lent
+from erasure_core.hosts.comfyui_weights import is_at, lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.library import request_key
@@ -100,12 +102,73 @@ def test_networks_are_moved_in_the_mode_they_were_made_in(
     """On a GPU, loading them in another mode breaks them for good, also for the host's own sampler."""
     model, loaded = adapter(oracle), []
     management = sys.modules["comfy.model_management"]
-    monkeypatch.setattr(management, "load_models_gpu", lambda parts: loaded.append(torch.is_inference_mode_enabled()))
+    monkeypatch.setattr(
+        management, "load_models_gpu", lambda parts, **_: loaded.append(torch.is_inference_mode_enabled())
+    )
     model.device = torch.device("meta")
     with model.trainable():
         assert loaded == [True] and not torch.is_inference_mode_enabled()
     latents = ComfyModel(*on_host(oracle)).latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert not latents.is_inference(), "a training may use it"
+
+
+def test_room_is_made_beside_the_networks(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host keeps other models where it has room for a picture; a training needs more."""
+    model, management = adapter(oracle), sys.modules["comfy.model_management"]
+    other = adapter(oracle)
+    held = [SimpleNamespace(model=part) for part in (other.patcher, model.patcher.clone(), None)]
+    freed: list[tuple[float, Any]] = []
+    asked: list[float] = []
+    monkeypatch.setattr(management, "current_loaded_models", held)
+    monkeypatch.setattr(management, "free_memory", lambda size, device, kept: freed.append((size, kept)))
+    monkeypatch.setattr(management, "load_models_gpu", lambda parts, memory_required: asked.append(memory_required))
+    model.device = torch.device("meta")
+    with model.trainable():
+        pass
+    ((size, kept),) = freed
+    assert kept == held[1:2], "its own network stays, whoever has loaded it"
+    assert size > asked[0] > 0
+
+
+def test_a_device_named_without_its_number_is_the_same() -> None:
+    """Apple's: a tensor there is on mps:0, and the host calls the device mps."""
+    here = torch.empty(1, device="meta")
+    for name, same in (("meta", True), ("meta:0", here.device.index == 0), ("cpu", False)):
+        assert is_at(here, torch.device(name)) == same
+
+
+def test_weights_in_main_memory_are_copied_once_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts keep all weights in main memory: to copy them in every call takes longer than the call."""
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    size, device = 4 * 72, torch.device("meta")
+    for free, ready in ((2 * size, True), (2 * size - 1, False), (None, False)):
+        monkeypatch.setattr(comfyui_weights, "free_memory", lambda device, free=free: free)
+        with lent(module, Stored(module), device, torch.float32):  # type: ignore[arg-type]
+            assert (module[0].weight.device == device) == ready
+            assert ("forward" in module[0].__dict__) == (not ready)
+            assert module(torch.empty(2, 8, device=device)).device == device
+        assert module[0].weight.device.type == "cpu" and "forward" not in module[0].__dict__
+
+
+def test_text_layers_that_are_run_again_give_the_same_gradients(oracle: DiffusersModel) -> None:
+    """Their weights are there in 32 bits one layer at a time; they add to their input in place."""
+    model = adapter(oracle, torch.float16)
+    layers = select(model.layers(), "text-encoder")
+    with torch.inference_mode():
+        found = [_text_gradients(model, layers, checkpointing) for checkpointing in (False, True)]
+    assert any(gradient.abs().sum() > 0 for gradient in found[0])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _text_gradients(model: ComfyModel, layers: dict[str, Any], checkpointing: bool) -> list[torch.Tensor]:
+    with model.trainable(checkpointing):
+        deltas = new_deltas(layers, 2, 0)
+        for delta in deltas.deltas.values():
+            torch.nn.init.normal_(delta.up, std=0.1, generator=torch.Generator().manual_seed(1))
+        with deltas.attached(layers):
+            model.encode(PROMPTS).context.square().sum().backward()
+        return [parameter.grad for parameter in deltas.parameters() if parameter.grad is not None]
 
 
 def test_text_is_read_where_the_model_computes(oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stopping import StopAt
 
-from erasure_core import METHODS, Concept, Report, effort, erase
+from erasure_core import METHODS, Concept, Report, effort, erase, memory
 from erasure_core.cli.main import main
 from erasure_core.delta import weight_of
 from erasure_core.effort import EFFORTS, foreseen, needed, plan
@@ -222,18 +222,18 @@ def test_a_containers_limit_counts_where_there_is_one(tmp_path: Path, monkeypatc
     (most, used), (old_most, old_used) = places = [
         (tmp_path / f"{version}.max", tmp_path / f"{version}.current") for version in (2, 1)
     ]
-    assert effort._left_in_container(places) is None
+    assert memory._left_in_container(places) is None
     old_most.write_text("1000\n")
     old_used.write_text("300\n")
-    assert effort._left_in_container(places) == 700
+    assert memory._left_in_container(places) == 700
     most.write_text("max\n")
     used.write_text("300\n")
-    assert effort._left_in_container(places) is None, "no limit"
+    assert memory._left_in_container(places) is None, "no limit"
     most.write_text("200\n")
-    assert effort._left_in_container(places) == 0
-    monkeypatch.setattr(effort, "_left_in_container", lambda: 12345)
+    assert memory._left_in_container(places) == 0
+    monkeypatch.setattr(memory, "_left_in_container", lambda: 12345)
     if Path("/proc/meminfo").exists():
-        assert effort.free_memory(torch.device("cpu")) == 12345
+        assert memory.free_memory(torch.device("cpu")) == 12345
 
 
 def test_smaller_pictures_are_never_larger_and_never_nothing(pico: DiffusersModel) -> None:

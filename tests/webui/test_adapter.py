@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,73 @@ def test_a_training_gives_the_same_change_and_leaves_the_host_as_it_was(
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
     assert [p.requires_grad for p in unet.parameters()] == flags
     assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def moves(patcher: Any) -> None:
+    """A host whose memory is short: it moves a network in for each call, in its own mode, and another one out."""
+    assert torch.is_inference_mode_enabled(), fakes.MOVED
+    for module in patcher.model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data = parameter.data.clone()
+
+
+def test_what_the_host_moves_during_a_training_can_still_be_trained(
+    forge: SimpleNamespace, source: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EsdSettings(**{**SHORT.__dict__, "layers": "text-encoder+cross-attention-kv"})
+    wanted, _ = erase(copy.deepcopy(source), Concept(("ball",)), "esd", settings)
+    monkeypatch.setattr(fakes.memory, "load_model_gpu", moves)
+    made, _ = erase(WebuiModel(forge.model, latent_side=8), Concept(("ball",)), "esd", settings)
+    for name in wanted.deltas:
+        torch.testing.assert_close(made.deltas[name].change(), wanted.deltas[name].change(), rtol=1e-3, atol=1e-7)
+
+
+def test_a_network_that_is_there_is_not_asked_for_again(
+    forge: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host would make room for a picture first, and move the other network out in the middle of a training."""
+    asked: list[Any] = []
+
+    def loads(patcher: Any) -> None:
+        asked.append(patcher)
+        fakes.memory.current_loaded_models.append(SimpleNamespace(model=patcher))
+
+    monkeypatch.setattr(fakes.memory, "load_model_gpu", loads)
+    model = WebuiModel(forge.model, latent_side=8)
+    with model.trainable():
+        for _ in range(3):
+            model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.encode(["a ball"]))
+    objects = forge.model.forge_objects_original
+    assert len(asked) == 2 and {id(one) for one in asked} == {id(objects.clip.patcher), id(objects.unet)}
+
+
+def test_where_torch_has_no_half_precision_of_its_own_the_host_has(
+    a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    entered: list[str] = []
+    monkeypatch.setattr(torch, "autocast", unsupported)
+    sys.modules["modules.devices"].autocast = lambda: entered.append("the host's") or nullcontext()  # type: ignore
+    model = WebuiModel(a1111.model.half(), latent_side=8)
+    with model._precision():
+        assert entered == ["the host's"]
+
+
+def test_pictures_are_decoded_where_the_network_is(a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search has painted is kept in main memory until it is shown."""
+    model, places = WebuiModel(a1111.model, latent_side=8), []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        places.append(latents.device.type)
+        return torch.zeros(len(latents), 3, 64, 64)
+
+    monkeypatch.setattr(model.host, "decode", decode)
+    model.device = torch.device("meta")
+    model.decode(torch.zeros(1, 4, 8, 8))
+    assert places == ["meta"]
 
 
 class BasicTransformerBlock(torch.nn.Module):

@@ -13,7 +13,7 @@ from generation import PROMPT, NoPicture, expected, generate, write_negated
 
 from erasure_core.delta import DeltaSet, DenseDelta
 from erasure_core.errors import DeviceOutOfMemory
-from erasure_core.hosts import webui_patching
+from erasure_core.hosts import webui_patching, webui_swap
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.webui_patching import PatchFailed
 from erasure_core.hosts.webui_slots import Applied
@@ -361,6 +361,17 @@ def test_a_failure_half_way_leaves_the_hosts_own_weights(
         patcher.apply(wanted)
     assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
     assert patcher.in_effect([]) and not patcher.in_effect(wanted)
+
+
+def test_what_is_exchanged_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card it would take memory twice; here all there is to see is that it is asked for, once the sum is made."""
+    layer, aside = torch.nn.Linear(4, 4), []
+    original, before = layer.weight, layer.weight.detach().clone()
+    monkeypatch.setattr(webui_swap, "_put_aside", aside.append)
+    patched = exchange(layer, "weight", layer, torch.ones(4, 4))
+    assert torch.equal(patched, before + 1) and layer.weight is patched and aside == [original]
+    webui_swap.restore(layer, "weight")
+    assert layer.weight is original and torch.equal(original, before)
 
 
 def _small(layer: Any) -> DenseDelta:
