@@ -46,7 +46,8 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
     else:
         concept, found = everyday_survey(reads, concept, look, progress)
     grown = expanded(concept, found, settings.most_words)
-    near = [one for one in found if not (one.belongs or one.kept)]
+    # What is as alike as the concept's own words and yet in doubt is not kept either: it may paint just that.
+    near = [one for one in found if not (one.belongs or one.kept) and (one.near or one.likeness < settings.alike)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
     grown = with_neighbours(model, grown, {one.word: one.near for one in near[: settings.most_neighbours]})
     if not settings.replace:
