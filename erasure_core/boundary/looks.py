@@ -107,7 +107,7 @@ class Looks:
         only_heard = self._only_heard()
         heard = [place for place in only_heard if self._example_of(place) == place][:count]
         others = [place for place in range(len(self.points)) if place not in only_heard]
-        worst = sorted(others, key=lambda i: -self.points[i].margin)[: count - len(heard)]
+        worst = sorted(others, key=self._urgency)[: count - len(heard)]
         self.suspects = [*heard, *(place for place in worst if self.points[place].leaks)]
         # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
         for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
@@ -135,6 +135,11 @@ class Looks:
             settled = [p for p in settled if p.origin == point.origin == NAMED]
             return bool(settled) and sum(p.leaks for p in settled) >= BELIEVED * len(settled)
         return sum(p.leaks for p in settled) >= BELIEVED * len(settled)
+
+    def _urgency(self, place: int) -> tuple[bool, float]:
+        """The order of looks: suspects that name the concept, since that is what people type, then the worst."""
+        point = self.points[place]
+        return not (point.leaks and point.origin == NAMED), -point.margin
 
     def _is_suspect(self, point: Point) -> bool:
         """Whether its direction says that it leaks."""
@@ -180,4 +185,5 @@ class Looks:
 
     def _is_settled(self, place: int) -> bool:
         """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""
-        return len(self.seen.get(place, ())) >= SIGHTS or (place in self.seen and not self.points[place].leaks)
+        seen = self.seen.get(place, ())
+        return len(seen) >= SIGHTS or any(shown <= 0 for shown in seen)

@@ -232,6 +232,26 @@ def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
     assert none.unsettled > len(CONCEPT.words) and not none.leaking
 
 
+def test_one_look_that_shows_it_leaves_a_prompt_open(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a leak nor none: it is told as one that was looked at too seldom."""
+
+    def unsure(self: Scorer, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
+        return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
+
+    monkeypatch.setattr(Scorer, "__call__", unsure)
+    monkeypatch.setattr(evidence.Evidence, "_one", lambda self, latent: 1.0)
+    monkeypatch.setattr(looks, "SIGHTS", 1)
+    settings = ExploreSettings(**QUICK | {"look": 2, "levels": "lexical"})
+    assert not explore(pico, CONCEPT, (), settings).unsettled
+    look_at = looks.Looks._look_at
+    monkeypatch.setattr(looks, "SIGHTS", 2)
+    monkeypatch.setattr(
+        looks.Looks, "_look_at", lambda self, places, sight, how: sight or look_at(self, places, 0, how)
+    )
+    found = explore(pico, CONCEPT, (), settings)
+    assert found.unsettled and not found.leaking and "too seldom" in found.summary()
+
+
 def test_strong_ones_are_told_apart() -> None:
     """A posterior of five digits is 1 for all of them; they would come in the order of the alphabet."""
     weak, strong = (
