@@ -35,8 +35,8 @@ from .searches import LADDER, LEVELS, Level
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import thumbnail
 
-LOOKING = 0.3
-"""Share of the budget that is kept for looking at pictures of the worst candidates."""
+LOOKING = 0.4
+"""Share of the budget that is kept for pictures of the worst candidates: what is not looked at is no leak."""
 HEARD = 0.25
 """Share of the concept's guidance from which a prompt that says it of a thing is looked at, whatever its direction is
 nearest to: the bundled model still paints red houses with 0.42 of it. Without a look it does not count."""
