@@ -95,7 +95,8 @@ class NearWord:
         likeness: cosine of its guidance direction with the concept's.
         belongs: whether the model reads it as the concept.
         kept: whether a prompt to keep says it.
-        near: the word of a prompt to keep that it was found near to, if any.
+        near: the word of a prompt to keep that it was found near to, if any; itself, where it is a part of an erased
+            phrase and is to stay.
         strength: how much it steers pictures, as a share of what the concept's words do.
         each: the cosine with each of the concept's words.
         aside: the greatest cosine with a word that was found to belong to it.
@@ -208,7 +209,8 @@ def survey(
     if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
         why = "other words steer its pictures far more; is it spelled right?"
         progress.update(Report(LOOKING, 1, 1, note=f"This model hardly knows {concept.name!r}: {why}"))
-    fixed = {*(user if named else ()), *(part for part, of in parts.items() if not is_name(of))}
+    fixed_parts = {part for part, of in parts.items() if not is_name(of)}
+    fixed = {*(user if named else ()), *fixed_parts}
     loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
@@ -217,7 +219,7 @@ def survey(
     offered = {*kin} - {*close, *near, *anchors}
     inside = judged.directions[belongs]
     told = [
-        replace(one, kept=one.word in user, aside=aside)
+        replace(one, kept=one.word in user, near=one.word if one.word in fixed_parts else "", aside=aside)
         for one, aside in zip(kept.found(), kept.likest_of(inside), strict=True)
         if one.word in user or one.word in parts
     ]

@@ -285,9 +285,13 @@ def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None
     assert with_known_stand_in(striped, [dotted], explicit=False).alternative == "dotted"
     assert with_known_stand_in(striped, [dotted], explicit=True).alternative is None
     red = Concept(("red",))
-    yellow, green = NearWord("yellow", 0.68, False, True), NearWord("green", 0.24, False, True)
-    assert with_likest(red, [yellow, green]).alternative == "green", "a picture between red and yellow may pass for red"
+    yellow, white = (
+        NearWord("yellow", 0.68, False, True, strength=0.7),
+        NearWord("white", 0.66, False, True, strength=0.9),
+    )
+    assert with_likest(red, [yellow, white]).alternative == "white", "the one that steers further its way"
     assert with_likest(red, [yellow]).alternative == "yellow"
+    green = NearWord("green", 0.24, False)
     indigo = NearWord("indigo", 0.65, False)
     assert with_known_stand_in(Concept(("blue",)), [indigo, green], explicit=False).alternative == "green"
     kite, arrow = NearWord("kite", 0.75, False, True), NearWord("arrow", 0.31, False, True)
