@@ -25,8 +25,8 @@ from .every_method import verdicts
 from .execution import WAYS, ways
 from .machine import Rates, kind_of, measure
 from .published import LOOPS, MEAN_STEPS
-from .report import compare, read, rows_table
-from .rows import PUBLISHED, Row, Setup, rows, with_floor
+from .report import PUBLISHED, compare, read, rows_table
+from .rows import Row, Setup, rows, with_floor
 from .solving import KEPT, solve
 from .using import apply, predictions
 from .whole import whole

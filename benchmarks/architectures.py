@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.ldm_checkpoint import TOKENIZER
+from erasure_core.layers import select
+from erasure_core.model import LoadedModel
 from erasure_core.schedule import NoiseSchedule
 
 FAMILIES = ("sd15", "sd21", "sdxl")
 SIDES = {"sd15": 512, "sd21": 768, "sdxl": 1024}
 """Pixels along each side of the pictures that a family was made for."""
 ATTENDING, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+TRANSFORMERS = "transformers"
+"""All layers of the diffusion network's transformers, projections and feed-forwards too: what LECO trains."""
 BLOCK = 4_194_301
 """Random numbers drawn once and laid over all weights. A prime, so that rows of a weight do not repeat."""
 
@@ -152,6 +156,13 @@ def noise_schedule(family: str) -> NoiseSchedule:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     prediction = "v_prediction" if family == "sd21" else "epsilon"
     return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
+
+
+def trained_layers(model: LoadedModel, group: str) -> dict[str, nn.Module]:
+    """The layers of one of the library's groups, or of ``TRANSFORMERS``."""
+    if group != TRANSFORMERS:
+        return select(model.layers(), group)
+    return {name: layer for name, layer in select(model.layers(), "full").items() if ".attentions." in name}
 
 
 @torch.no_grad()

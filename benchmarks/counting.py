@@ -19,11 +19,14 @@ from erasure_core.methods.registry import TrainingSettings
 
 from .architectures import SIDES, modules
 from .floor import TOKENS, Work, count
-from .published import LOOPS, MEAN_STEPS
+from .published import ESD_2023, LOOPS
+from .report import PUBLISHED
 from .rows import CONCEPT, pooled_latents
 
-SAME = EsdSettings(batch=1, steps=1000)
-"""What is compared with the published loops: as many steps as they take, with one state of the concept in each."""
+SAME = EsdSettings(batch=1, steps=LOOPS["esd"].steps)
+"""What is compared with the published ESD loop: as many steps as it takes, with one state of the concept in each."""
+ESD_SIDE = {"sd15": 1024}
+"""Pixels that ESD's script paints with for a family, where these are not the family's own."""
 STATES = 2
 """Predictions of our training step for each state of the batch: the concept's and a kept prompt's."""
 
@@ -82,21 +85,29 @@ def ours(name: str, family: str, settings: TrainingSettings) -> Counted:
     )  # fmt: skip
 
 
-def published(name: str, family: str, steps: int) -> Counted:
-    """One of the published loops."""
-    loop, side = LOOPS[name], SIDES[family]
-    work = Work(family, side, 1, loop.layers, loop.rank, networks=loop.networks, direct=not loop.rank)
-    student, once = count(work), count(Work(family, side, 1)).flops
-    sampled = (2 * MEAN_STEPS + 2) * once
+def published(name: str, family: str, side: int) -> Counted:
+    """A whole run of one of the published loops."""
+    loop = LOOPS[name]
+    work = Work(family, side, loop.asked, loop.layers, loop.rank, networks=loop.networks, direct=not loop.rank)
+    student, sampled = count(work), loop.pooled * count(Work(family, side, 1)).flops
     return Counted(
-        f"published {name}", family, side, steps, student.flops, sampled, student.peak, student.weights, student.text
-    )
+        f"{PUBLISHED}{name}", family, side, loop.steps, student.flops, sampled, student.peak, student.weights,
+        student.text,
+    )  # fmt: skip
+
+
+def all_published(family: str) -> Iterator[Counted]:
+    """The published loops at the family's own size, ESD with as many steps as in 2023, and at its script's own size."""
+    for name in LOOPS:
+        yield published(name, family, SIDES[family])
+    yield replace(published("esd", family, SIDES[family]), name=f"{PUBLISHED}esd of 2023", steps=ESD_2023)
+    if family in ESD_SIDE:
+        yield replace(published("esd", family, ESD_SIDE[family]), name=f"{PUBLISHED}esd at its script's size")
 
 
 def all_counted(family: str) -> Iterator[dict[str, Any]]:
     """The published loops, ours beside them, and the efforts with the default settings."""
-    for name in LOOPS:
-        yield asdict(published(name, family, SAME.steps))
+    yield from map(asdict, all_published(family))
     fast = plan("fast", replace(SAME, steps=2 * SAME.steps), _unlimited(family)).settings
     same = {
         "ours, default pool": SAME,

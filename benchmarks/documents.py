@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .goals import PROJECTED, goals_table
-from .report import Result, read, rows_table, size, table, time
+from .report import ESD, PUBLISHED, Result, read, rows_table, size, table, time
 from .tried import tried_table
 from .whole import all_seconds
 
@@ -17,15 +17,16 @@ BLOCK = re.compile(r"(<!-- speed:(\w+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
 
 
 def counted_table(rows: Sequence[Result]) -> str:
-    """Operations and memory of whole trainings, with their ratio to the published ESD loop."""
-    reference = {row["family"]: row for row in rows if row["name"] == "published esd"}
+    """Operations and memory of trainings, by step and whole, with their ratio to the published ESD loop."""
+    reference = {row["family"]: row for row in rows if row["name"] == ESD}
     seconds = [f"at {rate / 1e12:.0f} TFLOP/s" for rate in PROJECTED]
-    head = ["model", "training", "steps", "TFLOP/step", "times fewer than ESD", "peak", "of ESD's"]
+    head = ["model", "training", "steps", "TFLOP/step", "times fewer than ESD", "PFLOP, whole run", "of ESD's"]
+    head += ["peak", "of ESD's"]
     head += ["with text encoders", "of ESD's"]
     lines = []
     for row in rows:
         esd, step = reference[row["family"]], row["student"] + row["pool"]
-        whole = row["peak"] + row["text"]
+        memory = row["peak"] + row["text"]
         lines.append(
             [
                 f"{row['family']}, {row['side']} px",
@@ -33,14 +34,31 @@ def counted_table(rows: Sequence[Result]) -> str:
                 str(row["steps"]),
                 f"{step / 1e12:.3g}",
                 f"{(esd['student'] + esd['pool']) / step:.1f}",
+                f"{_whole_run(row) / 1e15:.3g}",
+                f"{_whole_run(row) / _whole_run(esd):.0%}",
                 size(row["peak"]),
                 f"{row['peak'] / esd['peak']:.0%}",
-                size(whole),
-                f"{whole / (esd['peak'] + esd['text']):.0%}",
+                size(memory),
+                f"{memory / (esd['peak'] + esd['text']):.0%}",
                 *(f"{step * row['steps'] / rate:.0f} s" for rate in PROJECTED),
             ]
         )
     return table([*head, *seconds], lines)
+
+
+def _whole_run(row: Result) -> float:
+    """Operations of all steps."""
+    return float(row["steps"] * (row["student"] + row["pool"]))
+
+
+def whole_runs(rows: Sequence[Result]) -> str:
+    """What a whole run of our ``esd`` costs with its defaults, in whole runs of each published loop."""
+    said = []
+    for ours in (row for row in rows if row["name"] == "balanced"):
+        beside = [row for row in rows if row["family"] == ours["family"] and row["name"].startswith(PUBLISHED)]
+        ratios = (f"{_whole_run(ours) / _whole_run(row):.2g} times that of {row['name']}" for row in beside)
+        said.append(f"- {ours['family']}, {ours['side']} px: {', '.join(ratios)}.")
+    return "A whole run of our `esd` with its defaults (`balanced`), in operations:\n\n" + "\n".join(said)
 
 
 def curves_table(curves: Result) -> str:
@@ -170,7 +188,7 @@ def _counted(folder: Path) -> str:
     grown = f"Growth, for {content['curve of']} with the defaults of `esd`:\n\n{curves_table(content['curves'])}"
     machine = content.get("machine", "a machine that was not noted")
     made = f"Counted on {machine}; no seed, for nothing in it is drawn at random. `{content['command']}`"
-    return f"{made}\n\n{counted_table(content['rows'])}\n\n{grown}"
+    return f"{made}\n\n{counted_table(content['rows'])}\n\n{whole_runs(content['rows'])}\n\n{grown}"
 
 
 def _solved(folder: Path) -> str:

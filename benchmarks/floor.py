@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from erasure_core.delta import new_deltas, weight_of
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.layers import select
 from erasure_core.model import Conditioning
 
-from .architectures import SIDES, modules, noise_schedule, text_widths
+from .architectures import SIDES, modules, noise_schedule, text_widths, trained_layers
 from .ledger import Ledger, Operation
 from .machine import Rates
 
@@ -39,7 +38,7 @@ class Work:
         family: one of ``architectures.FAMILIES``.
         side: pixels along each side of the pictures.
         batch: latents.
-        layers: groups of layers that are trained; ``None`` only predicts.
+        layers: groups of layers that are trained, as ``trained_layers`` knows them; ``None`` only predicts.
         rank: of the changes; 0 is dense.
         checkpointing: activations are computed again.
         dtype: of the weights.
@@ -136,7 +135,7 @@ def _predict(model: DiffusersModel, work: Work) -> None:
 def _train(model: DiffusersModel, work: Work) -> None:
     """A step in the steady state: the moments are there already."""
     assert work.layers is not None
-    layers = select(model.layers(), work.layers)
+    layers = trained_layers(model, work.layers)
     deltas = new_deltas({} if work.direct else layers, work.rank, 0)
     latents, t, conditioning = _inputs(model, work)
     if "text-encoder" in work.layers:

@@ -10,6 +10,10 @@ from typing import Any
 from .parts import PARTS
 
 GIB = 2**30
+PUBLISHED = "published "
+"""In front of a published loop's name."""
+ESD = f"{PUBLISHED}esd"
+"""The loop that others are compared with."""
 Result = dict[str, Any]
 
 
@@ -37,7 +41,7 @@ def _ratio(row: Result, reference: Result | None) -> str:
 
 def rows_table(result: Result) -> str:
     """All rows of one run, with their speed against the published ESD loop of the same run."""
-    reference = next((row for row in result["rows"] if row["name"] == "published esd"), None)
+    reference = next((row for row in result["rows"] if row["name"] == ESD), None)
     head = ["method", "s/step", "× ESD", "floor", "× floor", "calls", *PARTS, "peak", "least", "file", "load", "apply"]
     lines = []
     for row in result["rows"]:

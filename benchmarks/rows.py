@@ -26,10 +26,9 @@ from .gpu_check import prediction
 from .machine import Rates, clock
 from .meter import Meter
 from .parts import PARTS, STUDENT, TRAJECTORY
+from .report import PUBLISHED
 
 CONCEPT = Concept(("ball",), None, ("a red box", "a photo of a cat", "a dog in a park"))
-PUBLISHED = "published "
-"""In front of a published loop's name."""
 POOLED = {"cpu": {"trajectories": 5, "trajectory_steps": 2}, "cuda": {"trajectories": 32, "trajectory_steps": 2}}
 """The pools that are really drawn. Their cost is proportional to their size: the row is reckoned for the settings'.
 On a GPU they fill the largest call, where a latent costs least."""
@@ -200,8 +199,8 @@ def published_row(model: DiffusersModel, name: str, setup: Setup, sampling: int)
         seconds=sum(parts.values()),
         shares=_shares(parts),
         settings={"layers": loop.layers, "rank": loop.rank, "batch": 1},
-        students=1,
-        pooled=2 + 2 * published.MEAN_STEPS,
+        students=loop.asked,
+        pooled=loop.pooled,
         peak=_peak(setup.device),
     )
 
@@ -242,10 +241,11 @@ def _student(row: Row, setup: Setup) -> Work:
 
 
 def _least_pooling(row: Row, setup: Setup, rates: Rates) -> float:
-    """Seconds of drawing a step's states: in large calls, or in a published loop's two teacher's calls and pairs."""
+    """Seconds of drawing a step's states: in large calls, or in those that a published loop makes."""
     if row.name.startswith(PUBLISHED):
-        once, pair = (count(work_of(setup, latents)).seconds(rates) for latents in (1, 2))
-        return 2 * once + published.MEAN_STEPS * pair
+        loop = published.LOOPS[row.name.removeprefix(PUBLISHED)]
+        asked, sampled = (count(work_of(setup, latents)).seconds(rates) for latents in (loop.asked, loop.sampled))
+        return loop.teacher * asked + published.MEAN_STEPS * sampled
     batch = row.settings["max_batch"]
     return row.pooled * count(work_of(setup, batch)).seconds(rates) / batch
 

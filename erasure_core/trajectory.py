@@ -26,7 +26,7 @@ WITHOUT, ALTERNATIVE = "without", "alternative"
 
 BOTH, GOAL, ORIGINAL, TRAINING = "both", "goal", "original", "training"
 """Who draws trajectories: the frozen model towards the prompt, the same towards the goal (what is to be painted in the
-concept's place), half of them each, or the model in training towards the prompt (ESD's way)."""
+concept's place), half of them each, or the model in training towards the prompt (as LECO and, in 2023, ESD did)."""
 DRIVERS = (BOTH, GOAL, ORIGINAL, TRAINING)
 
 Encode = Callable[[str, Sequence[str]], Conditioning]

@@ -1,7 +1,8 @@
 """What the trajectory pool buys: ESD with it, over pool sizes and refresh intervals, against ESD that samples afresh.
 
-The reference is the published loop: for every optimiser step it draws z_t by partial sampling of the training model
-from pure noise (guidance 3, 50 steps), then asks the teacher and the student there.
+The reference is the loop of ESD's first script, of 2023: for every optimiser step it draws z_t by partial sampling of
+the training model from pure noise (guidance 3, 50 steps), then asks the teacher and the student there. (In the present
+script the frozen model draws, at the same cost.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""LECO: ESD's target trained into a LoRA, as its users know it."""
+"""LECO: ESD's target trained into a LoRA.
+
+The target is that of the published script's erase action; the training is ours. The script trains all layers of the
+transformers at rank 4 with alpha 1, 500 steps at a rate of 1e-4, one state in each, of the one prompt it is given.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ class LecoSettings(TrainingSettings):
     "leco",
     "LECO (LoRA from ESD's target)",
     "p1atdev/LECO, 2023: Low-rank adaptation for erasing concepts from diffusion models",
-    "reimplementation of the published script's erase action, with pooled trajectories",
+    "the target of the published script's erase action, trained in our way: other layers, rank, rates and prompts",
     LecoSettings,
 )
 def leco(settings: LecoSettings, step: Step) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import benchmarks.whole
 from benchmarks import rows, solving, using
 from benchmarks.__main__ import DOCS, RESULTS, main
-from benchmarks.architectures import build, modules
+from benchmarks.architectures import build, modules, trained_layers
 from benchmarks.counting import STATES, shares
 from benchmarks.documents import filled, solved_table, whole_table
 from benchmarks.every_method import prediction
@@ -24,7 +24,7 @@ from benchmarks.ledger import Ledger
 from benchmarks.machine import Rates
 from benchmarks.meter import Meter
 from benchmarks.parts import STUDENT, TRAJECTORY
-from benchmarks.published import LOOPS, running
+from benchmarks.published import LOOPS, MEAN_STEPS, running
 from benchmarks.rows import CONCEPT, pooled_latents
 from benchmarks.whole import Stages, Whole, all_seconds, whole
 from erasure_core import METHODS, Report, Silent, effort, erase
@@ -127,13 +127,30 @@ def _small() -> DiffusersModel:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_published_loops_train_and_leave_the_model_alone(loop: str) -> None:
     model = build("sd15", 64, tiny=True)
-    weights, before = weights_hash(model), prediction(model)
-    with running(loop, model, Meter("cpu")) as stepping:
+    weights, before, meter = weights_hash(model), prediction(model), Meter("cpu")
+    with running(loop, model, meter) as stepping:
         parameters = [p for group in stepping.optimizer.param_groups for p in group["params"]]
         start = [p.detach().clone() for p in parameters]
-        stepping.step(2)
+        with meter.watching():
+            stepping.step(2)
+        known = LOOPS[loop]
+        beside = sum(count for (_, learns), count in meter.latents.items() if not learns)
+        assert beside == known.pooled - (MEAN_STEPS - 2) * known.sampled, "what is counted is what is run"
+        assert meter.latents[STUDENT, True] == known.asked
         assert any(not torch.equal(p, old) for p, old in zip(parameters, start, strict=True))
     assert weights_hash(model) == weights and torch.equal(prediction(model), before)
+
+
+def test_the_loops_differ_as_their_scripts_do() -> None:
+    """By hand: 25 sampling steps of one or two latents, and so many questions of one or two latents."""
+    assert {name: (loop.pooled, loop.asked, loop.steps) for name, loop in LOOPS.items()} == {
+        "esd": (25 * 2 + 2, 1, 200),
+        "leco": (25 * 2 + 3 * 2, 2, 500),
+        "co_erasing": (25 + 2, 1, 2000),
+    }
+    trained = trained_layers(build("sd15", 64, tiny=True), LOOPS["leco"].layers)
+    ends = {name.rpartition(".")[2] for name in trained}
+    assert {"proj_in", "to_q", "to_k", "proj_out"} <= ends and not any("resnets" in name for name in trained)
 
 
 def test_run_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

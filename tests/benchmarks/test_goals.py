@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.__main__ import RESULTS
 from benchmarks.goals import COUNTED, Goal, goals
+from benchmarks.published import LOOPS
+from benchmarks.report import PUBLISHED
 from benchmarks.tried import NOT_MEASURED, tried_table
 from erasure_core.effort import plan
 from erasure_core.methods.esd import EsdSettings
@@ -94,4 +96,6 @@ def test_the_counted_trainings_are_the_present_ones() -> None:
     wanted = {effort: plan(effort, EsdSettings(), model).settings.steps for effort in ("fast", "balanced")}
     rows = [row for row in content["rows"] if row["name"] in wanted]
     assert rows and {row["name"]: row["steps"] for row in rows} == wanted, AGAIN
+    for name, loop in LOOPS.items():
+        assert {row["steps"] for row in content["rows"] if row["name"] == f"{PUBLISHED}{name}"} == {loop.steps}, AGAIN
     assert {"machine", "seed", "shares"} <= content.keys(), AGAIN

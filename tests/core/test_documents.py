@@ -20,8 +20,8 @@ VARIABLE = re.compile(r"(?<=\s)\$\w+")
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every complete command in a document."""
-    for found in COMMAND.finditer(text):
+    """The arguments of every complete command in a document; one may go on over several lines."""
+    for found in COMMAND.finditer(text.replace("\\\n", " ")):
         yield shlex.split(VARIABLE.sub("", found[1]))
 
 

@@ -3,7 +3,9 @@
 UnlearnDiffAtk (Zhang et al. 2024) learns a distribution over the vocabulary for each prefix token: one token in the
 forward pass, the gradient passed straight through to the distribution, Adam, projection onto the simplex. P4D (Chin et
 al. 2024), by PEZ (Wen et al. 2023), keeps continuous embeddings and evaluates at the nearest vocabulary rows. Half of
-the starts are of each kind. The prefix stands before the concept's own prompt, as published.
+the starts are of each kind. The prefix stands before the concept's own prompt, as published. Where UnlearnDiffAtk draws
+the token of the forward pass from a distribution that starts uniform, at a rate of 0.01, the likeliest token is taken
+here, from a start near a single one and at a higher rate: this search has few steps.
 """
 
 from __future__ import annotations
