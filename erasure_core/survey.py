@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .batches import Batches
-from .concept import SMALL_WORDS, Concept, Frame, is_name, said_word
+from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
-from .kinds import common_kinds, kinds, of_kind
+from .kinds import SCENES, THINGS, common_kinds, describes, kinds, of_kind
 from .model import PromptModel, encode_each
 from .near_words import (
     MOST_ANCHORS,
@@ -299,6 +299,20 @@ def _parts(concept: Concept) -> dict[str, str]:
     parts = {bare(part): phrase for phrase in phrases for part in phrase.split()}
     said = {part: of for part, of in parts.items() if part.isalpha() and part not in STOP_WORDS | SMALL_WORDS}
     return dict(list(said.items())[:MOST_ANCHORS])
+
+
+def kept_parts(concept: Concept) -> list[str]:
+    """Prompts that say a part of an erased phrase of something else: who erases orange cups keeps orange houses and red
+    cups. Parts of names are not kept."""
+    said: list[str] = []
+    for part, phrase in _parts(concept).items():
+        if is_name(phrase):
+            continue
+        if describes([part]):
+            said += [f"a {part} {thing.split()[-1]}" for thing in THINGS]
+        else:
+            said += [frame(scene, IN_PLACE).say(part) for scene in SCENES]
+    return list(without_concept(said, concept))
 
 
 def _directions(

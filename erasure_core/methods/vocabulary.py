@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..guard import is_explicit
-from ..model import as_prompt_model
+from ..model import as_prompt_model, fitting
 from ..near_words import with_neighbours
 from ..stand_in import with_known_stand_in, with_likest
-from ..survey import Survey, everyday_survey, expanded, survey
+from ..survey import Survey, everyday_survey, expanded, kept_parts, survey
 from .registry import TrainingSettings, option
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
     near = [one for one in found if not (one.belongs or one.kept) and (one.near or one.likeness < settings.alike)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
     grown = with_neighbours(model, grown, {one.word: one.near for one in near[: settings.most_neighbours]})
+    grown = replace(grown, neighbours=(*grown.neighbours, *fitting(model, kept_parts(concept))))
     if not settings.replace:
         return grown
     grown = with_likest(grown, found) if named else grown

@@ -33,6 +33,7 @@ from erasure_core.survey import (
     belonging,
     everyday_survey,
     expanded,
+    kept_parts,
     survey,
     without_alike,
 )
@@ -533,3 +534,13 @@ def test_words_are_measured_against_those_that_belong(pico: DiffusersModel) -> N
     assert any(one.belongs for one in found)
     assert all(-1.0 <= one.aside <= 1.0001 and one.alike >= one.likeness for one in found)
     assert all(one.aside == pytest.approx(1.0, abs=1e-3) for one in found if one.belongs), "with themselves"
+
+
+def test_parts_of_an_erased_phrase_are_kept_with_other_things(pico: DiffusersModel) -> None:
+    """Who erases orange cups keeps orange houses and red cups."""
+    assert {"a orange house", "a red cup"} <= set(kept_parts(Concept(("orange cup",))))
+    assert "a red cup" not in kept_parts(Concept(("red cup",))), "that is what is erased"
+    assert kept_parts(Concept(("Ada Lovelace",))) == kept_parts(Concept(("red cup", "cup"))) == []
+    settings = find_method("auto").settings(candidates=4)
+    told = vocabulary.with_own_words(pico, Concept(("red box",)), settings, Silent())
+    assert {"a red house", "a blue box"} <= set(told.neighbours)
