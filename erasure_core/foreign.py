@@ -6,6 +6,7 @@ change is their difference to the base model, so the base they were made on is n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
 GIVE_BASE = "give the base model that it was made on"
 FAR = 0.9
 """Relative distance of a weight to the base's from which they cannot belong together."""
+CHANCE = 1.1
+"""How far above its expected norm rounding may be by chance, in small layers."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +182,25 @@ def _from_weights(
 
 
 def _difference(tensor: Tensor, base: Tensor) -> tuple[Tensor, float]:
-    """A published weight less the base's, and the norm of what rounding both may add to that.
+    """A published weight less the base's, and the norm of what rounding may add to that.
 
-    Both in the coarser of their two types: most files are published in 16 bits, and in finer ones every weight that
-    nobody changed would differ by its rounding.
+    What is equal in the coarser of their two types was not changed: most files are published in 16 bits, and in finer
+    ones every weight would differ by its rounding. What was changed differs by the file's own rounding and no more.
     """
     floats = [held.dtype for held in (tensor, base) if held.is_floating_point() and held.element_size() > 1]
     coarser = max([torch.float32, *floats], key=lambda dtype: torch.finfo(dtype).eps)
-    difference = tensor.to(coarser).float() - base.to(coarser).float()
-    return difference, torch.finfo(coarser).eps * float(base.float().norm())
+    if torch.equal(tensor.to(coarser), base.to(coarser)):
+        return torch.zeros_like(base, dtype=torch.float32), 0.0
+    rounded = tensor if tensor.dtype == coarser else base
+    return tensor.float() - base.float(), CHANCE * _rounding(rounded.float(), coarser)
+
+
+def _rounding(weight: Tensor, dtype: torch.dtype) -> float:
+    """The norm of what rounding to a type adds: errors spread evenly over a step of width q deviate by q / sqrt(12)."""
+    limits = torch.finfo(dtype)
+    power_above = torch.frexp(weight.abs().clamp(min=limits.smallest_normal)).exponent
+    steps = torch.ldexp(torch.full_like(weight, limits.eps / 2), power_above)
+    return float(steps.norm()) / math.sqrt(12)
 
 
 def _changed_others(
