@@ -255,7 +255,7 @@ def test_unsafe_or_foreign_weights_are_refused(
         ("evil.pt", "only plain weights are read"),
         ("noise.pt", "no file of weights"),
         ("missing.pt", "cannot be read"),
-        ("other.pt", "no weight of this model's UNet"),
+        ("other.pt", "no weight of this model's UNet or text encoder"),
         ("far.pt", "another base"),
         ("shape.pt", "but this model's is"),
         ("same.pt", "nothing to convert"),
