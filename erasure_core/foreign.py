@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta
-from .erasure_file import StoredErasure, changes_of
+from .erasure_file import StoredErasure, changes_of, refuse_dora
 from .errors import InvalidFile, ModelError, WrongBase
 from .foreign_names import is_beside, other_names, plain_names, text_names, unet_names
 from .layers import is_text
@@ -89,6 +89,7 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
         ModelError: it changes only the text encoder, or is a LoRA that does, and a host has connected none.
     """
     tensors, metadata = load_weights(path)
+    refuse_dora(path, tensors)
     if all(name.startswith("lora_") for name in tensors):  # kohya's names, in a pickle: else it needs no conversion
         _check_text(path, tensors, model)
         changes = StoredErasure(changes_of(path, tensors), None, path)

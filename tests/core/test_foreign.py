@@ -11,6 +11,8 @@ from random_changes import predict, random_deltas
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erasure_core import read_erasure
+from erasure_core.cli.main import main
 from erasure_core.errors import InvalidFile
 from erasure_core.foreign import ForeignChange, read_foreign
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -98,3 +100,34 @@ def test_which_of_two_text_encoders_a_file_is_of_must_be_told(
         read(tmp_path / "model.bin", model)
     torch.save({f"text_encoder_2.{layer}.weight": changed}, tmp_path / "model.bin")
     assert list(read(tmp_path / "model.bin", model).deltas) == [f"text_encoder_2.{layer}"]
+
+
+@pytest.mark.parametrize("name", ["esd.pt", "esd.bin", "esd.safetensors", "peft.safetensors"])
+def test_what_is_to_be_converted_first_is_told_with_the_command(
+    pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path, key = tmp_path / name, "conv_out.lora_A.weight" if name.startswith("peft") else "conv_out.weight"
+    (save_file if name.endswith(".safetensors") else torch.save)({key: torch.zeros(2, 2)}, path)
+    generate = ["generate", "--model", str(pico_folders["sd1"]), "--erasure", str(path), "--prompt", "a ball"]
+    for command in (["inspect", str(path)], [*generate, "--out", str(tmp_path / "made")]):
+        assert main(command) == 3
+        said = capsys.readouterr().err
+        assert f"{path} " in said and "convert it first" in said and "fresh copy" not in said
+        assert "concept-erasure convert FILE --model MODEL --concept WORD --out NEW.safetensors" in said
+    assert main(["inspect", str(tmp_path / "missing.pt")]) == 3
+    assert "missing.pt cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dora.pt", "dora.safetensors", "peft.safetensors"])
+def test_a_dora_is_called_one(pico: DiffusersModel, tmp_path: Path, name: str) -> None:
+    module, path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", tmp_path / name
+    kohya = (f"lora_unet_{module.replace('.', '_')}", "lora_down.weight", "lora_up.weight", "dora_scale")
+    peft = (f"unet.{module}", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    layer, down, up, scale = peft if name.startswith("peft") else kohya
+    rows, columns = pico.base_weight(f"unet.{module}").shape
+    tensors = {f"{layer}.{down}": torch.ones(2, columns), f"{layer}.{up}": torch.ones(rows, 2)}
+    (save_file if path.suffix == ".safetensors" else torch.save)(tensors | {f"{layer}.{scale}": torch.ones(rows)}, path)
+    works = [lambda: read(path, pico), *([lambda: read_erasure(path)] if name == "dora.safetensors" else [])]
+    for work in works:
+        with pytest.raises(InvalidFile, match="is a DoRA, no plain LoRA"):
+            work()
