@@ -176,7 +176,9 @@ def import_file(source: Path | None, words: str) -> str:
     manifest = describe(model, deltas, Concept(said), "converted", status, origin)
     write_erasure(target, Erasure(deltas, manifest), model)
     told = f"{target.stem} was imported; relative error of the conversion {origin.get(LOSS, 0.0):.1e}."
-    return f"{told} {not_kept(missing_of(origin))}".rstrip()
+    missing = missing_of(origin)
+    unread = f"Not read: {missing['unread']} tensors that this model does not have." if missing["unread"] else ""
+    return " ".join(filter(None, [told, not_kept(missing), unread]))
 
 
 def export_lora(name: str | None) -> str:
