@@ -16,7 +16,7 @@ from erasure_core.delta import LowRankDelta
 from erasure_core.erasing import describe
 from erasure_core.erasure_file import Erasure, StoredErasure, read_erasure, write_erasure
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
-from erasure_core.foreign import looks_foreign, read_foreign
+from erasure_core.foreign import looks_foreign, missing_of, not_kept, read_foreign
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import SUFFIX, history_path, safe_stem
 from erasure_core.profile import make_profile, write_profile
@@ -175,7 +175,10 @@ def import_file(source: Path | None, words: str) -> str:
     status = "made by other software; converted to this format"
     manifest = describe(model, deltas, Concept(said), "converted", status, origin)
     write_erasure(target, Erasure(deltas, manifest), model)
-    return f"{target.stem} was imported; relative error of the conversion {origin.get(LOSS, 0.0):.1e}."
+    told = f"{target.stem} was imported; relative error of the conversion {origin.get(LOSS, 0.0):.1e}."
+    missing = missing_of(origin)
+    unread = f"Not read: {missing['unread']} tensors that this model does not have." if missing["unread"] else ""
+    return " ".join(filter(None, [told, not_kept(missing), unread]))
 
 
 def export_lora(name: str | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from .broken_model import check_model
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta, weight_of
-from .errors import InvalidFile, InvalidSettings, TrainingFailed, WrongBase
+from .errors import InvalidFile, InvalidSettings, TrainingFailed, Unconverted, WrongBase
 from .fingerprint import distance, fingerprint, sketch, tolerance_of
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
-from .safe_files import FLOATS, read_header, read_tensors, write_tensors
+from .plain_weights import PICKLES
+from .safe_files import FLOATS, check_regular, read_header, read_tensors, write_tensors
 
 SUFFIXES = UP, DOWN, ALPHA, DIFF = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
@@ -33,6 +34,9 @@ ARCHITECTURES = {
     ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
 }
 NOTHING_LEFT = "The changes cancel out or are zero, so there is nothing to write; choose other strengths."
+PUBLISHED = "if other software published it (ESD, UCE and the like), convert it first, with the model it was made on"
+DORA = ("dora_scale", "lora_magnitude_vector")
+"""In names of tensors that a DoRA has beside a LoRA's."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -226,6 +230,7 @@ def read_erasure(path: Path) -> StoredErasure:
 
     Raises:
         InvalidFile: missing, damaged, hostile, or holding anything but changes of layers.
+        Unconverted: of those, what may be weights that others publish.
     """
     manifest = _check_content(path)
     return StoredErasure(changes_of(path, read_tensors(path)[0]), manifest, path)
@@ -237,6 +242,7 @@ def changes_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
     Raises:
         InvalidFile: a name is no such, or a change is incomplete or not finite.
     """
+    refuse_dora(path, tensors)
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         suffix = next((s for s in SUFFIXES if key.endswith(s)), None)
@@ -246,14 +252,31 @@ def changes_of(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
     return {module: _delta(path, module, parts) for module, parts in modules.items()}
 
 
+def refuse_dora(path: Path, names: Iterable[str]) -> None:
+    """Raises InvalidFile for a DoRA: without its part that is no LoRA, the rest means something else."""
+    if any(part in name for name in names for part in DORA):
+        raise InvalidFile(
+            f"{path} is a DoRA, no plain LoRA: it also sets how long rows of weights are, which no erasure file holds; "
+            "it cannot be used."
+        )
+
+
 def _check_content(path: Path) -> Manifest | None:
     """Refuse by the header alone what is no erasure, before gigabytes are read; returns the manifest."""
+    if path.suffix in PICKLES:
+        check_regular(path)
+        raise Unconverted(f"{path} is no erasure file, which ends in .safetensors; {PUBLISHED}.")
     header = read_header(path)
     metadata = header.pop("__metadata__", {})
     if not header:
         raise InvalidFile(f"{path} is empty: it changes no layer.")
+    foreign = next((key for key in header if not key.startswith("lora_")), None)
+    if foreign is not None:
+        said = f"{path} holds {foreign[:80]!r}, which is not a change of a layer; it is not an erasure file"
+        raise Unconverted(f"{said}: {PUBLISHED}.")
+    refuse_dora(path, header)
     for key, entry in header.items():
-        if not key.startswith("lora_") or not key.endswith(SUFFIXES):
+        if not key.endswith(SUFFIXES):
             raise InvalidFile(f"{path} holds {key!r}, which is not a change of a layer; it is not an erasure file.")
         if entry["dtype"] not in FLOATS and not key.endswith(ALPHA):
             raise InvalidFile(f"{path} holds {key!r} as {entry['dtype']}; changes are floating point numbers.")

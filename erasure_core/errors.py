@@ -71,6 +71,10 @@ class InvalidFile(ErasureError):
     """A file is missing, damaged, hostile or not an erasure."""
 
 
+class Unconverted(InvalidFile):
+    """A file is no erasure, but may hold what other software published, which can be converted into one."""
+
+
 class OtherTraining(InvalidFile):
     """A resumable state is of a training with another concept, method, settings or model."""
 

@@ -1,12 +1,12 @@
-"""Reads weights that others publish, which no UI loads as they are: ESD, UCE, concept ablation, diffusers LoRAs.
+"""Reads weights that others publish, which no UI loads as they are: ESD, UCE, AdvUnlearn, diffusers LoRAs and the like.
 
-Those are whole weights of some or all UNet layers, by diffusers' or the original names, or PEFT's pairs of factors. The
-change is their difference to the base model, so the base they were made on is needed.
+Those are whole weights of some or all layers of the UNet or the text encoder, by diffusers' or the original names, or
+PEFT's pairs of factors. The change is their difference to the base model, so the base they were made on is needed.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from .delta import LARGEST, Delta, DeltaSet, DenseDelta, LowRankDelta
-from .erasure_file import StoredErasure, changes_of
+from .erasure_file import StoredErasure, changes_of, refuse_dora
 from .errors import InvalidFile, ModelError, WrongBase
+from .foreign_names import is_beside, other_names, plain_names, text_names, unet_names
 from .layers import is_text
 from .model import LoadedModel
-from .naming import ldm_paths
 from .plain_weights import load_weights
 from .safe_files import read_header, read_text
 from .strict_json import parse_json
 
-PREFIXES = ("module.", "unet.", "model.diffusion_model.", "diffusion_model.", "base_model.model.")
 FACTORS = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -41,9 +40,12 @@ ALPHA = ".alpha"
 NOTE = "lora_adapter_metadata"
 MAX_NOTE = 10_000
 UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
+OTHERS = "norms, biases and embeddings"
 GIVE_BASE = "give the base model that it was made on"
 FAR = 0.9
 """Relative distance of a weight to the base's from which they cannot belong together."""
+CHANCE = 1.1
+"""How far above its expected norm rounding may be by chance, in small layers."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ class ForeignChange:
 
     Args:
         deltas: by canonical layer name; dense ones are exact, PEFT's stay low rank.
-        left_out: names of changed tensors that are no weights of linear or convolution layers (norms, biases): no LoRA
-            file can hold them.
+        left_out: names of changed tensors that are no weights of linear or convolution layers (norms, biases,
+            embeddings): erasure files do not hold them.
         left_out_share: their share of the whole change, as a ratio of norms.
-        unread: names of tensors that this model's UNet has not, such as those of a text encoder: whether they are
-            changed is not known.
+        unread: names of tensors that this model has not, such as those of a text encoder where a host has connected
+            none: whether they are changed is not known.
         noise: for each dense change the share of it that may be the rounding of the file or of the base.
     """
 
@@ -78,61 +80,28 @@ def read_foreign(path: Path, model: LoadedModel, others: Mapping[str, Tensor]) -
     Args:
         path: .safetensors, or .pt, .pth, .bin and .ckpt, which are read without running any code in them.
         model: the base it was made on.
-        others: the base UNet's parameters that are no layer weights (biases, norms), by diffusers' names.
+        others: the base's parameters that are no layer weights (biases, norms, embeddings), of the UNet by diffusers'
+            names, of text encoders by canonical ones.
 
     Raises:
-        InvalidFile: unreadable, unsafe, no weights of this model's UNet in it, or one of them twice.
+        InvalidFile: unreadable, unsafe, no weights of this model in it, or one of them twice.
         WrongBase: the weights belong to another base.
-        ModelError: a LoRA changes the text encoder, and a host has connected none.
+        ModelError: it changes only the text encoder, or is a LoRA that does, and a host has connected none.
     """
     tensors, metadata = load_weights(path)
+    refuse_dora(path, tensors)
     if all(name.startswith("lora_") for name in tensors):  # kohya's names, in a pickle: else it needs no conversion
         _check_text(path, tensors, model)
         changes = StoredErasure(changes_of(path, tensors), None, path)
         return ForeignChange(changes.bind(model), [], 0.0)
-    tensors = _plain_names(path, tensors)
+    tensors = plain_names(path, tensors)
     if any(name.endswith(tuple(FACTORS)) for name in tensors):
         return _from_factors(path, tensors, _stated_alpha(path, metadata.get(NOTE) or _note_beside(path)), model)
     return _from_weights(path, tensors, model, others)
 
 
-def _plain_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that scripts and wrappers put before them."""
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        stripped = True
-        while stripped:
-            stripped = any(name.startswith(prefix) for prefix in PREFIXES)
-            name = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
-        # diffusers' first form, in which the attention's processor held the factors
-        name = re.sub(r"\.processor\.(to_[qkv])_lora\.(down|up)\.weight$", r".\1.lora.\2.weight", name)
-        name = re.sub(r"\.processor\.to_out_lora\.(down|up)\.weight$", r".to_out.0.lora.\1.weight", name)
-        if name in plain:
-            raise InvalidFile(f"{path} holds {name[:80]!r} twice, under different prefixes; it cannot be converted.")
-        plain[name] = tensor
-    return plain
-
-
-def _unet_names(model: LoadedModel) -> dict[str, str]:
-    """UNet module paths, in diffusers' and in the original naming, to canonical layer names."""
-    paths = [name.removeprefix("unet.") for name in model.layers() if name.startswith("unet.")]
-    return {path: f"unet.{path}" for path in paths} | {
-        theirs: f"unet.{ours}" for ours, theirs in ldm_paths(paths).items()
-    }
-
-
-def _text_names(model: LoadedModel) -> dict[str, str]:
-    """Module paths of text encoders to canonical layer names: with and without transformers 4's ``text_model.``, and
-    where there is one encoder only also as peft names it, by itself."""
-    own = [name for name in model.layers() if is_text(name)]
-    names = {name: name for name in own} | {name.replace(".text_model.", ".", 1): name for name in own}
-    if len({name.partition(".")[0] for name in own}) == 1:
-        names |= {path.partition(".")[2]: name for path, name in names.items()}
-    return names
-
-
 def _check_text(path: Path, names: Iterable[str], model: LoadedModel) -> None:
-    """Raises ModelError for LoRA factors of a text encoder where the model comes without any."""
+    """Raises ModelError for changes of a text encoder where the model comes without any."""
     if any(name.startswith(TEXT_BEGINNINGS) for name in names) and not any(map(is_text, model.layers())):
         raise ModelError(f"{path.name} changes the text encoder: connect CLIP as well.")
 
@@ -140,16 +109,20 @@ def _check_text(path: Path, names: Iterable[str], model: LoadedModel) -> None:
 def _from_weights(
     path: Path, tensors: Mapping[str, Tensor], model: LoadedModel, others: Mapping[str, Tensor]
 ) -> ForeignChange:
-    names = _unet_names(model)
+    names, known = unet_names(model) | text_names(model), other_names(model, others)
     deltas: dict[str, Delta] = {}
     noise: dict[str, float] = {}
-    left_out: list[str] = []
+    beside: dict[str, Tensor] = {}
+    unread: list[str] = []
     read: set[str] = set()
     apart = 0.0
     for key, tensor in tensors.items():
         name = names.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
         if name is None:
-            left_out.append(key)
+            if key in known and tensor.shape == others[known[key]].shape:
+                beside[known[key]] = tensor
+            elif not is_beside(key):
+                unread.append(key)
             continue
         base = model.base_weight(name).detach().cpu()
         if tensor.shape != base.shape:
@@ -164,42 +137,63 @@ def _from_weights(
         if change.abs().max() > 0:
             deltas[name], noise[name] = DenseDelta(change), rounding / float(change.norm())
     if not read:
-        raise InvalidFile(
-            f"{path} holds no weight of this model's UNet by a known name; it cannot be converted. If it is for "
-            f"another kind of model, {GIVE_BASE}."
-        )
+        raise _unknown(path, tensors, model)
     if apart > FAR:
         raise WrongBase(
             f"{path} was made on another base: a weight differs from this model's by {apart:.0%}; {GIVE_BASE}."
         )
+    left_out, share = _changed_others(beside, deltas, others)
     if not deltas:
-        raise InvalidFile(f"{path} holds the base model's own weights; there is nothing to convert.")
-    unread = tuple(sorted(name for name in left_out if name not in others))
-    return ForeignChange(DeltaSet(deltas), *_changed_others(left_out, tensors, deltas, others), unread, noise)
+        held = f"changes of {OTHERS} only" if left_out else "the base model's own weights"
+        raise InvalidFile(f"{path} holds {held}; there is nothing to convert.")
+    return ForeignChange(DeltaSet(deltas), left_out, share, tuple(sorted(unread)), noise)
+
+
+def _unknown(path: Path, names: Iterable[str], model: LoadedModel) -> InvalidFile:
+    """What to say of a file without any weight of a model by a known name; raises as ``_check_text``."""
+    _check_text(path, names, model)
+    if any(name.startswith("text_model.") for name in names):
+        return InvalidFile(
+            f"{path} does not say which of the model's text encoders it is of; give it with text_encoder. or "
+            "text_encoder_2. before each name."
+        )
+    return InvalidFile(
+        f"{path} holds no weight of this model's UNet or text encoder by a known name; it cannot be converted. If it "
+        f"is for another kind of model, {GIVE_BASE}."
+    )
 
 
 def _difference(tensor: Tensor, base: Tensor) -> tuple[Tensor, float]:
-    """A published weight less the base's, and the norm of what rounding both may add to that.
+    """A published weight less the base's, and the norm of what rounding may add to that.
 
-    Both in the coarser of their two types: most files are published in 16 bits, and in finer ones every weight that
-    nobody changed would differ by its rounding.
+    What is equal in the coarser of their two types was not changed: most files are published in 16 bits, and in finer
+    ones every weight would differ by its rounding. What was changed differs by the file's own rounding and no more.
     """
     floats = [held.dtype for held in (tensor, base) if held.is_floating_point() and held.element_size() > 1]
     coarser = max([torch.float32, *floats], key=lambda dtype: torch.finfo(dtype).eps)
-    difference = tensor.to(coarser).float() - base.to(coarser).float()
-    return difference, torch.finfo(coarser).eps * float(base.float().norm())
+    if torch.equal(tensor.to(coarser), base.to(coarser)):
+        return torch.zeros_like(base, dtype=torch.float32), 0.0
+    rounded = tensor if tensor.dtype == coarser else base
+    return tensor.float() - base.float(), CHANCE * _rounding(rounded.float(), coarser)
+
+
+def _rounding(weight: Tensor, dtype: torch.dtype) -> float:
+    """The norm of what rounding to a type adds: errors spread evenly over a step of width q deviate by q / sqrt(12)."""
+    limits = torch.finfo(dtype)
+    power_above = torch.frexp(weight.abs().clamp(min=limits.smallest_normal)).exponent
+    steps = torch.ldexp(torch.full_like(weight, limits.eps / 2), power_above)
+    return float(steps.norm()) / math.sqrt(12)
 
 
 def _changed_others(
-    names: list[str], tensors: Mapping[str, Tensor], deltas: Mapping[str, Delta], others: Mapping[str, Tensor]
+    given: Mapping[str, Tensor], deltas: Mapping[str, Delta], others: Mapping[str, Tensor]
 ) -> tuple[list[str], float]:
     """Which tensors beside layer weights differ from the base's, and how much of the change they are."""
-    known = [name for name in names if name in others and others[name].shape == tensors[name].shape]
-    changed = {name: _difference(tensors[name], others[name].detach().cpu())[0] for name in known}
+    changed = {name: _difference(tensor, others[name].detach().cpu())[0] for name, tensor in given.items()}
     changed = {name: difference for name, difference in changed.items() if difference.abs().max() > 0}
     missed = sum(float(difference.double().square().sum()) for difference in changed.values())
     whole = missed + sum(delta.norm() ** 2 for delta in deltas.values())
-    return sorted(changed), (missed / whole) ** 0.5
+    return sorted(changed), (missed / whole) ** 0.5 if whole else 0.0
 
 
 def _note_beside(path: Path) -> str | None:
@@ -234,7 +228,7 @@ def _from_factors(
     path: Path, tensors: Mapping[str, Tensor], stated_alpha: float | None, model: LoadedModel
 ) -> ForeignChange:
     _check_text(path, tensors, model)
-    names = _unet_names(model) | _text_names(model)
+    names = unet_names(model) | text_names(model)
     pairs: dict[str, dict[str, Tensor]] = {}
     left_out = []
     for key, tensor in tensors.items():
@@ -282,8 +276,8 @@ def missing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a conversion left out, as a manifest's settings tell it; a stranger's may tell anything.
 
     Returns:
-        left_out: names of tensors that no LoRA can hold; left_out_share: their share of the change; unread: how many
-        tensors the UNet does not have.
+        left_out: names of changed tensors that erasure files do not hold; left_out_share: their share of the change;
+        unread: how many tensors the model does not have.
     """
     names, share, unread = settings.get("left_out"), settings.get("left_out_share"), settings.get("unread")
     told = isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(share, (int, float))
@@ -296,7 +290,7 @@ def not_kept(missing: Mapping[str, Any]) -> str:
     if not missing["left_out"]:
         return ""
     count, share = len(missing["left_out"]), missing["left_out_share"]
-    return f"Not kept, as no LoRA can hold them: {count} norms and biases, {share:.1%} of the change."
+    return f"Not kept, as erasure files hold weights of layers only: {count} {OTHERS}, {share:.1%} of the change."
 
 
 def looks_foreign(path: Path) -> bool:

@@ -13,6 +13,8 @@ from .errors import InvalidFile
 from .finite import all_finite
 from .safe_files import MAX_SIZE, check_regular, is_unicode, read_tensors
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+"""Endings of files of weights that are no safetensors."""
 MAX_FOLDERS = 1000
 """Dictionaries that are looked into."""
 

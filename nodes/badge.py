@@ -27,8 +27,8 @@ def missing(manifest: Manifest) -> str:
     said = [not_kept(told)] if told["left_out"] else []
     if told["unread"]:
         said.append(
-            f"Not read: {told['unread']} tensors that this model's UNet does not have; if they belong to the erasure, "
-            "that part of it is missing."
+            f"Not read: {told['unread']} tensors that this model does not have, or that are of its text encoder where "
+            "no CLIP was connected; if they belong to the erasure, that part of it is missing."
         )
     return " ".join(said)
 

@@ -25,12 +25,12 @@ from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
 from ..erasure_core.manifest import Manifest
+from ..erasure_core.plain_weights import PICKLES
 from ..erasure_core.safe_files import copy_file, read_tensors
 from .badge import badge_of, missing
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, lines, working
 from .refusal import FOLDER
 
-FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LONGEST = 200
 """Characters of one setting that are shown: a list of rounds or words may be long."""
 LORAS = "loras/"
@@ -41,7 +41,7 @@ def listed() -> list[str]:
     """The files that can be loaded: erasures first, then foreign weights beside them and the host's LoRAs."""
     names = library().names()
     for folder in library().folders:
-        foreign = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in FOREIGN_SUFFIXES[1:])
+        foreign = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in PICKLES)
         names += sorted(foreign, key=str.casefold)
     names += [f"{LORAS}{name}" for name in folder_paths.get_filename_list("loras")]
     return list(dict.fromkeys(names))  # an own folder may be called loras too
@@ -81,7 +81,7 @@ class LoadErasure(io.ComfyNode):
                     "model", optional=True, tooltip="Only for foreign weights: the model that they were made on."
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Only for foreign LoRAs that change the text encoder: that model's."
+                    "clip", optional=True, tooltip="Only where foreign weights change the text encoder: that model's."
                 ),
             ],
             outputs=[ErasureType.Output("erasure", display_name="erasure")],

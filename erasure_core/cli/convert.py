@@ -48,7 +48,7 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
             raise InvalidConcept(f"{options.file} does not say what it erases; give --concept.")
         if found.unread:
             print(
-                f"Not read: {len(found.unread)} tensors that this model's UNet does not have, such as "
+                f"Not read: {len(found.unread)} tensors that this model does not have, such as "
                 f"{printable(found.unread[0][:80])!r}. If they belong to the erasure, that part of it is missing.",
                 file=sys.stderr,
             )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ErasureError, OutOfMemory, OutputError, is_out_of_memory
+from ..errors import ErasureError, OutOfMemory, OutputError, Unconverted, is_out_of_memory
 from ..version import __version__
 from . import bake, convert, erase, explore, generate, inspect, merge, purify, report
 from .terminal import printable
@@ -26,6 +26,7 @@ EXIT_CODES = """exit codes:
   130  stopped by the user (Ctrl-C); `erase` goes on with --resume
   141  whoever read the output stopped reading, as `head` does; the rest was not made
 """
+CONVERT = "concept-erasure convert FILE --model MODEL --concept WORD --out NEW.safetensors"
 CLOSED_PIPE = 141
 """As shells tell of a program that a closed pipe ended."""
 
@@ -122,5 +123,6 @@ def _silence() -> None:
 
 
 def _failed(error: ErasureError) -> int:
-    print(f"concept-erasure: {printable(error)}", file=sys.stderr)
+    how = f" To convert it: {CONVERT}" if isinstance(error, Unconverted) else ""
+    print(f"concept-erasure: {printable(error)}{how}", file=sys.stderr)
     return error.exit_code

@@ -209,10 +209,16 @@ class ComfyModel:
         return constant(held) if plain and held.is_inference() else held
 
     def other_parameters(self) -> dict[str, Tensor]:
-        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
+        """The parameters that are no layer weights (biases, norms, embeddings), of the UNet by diffusers' names, of
+        text encoders by canonical ones."""
         weights, known = self._weights("unet"), {self.key(name) for name in self.layers()}
         found = {ours: UNET + theirs for ours, theirs in _diffusers_names(self._unet_patcher().model).items()}
-        return {ours: weights.base(key) for ours, key in found.items() if key in set(weights) - known}
+        others = {ours: weights.base(key) for ours, key in found.items() if key in set(weights) - known}
+        for name, part in zip(TEXT_ENCODERS, self.text_parts, strict=False):
+            texts, start = self._weights("text"), f"{part}.transformer."
+            keys = [key for key in texts if key.startswith(f"{start}text_model.") and key not in known]
+            others |= {f"{name}.{key.removeprefix(start)}": texts.base(key) for key in keys}
+        return others
 
     @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:

@@ -194,9 +194,15 @@ class DiffusersModel:
             yield from ((f"{part}.{name}", parameter) for name, parameter in module.named_parameters())
 
     def other_parameters(self) -> dict[str, Tensor]:
-        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
-        weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers() if name.startswith("unet.")}
-        return {name: parameter for name, parameter in self.unet.named_parameters() if name not in weights}
+        """The parameters that are no layer weights (biases, norms, embeddings), of the UNet by diffusers' names, of
+        text encoders by canonical ones."""
+        weights = {f"{name}.weight" for name in self.layers()}
+        unet = self.unet.named_parameters()
+        found: dict[str, Tensor] = {name: parameter for name, parameter in unet if f"unet.{name}" not in weights}
+        for prefix, encoder in zip(TEXT_ENCODERS, self.text_encoders, strict=False):
+            named = ((_canonical(prefix, name), parameter) for name, parameter in encoder.named_parameters())
+            found |= {name: parameter for name, parameter in named if name not in weights}
+        return found
 
     @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:
@@ -322,10 +328,13 @@ def _returning(output: Tensor):  # type: ignore[no-untyped-def]  # torch's hook 
 def _linear_layers(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, layer in module.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            # transformers 5 dropped this prefix inside CLIPTextModel; names in files keep it.
-            if prefix != "unet" and not name.startswith(("text_model.", "text_projection")):
-                name = f"text_model.{name}"
-            yield f"{prefix}.{name}", layer
+            yield _canonical(prefix, name), layer
+
+
+def _canonical(prefix: str, name: str) -> str:
+    # transformers 5 dropped this prefix inside CLIPTextModel; names in files keep it.
+    bare = prefix != "unet" and not name.startswith(("text_model.", "text_projection"))
+    return f"{prefix}.text_model.{name}" if bare else f"{prefix}.{name}"
 
 
 def _device(wanted: str) -> torch.device:

@@ -131,14 +131,17 @@ class WebuiModel:
         return weight_of(self.layers()[name])
 
     def other_parameters(self) -> dict[str, Tensor]:
-        """The UNet's parameters that are no layer weights (biases, norms), by diffusers' names."""
-        names = canonical_unet_names(path for path, _ in self.unet.named_modules() if path)
+        """The parameters that are no layer weights (biases, norms, embeddings), of the UNet by diffusers' names, of
+        text encoders by canonical ones."""
+        paths = canonical_unet_names(path for path, _ in self.unet.named_modules() if path)
         weights = {f"{name.removeprefix('unet.')}.weight" for name in self.layers()}
-        found = {
-            f"{names[path]}.{leaf}": parameter
+        found: dict[str, Tensor] = {
+            f"{paths[path]}.{leaf}": parameter
             for path, leaf, parameter in ((*key.rpartition(".")[::2], p) for key, p in self.unet.named_parameters())
-            if path in names
+            if path in paths
         }
+        for side in self.texts:
+            found |= side.parameters()
         return {name: parameter for name, parameter in found.items() if name not in weights}
 
     @contextmanager

@@ -113,6 +113,12 @@ class TextSide:
                 if name is not None and not path.startswith(unread):
                     yield name, layer
 
+    def parameters(self) -> dict[str, Tensor]:
+        """All weights by canonical names. Hosts wrap what turns ids into vectors."""
+        named = ((key.replace(".wrapped.", ".").rpartition("."), p) for key, p in self.network.named_parameters())
+        found = {(self.canonical(path), leaf): parameter for (path, _, leaf), parameter in named}
+        return {f"{module}.{leaf}": parameter for (module, leaf), parameter in found.items() if module is not None}
+
     def _unread(self) -> tuple[str, ...]:
         """Where the blocks stand that SD2's text encoder stops before. SDXL's, which pools the last one's, does not."""
         wrapped = getattr(self.engine, "wrapped", None)

@@ -229,8 +229,8 @@ def test_what_foreign_weights_lose_is_told(
     loaded = nodes.run("Load", file=file, erases="ball", model=graph["model"])
     text = nodes.run("Inspect", erasure=loaded.args[0]).args[0]
     for said in (loaded.ui["erasure"][0]["missing"], text):
-        assert "Not read: 1 tensors that this model's UNet does not have" in said
-        assert "Not kept, as no LoRA can hold them: 1 norms and biases" in said
+        assert "Not read: 1 tensors that this model does not have" in said
+        assert "Not kept, as erasure files hold weights of layers only: 1 norms, biases and embeddings" in said
     assert "settings: file esd.safetensors\n" in text
     made = nodes.run("Inspect", erasure=text_erasure(nodes, graph)).args[0]
     assert "rank 4" in made and "steps 3" in made and "missing" not in made
@@ -254,6 +254,23 @@ def test_a_foreign_lora_of_the_text_encoder_asks_for_clip(
     both = {"model": graph["model"], "clip": graph["clip"]}
     loaded = nodes.run("Load", file=file, erases="ball", **both).args[0]
     assert len(nodes.run("Apply", **both, erasure=loaded).args[1].patcher.patches) == 1
+
+
+def test_a_foreign_text_encoder_is_read_beside_its_clip(
+    nodes: Nodes, graph: dict[str, Any], fake_host: Path, pico_models: dict[str, DiffusersModel]
+) -> None:
+    (fake_host / "erasures").mkdir()
+    state = pico_models["sd1"].text_encoders[0].state_dict()
+    whole = {f"text_model.{name.removeprefix('text_model.')}": tensor.clone() for name, tensor in state.items()}
+    for changed in (f"{QUERY.partition('.')[2]}.weight", "text_model.final_layer_norm.bias"):
+        whole[changed] += 0.01
+    save_file(whole, fake_host / "erasures" / "text.safetensors")
+    with pytest.raises(nodes.core.ModelError, match="connect CLIP as well"):
+        nodes.run("Load", file="text.safetensors", erases="ball", model=graph["model"])
+    both = {"model": graph["model"], "clip": graph["clip"]}
+    loaded = nodes.run("Load", file="text.safetensors", erases="ball", **both)
+    assert "Not kept" in loaded.ui["erasure"][0]["missing"] and "1 norms" in loaded.ui["erasure"][0]["missing"]
+    assert len(nodes.run("Apply", **both, erasure=loaded.args[0]).args[1].patcher.patches) == 1
 
 
 def text_erasure(nodes: Nodes, graph: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from erasure_core.algebra import dense, low_rank, merged
 from erasure_core.cli.main import main
 from erasure_core.combining import all_words
 from erasure_core.delta import DenseDelta, LowRankDelta
+from erasure_core.foreign import read_foreign
 from erasure_core.hosts.diffusers import DiffusersModel
 
 
@@ -196,6 +197,29 @@ def test_the_rounding_of_a_published_file_is_no_change(
     assert "nothing to convert" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_more_of_a_change_is_lost_than_the_file_itself_rounded_away(
+    pico: DiffusersModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """A change as trainings make it: small, some directions stronger than the rest, and of full rank."""
+    torch.manual_seed(0)
+    edits, tensors = {}, {}
+    for name in (name for name in pico.layers() if ".attn2." in name):
+        base = pico.base_weight(name).detach()
+        few = torch.randn(len(base), 3) @ torch.randn(3, base.shape[1])
+        edit = few / few.norm() + torch.randn_like(base) / (2 * base.numel() ** 0.5)
+        edits[name] = 0.02 * edit * base.norm() / edit.norm()
+        tensors[f"{name.removeprefix('unet.')}.weight"] = (base + edits[name]).to(dtype)
+    save_file(tensors, tmp_path / "esd.safetensors")
+    found = read_foreign(tmp_path / "esd.safetensors", pico, pico.other_parameters())
+    kept, _ = low_rank(found.deltas, noise=found.noise)
+    assert set(kept) == set(edits)
+    stored = {name: tensors[f"{name.removeprefix('unet.')}.weight"].float() - pico.base_weight(name) for name in edits}
+    missed = sum(float((kept[name].change() - edit).detach().square().sum()) for name, edit in edits.items())
+    rounded = sum(float((stored[name] - edit).detach().square().sum()) for name, edit in edits.items())
+    assert missed < 1.6**2 * rounded
+
+
 def test_what_no_lora_can_hold_is_named(
     pico: DiffusersModel, pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +255,7 @@ def test_unsafe_or_foreign_weights_are_refused(
         ("evil.pt", "only plain weights are read"),
         ("noise.pt", "no file of weights"),
         ("missing.pt", "cannot be read"),
-        ("other.pt", "no weight of this model's UNet"),
+        ("other.pt", "no weight of this model's UNet or text encoder"),
         ("far.pt", "another base"),
         ("shape.pt", "but this model's is"),
         ("same.pt", "nothing to convert"),

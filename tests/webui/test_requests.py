@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from erasure_core.errors import ErasureError, InvalidSettings, OutputError, WrongBase
 from erasure_core.methods import METHODS, find_method
@@ -231,6 +232,15 @@ def test_importing(a1111: SimpleNamespace, package: Any, library: Path, erasure_
     for name in ("other.safetensors", "bad.safetensors", "code.pt", "missing.safetensors"):
         with pytest.raises(ErasureError):
             shelf.import_file(upload / name, "ball")
+
+
+def test_importing_tells_what_was_not_kept(a1111: SimpleNamespace, package: Any, library: Path) -> None:
+    shelf, upload = package("shelf"), library.parent / "esd.safetensors"
+    unet = {name: tensor.detach().clone() for name, tensor in shelf.loaded_model().unet.named_parameters()}
+    changed = {"out.2.weight": unet["out.2.weight"] * 1.1, "out.2.bias": unet["out.2.bias"] + 0.01}
+    save_file(changed | {"strange.weight": torch.zeros(1)}, upload)
+    said = shelf.import_file(upload, "ball")
+    assert "Not kept, as erasure files hold weights of layers only: 1 norms" in said and "Not read: 1 tensors" in said
 
 
 def test_passwords_of_the_host_cover_the_routes(host: SimpleNamespace, package: Any, tmp_path: Path) -> None:
