@@ -35,6 +35,11 @@ NOUN_ENDINGS = (
     "spoonful",
 )
 """How things are spelled that end like that all the same: starfish, seaweed, flowerbed."""
+BASIC_COLOURS = frozenset(
+    ["black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray"]
+)
+"""The basic colour terms of English (Berlin and Kay 1969): each is another colour, however alike a model paints two."""
+SPELLINGS = {"gray": "grey"}
 BEHIND = ("at", "by", "from", "in", "of", "on", "with")
 """Words before which a phrase has named what it is about: a man in black is no colour."""
 THINGS = ("a house", "a tree", "a car", "a flower", "a bird")
@@ -120,6 +125,17 @@ def common_kinds(words: Sequence[str]) -> frozenset[str]:
 def describes(words: Sequence[str]) -> bool:
     """Whether a concept's words are said of things, rather than being things themselves."""
     return THING not in common_kinds(words)
+
+
+def is_other_colour(word: str, words: Sequence[str]) -> bool:
+    """Whether a word is a basic colour other than those that a concept's words are.
+
+    >>> is_other_colour("white", ["pink"]), is_other_colour("gray", ["grey"]), is_other_colour("red", ["scarlet"])
+    (True, False, False)
+    """
+    own = {SPELLINGS.get(one.casefold(), one.casefold()) for one in words} & BASIC_COLOURS
+    said = SPELLINGS.get(word.casefold(), word.casefold())
+    return bool(own) and said in BASIC_COLOURS - own
 
 
 def of_kind(words: Sequence[str], most: int) -> list[str]:

@@ -18,7 +18,7 @@ from .batches import Batches
 from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
-from .kinds import SCENES, THINGS, common_kinds, describes, kinds, of_kind
+from .kinds import SCENES, THINGS, common_kinds, describes, is_other_colour, kinds, of_kind
 from .model import PromptModel, encode_each
 from .near_words import (
     MOST_ANCHORS,
@@ -216,6 +216,7 @@ def survey(
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
     judged = judged.where(judged.strength >= FAINT)
     belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
+    belongs &= torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
     offered = {*kin} - {*close, *near, *anchors}
     inside = judged.directions[belongs]
     told = [

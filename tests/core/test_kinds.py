@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from erasure_core.concept import Concept
-from erasure_core.kinds import THING, common_kinds, describes, kinds, of_kind, said_in_scenes, said_of_things
+from erasure_core.kinds import (
+    THING,
+    common_kinds,
+    describes,
+    is_other_colour,
+    kinds,
+    of_kind,
+    said_in_scenes,
+    said_of_things,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +73,10 @@ def test_a_thing_is_said_in_what_is_kept_and_in_everyday_scenes() -> None:
     assert said[0].against[:3] == ("a striped pink", "a striped pink key", "a striped pink sword")
     assert said_in_scenes(Concept(("red",))) == said_in_scenes(Concept(("Ada Lovelace",))) == []
     assert {one.word for one in said_in_scenes(Concept.joined([Concept(("ball",)), Concept(("red",))]))} == {"ball"}
+
+
+def test_one_basic_colour_is_no_word_for_another() -> None:
+    """Where a model paints them alike, erasing pink took white with it."""
+    assert is_other_colour("white", ["pink"]) and is_other_colour("Orange", ["red", "scarlet"])
+    assert not is_other_colour("gray", ["grey"]) and not is_other_colour("red", ["scarlet"])
+    assert not is_other_colour("crimson", ["red"]) and not is_other_colour("red", ["ball"])
