@@ -19,7 +19,7 @@ from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
 from .kinds import SCENES, THINGS, common_kinds, describes, is_other_colour, kinds, of_kind
-from .model import PromptModel, encode_each
+from .model import PromptModel, encode_each, fitting
 from .near_words import (
     MOST_ANCHORS,
     STOP_WORDS,
@@ -200,7 +200,7 @@ def survey(
     anchors += [part for part in parts if part not in anchors]
     near = words_around(model, user, settings.around_kept)
     close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
-    kin = [word for words in concept.each for word in familiar_words(words, settings.kin)]
+    kin = fitting(model, [word for words in concept.each for word in familiar_words(words, settings.kin)])
     words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
     directions = _directions(model, prompts, frames_in_kept(concept, settings.frames), settings, progress or Silent())

@@ -73,7 +73,7 @@ def test_what_is_found_can_be_seen_while_it_runs(part: Any, a1111: SimpleNamespa
         seen.append((tab.so_far(), exploring.FINDINGS.told()))
 
     exploring.FINDINGS.add = watched
-    exploring.run_explore(search(part))
+    exploring.run_explore(search(part, settings=replace(QUICK, calls=3000)))
     assert len(seen) > 1 and all("Searching: lexical." in table for table, _ in seen)
     counts = [int(told.split(" of ")[1].split()[0]) for _, told in seen]
     assert counts == sorted(set(counts)) and "prompts reach it" in a1111.shared.state.textinfo
