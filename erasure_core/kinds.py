@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .concept import ARTICLES, BEFORE, IN_PLACE, Concept, frame, is_name, said_word, without_concept
+from .concept import ARTICLES, BEFORE, IN_PLACE, Concept, Frame, frame, is_name, said_word, without_concept
 from .spread import spread
 
 WORDS_FILE = Path(__file__).parent / "data" / "describing_words.txt"
@@ -167,7 +167,7 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
 
     A colour alone paints anything; whether red houses are gone, only "a red house" tells.
     """
-    own, wanted = dict(concept.instead), []
+    wanted: list[tuple[str, list[str]]] = []
     for words in concept.each:
         used = [
             word for word in words if is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word)))
@@ -177,10 +177,8 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     said = []
     for number, thing in enumerate(_things(concept)):
         for word, others in wanted:
-            chosen = own.get(word, concept.alternative)
             room = frame(thing, number % 2 if is_name(word) else BEFORE, word=word)
-            rivals = [room.say(other) for other in dict.fromkeys([*([chosen] if chosen else []), *others])]
-            said.append(SaidOfThing(word, room.say(word), (room.without, *rivals)))
+            said.append(_said_in(room, concept, word, others))
     return said
 
 
@@ -196,16 +194,21 @@ def said_in_scenes(concept: Concept) -> list[SaidOfThing]:
     scenes = dict.fromkeys([*spread(kept, MOST_KEPT), *SCENES])
     things = dict.fromkeys([*(prompt.split()[-1] for prompt in kept), *(thing.split()[-1] for thing in THINGS)])
     others = [thing for thing in things if said_word(thing, concept.words) is None][:RIVALS]
-    own, said = dict(concept.instead), []
+    said: list[SaidOfThing] = []
     for prompt in scenes:
         scene = frame(prompt, IN_PLACE)
         for words in concept.each:
             used = [] if describes(words) else [word for word in words if not is_name(word)]
             for word in used[:MOST_SAID]:
-                chosen = own.get(word, concept.alternative)
-                rivals = map(scene.say, dict.fromkeys([*([chosen] if chosen else []), *others]))
-                said.append(SaidOfThing(word, scene.say(word), (scene.without, *rivals)))
+                said.append(_said_in(scene, concept, word, others))
     return said
+
+
+def _said_in(room: Frame, concept: Concept, word: str, others: Sequence[str]) -> SaidOfThing:
+    """A word in a frame, against the frame alone, what takes the word's place, and other words."""
+    chosen = dict(concept.instead).get(word, concept.alternative)
+    rivals = map(room.say, dict.fromkeys([*([chosen] if chosen else []), *others]))
+    return SaidOfThing(word, room.say(word), (room.without, *rivals))
 
 
 def _things(concept: Concept) -> list[str]:

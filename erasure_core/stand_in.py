@@ -24,9 +24,7 @@ def with_likest(concept: Concept, found: Sequence[NearWord]) -> Concept:
     the one that steers furthest its way. One that is too alike takes it only where all kept things are: the least alike
     of them. For colours and patterns there are other words."""
     kept = [one for one in found if one.kept and one.strength >= FAINT]
-    concept = _with_best(
-        concept, kept, lambda one, like: like if kinds(one.word)[0] == THING else _pull(one, like), STAND_IN_LIKENESS
-    )
+    concept = _with_best(concept, kept, _likeness)
     return _with_best(concept, kept, lambda one, like: -like if THING in kinds(one.word) else None)
 
 
@@ -42,23 +40,28 @@ def with_known_stand_in(concept: Concept, found: Sequence[NearWord], explicit: b
     offered = [one for one in known if one.kept or not (explicit or is_guessed(one.word))]
     familiar = {word for words in concept.each for word in familiar_words(words, KIN_WORDS)}
     for some in ([one for one in offered if one.kept or one.word in familiar], offered):
-        concept = _with_best(concept, some, _pull, STAND_IN_LIKENESS, 0.0, explicit)
+        concept = _with_best(concept, some, _pull, 0.0, any_kind=explicit)
     kept = [one for one in found if one.kept and one.strength >= FAINT and not explicit]
     return _with_best(concept, kept, lambda one, like: -like)
 
 
-def _pull(one: NearWord, like: float) -> float:
-    """How far a word steers the concept's way: a colour that is alike but weak does not get a picture away from the
-    concept. (Measured with ``auto`` in a second picture world: brown, 0.55 alike and 0.66 as strong, leaves ``orange``
-    in 42 % of the pictures.)"""
-    return like * min(one.strength, 1.0)
+def _likeness(one: NearWord, like: float) -> float | None:
+    """Of things how alike they are, of colours and the like their pull; ``None`` for what is too alike."""
+    pull = _pull(one, like)
+    return like if pull is not None and kinds(one.word)[0] == THING else pull
+
+
+def _pull(one: NearWord, like: float) -> float | None:
+    """How far a word steers the concept's way, ``None`` where it is too alike. A colour that is alike but weak does not
+    get a picture away from the concept. (Measured with ``auto`` in a second picture world: brown, 0.55 alike and 0.66
+    as strong, leaves ``orange`` in 42 % of the pictures.)"""
+    return like * min(one.strength, 1.0) if like < STAND_IN_LIKENESS else None
 
 
 def _with_best(
     concept: Concept,
     offered: Sequence[NearWord],
     rating: Callable[[NearWord, float], float | None],
-    limit: float = 2.0,
     least: float = KIN,
     any_kind: bool = False,
 ) -> Concept:
@@ -70,7 +73,6 @@ def _with_best(
         concept: the concept.
         offered: words that may take its place.
         rating: of a word and its likeness to the concept; ``None`` for one that must not.
-        limit: a word must be less alike than this.
         least: a thing must be more alike than this.
         any_kind: also words that are used otherwise.
     """
@@ -87,7 +89,7 @@ def _with_best(
         for one in offered:
             like = max((one.each[i] for i in places if i < len(one.each)), default=one.likeness)
             fits = any_kind or wanted & set(kinds(one.word))
-            rate = rating(one, like) if fits and like < limit and (is_said_of_things or like > least) else None
+            rate = rating(one, like) if fits and (is_said_of_things or like > least) else None
             if rate is not None:
                 rated.append((rate, one.word))
         if rated:

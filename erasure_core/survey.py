@@ -57,6 +57,8 @@ GROUP = 0.25
 books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
 KIN_WORDS = 12
 """Words used as the concept's are, that may take its place where nothing is named to keep."""
+EVERYDAY_EACH = 5
+"""For a thing so many everyday words for each of these: colours are few, things are without number."""
 
 
 @dataclass(frozen=True)
@@ -255,10 +257,9 @@ def familiar_words(words: Sequence[str], most: int) -> list[str]:
     as colours, or for a thing the everyday ones; none where ``most`` is 0."""
     if of_its_kind := of_kind(words, most):
         return of_its_kind
-    wanted = common_kinds(words)
-    return [word for word in everyday_words() if wanted & set(kinds(word)) and said_word(word, tuple(words)) is None][
-        : 5 * most
-    ]
+    wanted, own = common_kinds(words), tuple(words)
+    everyday = [word for word in everyday_words() if wanted & set(kinds(word)) and said_word(word, own) is None]
+    return everyday[: EVERYDAY_EACH * most]
 
 
 def everyday_survey(

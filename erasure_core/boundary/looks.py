@@ -123,18 +123,19 @@ class Looks:
             leaks = self._is_settled(example) and self.points[example].leaks
             self.points[place] = replace(self.points[place], leaks=leaks)
             self.unsettled += not self._is_settled(example)
+        believed = self._believed_origins()
         for place, point in enumerate(self.points):
-            if point.leaks and not self._is_settled(place) and not self._is_believed(point):
+            if point.leaks and not self._is_settled(place) and point.origin not in believed:
                 self.points[place] = replace(point, leaks=False, hidden=False)
                 self.dismissed += 1
 
-    def _is_believed(self, point: Point) -> bool:
-        """Whether a suspect that had no look, or too few, leaks by what became of those it is like."""
+    def _believed_origins(self) -> set[str]:
+        """The searches whose suspects leak by what became of the others, where they had no look or too few."""
         settled = [self.points[p] for p in self.suspects if self._is_settled(p) and self._is_suspect(self.points[p])]
-        if settled and self.subject.sets:  # with none looked at all are believed, which the summary says then
-            settled = [p for p in settled if p.origin == point.origin == NAMED]
-            return bool(settled) and sum(p.leaks for p in settled) >= BELIEVED * len(settled)
-        return sum(p.leaks for p in settled) >= BELIEVED * len(settled)
+        if not settled or not self.subject.sets:  # with none looked at all are believed, which the summary says then
+            return {point.origin for point in self.points} if _mostly_confirmed(settled) else set()
+        named = [point for point in settled if point.origin == NAMED]
+        return {NAMED} if named and _mostly_confirmed(named) else set()
 
     def _urgency(self, place: int) -> tuple[bool, float]:
         """The order of looks: suspects that name the concept, since that is what people type, then the worst."""
@@ -187,3 +188,7 @@ class Looks:
         """Whether a point was looked at as often as it takes: one sight that does not show the concept is enough."""
         seen = self.seen.get(place, ())
         return len(seen) >= SIGHTS or any(shown <= 0 for shown in seen)
+
+
+def _mostly_confirmed(settled: Sequence[Point]) -> bool:
+    return sum(point.leaks for point in settled) >= BELIEVED * len(settled)

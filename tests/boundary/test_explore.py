@@ -205,13 +205,15 @@ def test_words_that_still_steer_as_before_are_no_all_clear(explored: Exploration
     assert not replace(found, points=(replace(named[0], leaks=True),)).unchanged, "that is told as a leak"
 
 
+def hardly_changed(self: Scorer, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
+    """Scores by which the concept's own words still steer, though their direction is nearer to something else."""
+    return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
+
+
 def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It speaks for the others, or a concept of many words would use up all looks."""
-
-    def unsure(self: Scorer, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
-        return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
 
     def seen(found: Exploration) -> dict[str, list[bool]]:
         bare = {worded(template, word) for word in CONCEPT.words for template in TEMPLATES}
@@ -219,7 +221,7 @@ def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
         looked = {point.word: point.evidence is not None for point in named if point.evidence is not None}
         return {word: [p.leaks for p in named if p.word == word] for word in looked}
 
-    monkeypatch.setattr(Scorer, "__call__", unsure)
+    monkeypatch.setattr(Scorer, "__call__", hardly_changed)
     settings = ExploreSettings(**QUICK | {"look": 2, "levels": "lexical"})
     for evidence_of, leaks in ((1.0, True), (-1.0, False)):
         monkeypatch.setattr(evidence.Evidence, "_one", lambda self, latent, value=evidence_of: value)
@@ -235,10 +237,7 @@ def test_of_the_templates_of_a_word_that_is_hardly_changed_one_is_looked_at(
 def test_one_look_that_shows_it_leaves_a_prompt_open(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a leak nor none: it is told as one that was looked at too seldom."""
 
-    def unsure(self: Scorer, candidates: Sequence[Candidate], erased: bool = True) -> list[Score]:
-        return [Score(-1.0, 0.0, 0.9 if one.origin == "named" and not one.against else 0.0) for one in candidates]
-
-    monkeypatch.setattr(Scorer, "__call__", unsure)
+    monkeypatch.setattr(Scorer, "__call__", hardly_changed)
     monkeypatch.setattr(evidence.Evidence, "_one", lambda self, latent: 1.0)
     monkeypatch.setattr(looks, "SIGHTS", 1)
     settings = ExploreSettings(**QUICK | {"look": 2, "levels": "lexical"})
