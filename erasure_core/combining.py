@@ -84,7 +84,10 @@ def merge(
         raise InvalidSettings(NOTHING_LEFT)
     origin = [_origin(part) for part in parts]
     known = [part.stored.manifest for part in parts if part.stored.manifest is not None]
-    manifest = describe(model, deltas, all_words(known), "merge", MERGED, {"parts": origin})
+    settings: dict[str, Any] = {"parts": origin}
+    if allow_other_base:  # the result names this model as its base, so it must say that its parts may not
+        settings["other_base_allowed"] = True
+    manifest = describe(model, deltas, all_words(known), "merge", MERGED, settings)
     return Erasure(deltas, manifest)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -79,3 +79,23 @@ def preset_settings(name: str, method: Method) -> dict[str, Any]:
     if method.solve is not None and "cross" not in str(chosen.get("layers", "")).replace("all-but-cross", ""):
         chosen.pop("layers", None)  # closed forms only edit what reads the prompt
     return chosen
+
+
+def about_preset(name: str, method: Method, given: Collection[str] = ()) -> str:
+    """One sentence on what a preset sets for a method, and on what it cannot.
+
+    Args:
+        name: the preset.
+        method: whose settings are set.
+        given: settings that the user gave, which stay as they are.
+
+    Raises:
+        InvalidSettings: as ``preset_settings``.
+    """
+    sets = preset_settings(name, method)
+    parts = [
+        (", ".join(f"{key} {value}" for key, value in sets.items() if key not in given) or "nothing", "sets {}"),
+        (", ".join(key for key in sets if key in given), "leaves {} as you gave it"),
+        (", ".join(key for key in PRESETS[name].settings if key not in sets), f"cannot set {{}} with {method.name}"),
+    ]
+    return f"The preset {name} {'; '.join(how.format(what) for what, how in parts if what)}."

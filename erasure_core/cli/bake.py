@@ -18,7 +18,7 @@ from ..hosts.diffusers import DiffusersModel
 from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
 from ..progress import Progress, told
 from ..safe_files import read_header, write_tensors
-from .erasure_arguments import bind_all
+from .erasure_arguments import add_other_base_argument, bind_all
 from .model_arguments import add_model_arguments, load_chosen_model
 from .terminal import check_new_file, terminal_progress
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     purpose = "the .safetensors checkpoint to build them in; folders cannot be baked"
     add_model_arguments(parser, purpose, kinds=None)
     parser.add_argument("--erasure", action="append", required=True, metavar="FILE[:STRENGTH]", help="may be repeated")
+    add_other_base_argument(parser, "build in")
     parser.add_argument("--out", type=Path, required=True, help="the new checkpoint (.safetensors)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -37,14 +38,22 @@ def _tensors(model: DiffusersModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def baked_tensors(model: DiffusersModel, texts: list[str], progress: Progress | None = None) -> dict[str, Tensor]:
+def baked_tensors(
+    model: DiffusersModel, texts: list[str], progress: Progress | None = None, allow_other_base: bool = False
+) -> dict[str, Tensor]:
     """The checkpoint tensors that erasures change, changed; float32, by their keys.
+
+    Args:
+        model: the checkpoint's model; it is changed.
+        texts: erasures, ``FILE`` or ``FILE:STRENGTH``.
+        progress: reports and cancellation.
+        allow_other_base: as of ``StoredErasure.bind``.
 
     Raises:
         Cancelled: the user stopped.
     """
     before = {key: tensor.clone() for key, tensor in _tensors(model).items()}
-    erasures, layers = bind_all(texts, model, allow_other_base=False), model.layers()
+    erasures, layers = bind_all(texts, model, allow_other_base), model.layers()
     changes = [(name, delta, strength) for deltas, strength in erasures for name, delta in deltas.deltas.items()]
     for name, delta, strength in told(changes, "building in", progress):
         weight_of(layers[name]).add_(strength * delta.change())
@@ -57,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     check_new_file(options.out, options.overwrite, options.model)
     model = load_chosen_model(options)
     with terminal_progress() as progress, safe_open(options.model, framework="pt") as file:
-        changed = baked_tensors(model, options.erasure, progress)
+        changed = baked_tensors(model, options.erasure, progress, options.allow_other_base)
         tensors = {key: file.get_tensor(key) for key in told(file.keys(), "reading the checkpoint", progress)}
     metadata = read_header(options.model).get("__metadata__", {})
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}

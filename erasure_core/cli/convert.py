@@ -18,6 +18,7 @@ from ..errors import InvalidConcept, InvalidSettings
 from ..foreign import looks_foreign, missing_of, not_kept, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
+from .erasure_arguments import add_other_base_argument
 from .model_arguments import add_model_arguments, load_chosen_model
 from .terminal import check_new_file, printable, terminal_progress
 
@@ -25,6 +26,7 @@ from .terminal import check_new_file, printable, terminal_progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an erasure, or ESD, UCE or similar weights (.safetensors, .pt, .bin)")
     add_model_arguments(parser, "the base model it was made on")
+    add_other_base_argument(parser, "convert")
     parser.add_argument("--out", type=Path, required=True, help="the new erasure file (.safetensors)")
     parser.add_argument("--to", choices=("low-rank", "dense"), default="low-rank", help="form (default low-rank)")
     parser.add_argument(
@@ -55,7 +57,7 @@ def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet,
         manifest = _describe(model, found.deltas, options.concept, found.source(options.file))
         return found.deltas, manifest, found.noise
     stored = read_erasure(options.file)
-    deltas = stored.bind(model)
+    deltas = stored.bind(model, options.allow_other_base)
     if stored.manifest is not None:
         return deltas, stored.manifest, {}
     if not options.concept:

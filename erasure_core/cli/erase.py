@@ -21,6 +21,7 @@ from ..erasure_file import Erasure, write_erasure
 from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidSettings, OutOfMemory, OutputError
 from ..manifest import Manifest
 from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
+from ..presets import about_preset
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
 from .concept_arguments import add_concept_arguments, chosen_concept, implied_settings, tell_commas
@@ -104,7 +105,14 @@ def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
         raise InvalidSettings(
             f"--{foreign[0].replace('_', '-')} is not a setting of the method {method.name}; leave it out."
         )
-    return method.settings(**implied_settings(options, method) | given)
+    if options.effort is not None and method.solve is not None:
+        raise InvalidSettings(
+            f"--effort is for methods that train, and {method.name} solves its equations at once; leave it out."
+        )
+    implied = implied_settings(options, method)
+    if options.preset:
+        print(about_preset(options.preset, method, implied.keys() & given), file=sys.stderr)
+    return method.settings(**implied | given)
 
 
 def _check_output(path: Path, overwrite: bool, resume: bool, model: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,18 @@ from ..delta import DeltaSet
 from ..erasure_file import StoredErasure, read_erasure
 from ..errors import InvalidSettings
 from ..model import LoadedModel
+
+
+def add_other_base_argument(parser: argparse.ArgumentParser, purpose: str = "apply") -> None:
+    """``--allow-other-base``: what ``StoredErasure.bind`` needs for fine-tunes of the base model.
+
+    Args:
+        parser: gets the argument.
+        purpose: what the command does with erasures, as a verb.
+    """
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help=f"{purpose} erasures made on another model of this shape"
+    )
 
 
 def split_strength(text: str) -> tuple[Path, float]:

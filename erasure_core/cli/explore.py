@@ -16,7 +16,7 @@ from ..concept import Concept, apart_from
 from ..erasure_file import StoredErasure
 from ..errors import InvalidConcept
 from .concept_arguments import tell_commas
-from .erasure_arguments import read_all
+from .erasure_arguments import add_other_base_argument, read_all
 from .model_arguments import add_model_arguments, load_chosen_model
 from .picture_check import add_clip_argument, chosen_check
 from .terminal import check_folder, printable, read_lines, terminal_progress
@@ -77,9 +77,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--max-batch", type=int, default=64, help="most latents in one call (default 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-    parser.add_argument(
-        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
-    )
+    add_other_base_argument(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     read = read_all(options.erasure)
     concept = searched_concept(options, [stored for stored, _ in read])
     settings = ExploreSettings(
-        seconds=None if options.calls else options.budget,
+        seconds=options.budget if options.calls is None else None,
         calls=options.calls,
         levels=options.levels,
         states=options.states,

@@ -15,7 +15,7 @@ from ..errors import InvalidConcept, InvalidSettings
 from ..progress import PartOfWhole
 from ..safe_files import write_bytes
 from ..sampling import sample
-from .erasure_arguments import bind_all
+from .erasure_arguments import add_other_base_argument, bind_all
 from .model_arguments import add_model_arguments, load_chosen_model
 from .numbering import next_number
 from .terminal import check_folder, read_lines, terminal_progress
@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--erasure", action="append", default=[], metavar="FILE[:STRENGTH]", help="an erasure to apply; may be repeated"
     )
-    parser.add_argument(
-        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
-    )
+    add_other_base_argument(parser)
     parser.add_argument("--prompt", action="append", default=[], help="what to paint; may be repeated")
     parser.add_argument("--prompts-file", type=Path, help="file with one prompt a line")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures (PNG); none in it is replaced")

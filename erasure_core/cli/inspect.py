@@ -11,7 +11,9 @@ from typing import Any
 from ..chosen_words import in_place
 from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
+from ..errors import WrongBase
 from ..methods import METHODS
+from .erasure_arguments import add_other_base_argument
 from .model_arguments import add_model_arguments, load_chosen_model
 from .terminal import printable
 
@@ -19,6 +21,7 @@ from .terminal import printable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an erasure file")
     add_model_arguments(parser, "also check that the file fits this model", required=False)
+    add_other_base_argument(parser, "let pass, and tell,")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -42,7 +45,14 @@ def run(options: argparse.Namespace) -> None:
     stored = read_erasure(options.file)
     described = describe(stored)
     if options.model is not None:
-        stored.bind(load_chosen_model(options))
+        model = load_chosen_model(options)
+        try:
+            stored.bind(model)
+        except WrongBase:
+            if not options.allow_other_base:
+                raise
+            stored.bind(model, allow_other_base=True)
+            described["other_base"] = True
         described["fits"] = str(options.model)
     print(json.dumps(described) if options.json else _as_text(described))
 
@@ -58,14 +68,15 @@ def _as_text(described: dict[str, Any]) -> str:
     rows = {
         "erased": ", ".join(manifest["words"]),
         "instead": in_place(manifest["alternative"], manifest["instead"]) or "(not chosen)",
-        "parts": _parts(manifest["settings"].get("parts")),
+        "parts": _parts(manifest["settings"]),
         "kept": f"{len(manifest['keep'])} prompts",
         "method": f"{method.title if method else manifest['method']} ({manifest['method_status']})",
         "steps": manifest["steps_done"],
         "base": f"{manifest['family']}, fingerprint {manifest['base_fingerprint'][:16]}",
         "stored as": f"{manifest['dtype']}, relative error {manifest['storage_error']:.1e}",
         "measured": "" if manifest["measured"] else "nothing yet",
-        "fits": described.get("fits", "(not checked; give --model)"),
+        "fits": described.get("fits", "(not checked; give --model)")
+        + (", though made on another base" if "other_base" in described else ""),
     }
     rows = {name: value for name, value in rows.items() if name != "parts" or value}
     lines += [f"  {name:<10} {printable(value)}".rstrip() for name, value in rows.items()]
@@ -73,11 +84,13 @@ def _as_text(described: dict[str, Any]) -> str:
     return "\n".join([*lines[:place], *_told(manifest["measured"], 2), *lines[place:]])
 
 
-def _parts(parts: Any) -> str:
+def _parts(settings: dict[str, Any]) -> str:
     """The files that a merged one was made of, with the strengths they have in it."""
+    parts = settings.get("parts")
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         return ""
-    return ", ".join(f"{part.get('file')} at {part.get('strength')}" for part in parts)
+    named = ", ".join(f"{part.get('file')} at {part.get('strength')}" for part in parts)
+    return f"{named}; some may have been made on another base" if "other_base_allowed" in settings else named
 
 
 def _told(value: dict[str, Any] | list[Any], depth: int) -> Iterator[str]:

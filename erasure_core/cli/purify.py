@@ -14,7 +14,7 @@ from ..errors import InvalidSettings
 from ..model import PATCH
 from ..purify import caption_misses, check_captions, purify
 from ..safe_files import check_regular, write_bytes
-from .erasure_arguments import read_all
+from .erasure_arguments import add_other_base_argument, read_all
 from .generate import png
 from .model_arguments import add_model_arguments, load_chosen_model
 from .numbering import next_number
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:STRENGTH]",
         help="an erasure to apply; may be repeated",
     )
-    parser.add_argument(
-        "--allow-other-base", action="store_true", help="apply erasures made on another model of this shape"
-    )
+    add_other_base_argument(parser)
     parser.add_argument(
         "--picture", type=Path, action="append", required=True, help="picture file or folder; may be repeated"
     )

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pico import write_pico
+from pico import write_checkpoint, write_pico
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +25,7 @@ from erasure_core.chosen_words import chosen_words
 from erasure_core.cli.erasure_arguments import split_strength
 from erasure_core.cli.main import main
 from erasure_core.cli.terminal import say, terminal_progress
+from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.progress import Report
 from erasure_core.safe_files import LONGEST_NAME
 
@@ -217,7 +218,10 @@ def test_bad_concepts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["ball", "--keep", "a ball"], "both erased and kept"),
         (["ball", "--save-every", "nan"], "--save-every is nan"),
         (["ball", "--harden", "-1"], "--harden is -1; it must be a number of rounds, 0 or more"),
-        (["ball", "--harden-guidance", "0.5"], "--harden-guidance is 0.5; it must lie between 1 and 30"),
+        (["ball", "--harden", "1", "--harden-guidance", "0.5"], "-guidance is 0.5; it must lie between 1 and 30"),
+        (["ball", "--harden-budget", "5m"], "--harden-budget is for rounds of searching; give their number with"),
+        (["ball", "--harden-guidance", "2"], "--harden-guidance is for rounds of searching; give their number with"),
+        (["ball", "--method", "rece", "--effort", "low-vram"], "--effort is for methods that train, and rece solves"),
         (["ball", "--method", "esd", "--pictures", "."], "esd reads no pictures; leave --pictures out, or choose one"),
         (["ball", "--pictures", "x" * 300], "holds no pictures"),
         (["one two " * 35], "tokens, but only"),
@@ -248,6 +252,59 @@ def test_a_search_that_is_too_short_or_too_long_is_told_by_its_flag(
     flag, budget = given.split()
     assert run(command, flag, budget) == 2
     assert f"argument {flag}: it is {budget}; give 1s to 24h" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def on_base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An erasure, and a checkpoint of other weights than its base model's, as a fine-tune is."""
+    folder = tmp_path_factory.mktemp("bases")
+    base, tune = (write_pico(folder / f"{seed}", seed=seed, real_vocabulary=True) for seed in (0, 1))
+    path, pair = folder / "ball.safetensors", ["--concept", "ball", "--instead", "box", "--method", "closed_form"]
+    assert run("erase", "--model", base, *pair, "--keep", "a cat", "--neighbours", 0, "--out", path) == 0
+    return path, write_checkpoint(folder / "tune.safetensors", DiffusersModel.load(tune))
+
+
+@pytest.mark.parametrize("command", ["merge", "convert", "bake", "inspect"])
+def test_another_base_is_allowed_where_that_is_advised(
+    command: str, on_base: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (erased, fine_tune), out = on_base, tmp_path / "made.safetensors"
+    given: list[object] = ["--erasure", erased] if command == "bake" else [erased]
+    asked = [command, *given, "--model", fine_tune, *([] if command == "inspect" else ["--out", out])]
+    assert run(*asked) == 3 and "or allow another base" in sentence(capsys) and not out.exists()
+    assert run(*asked, "--allow-other-base") == 0
+    told = capsys.readouterr().out
+    if command == "inspect":
+        assert f"{fine_tune}, though made on another base" in told
+    else:
+        assert out.exists()
+    if command == "merge":  # its base is this model now, so the file itself must tell
+        assert read_erasure(out).manifest.settings["other_base_allowed"] is True  # type: ignore[union-attr]
+        assert run("inspect", out) == 0 and "made on another base" in capsys.readouterr().out
+    if command == "convert":
+        assert run("inspect", out, "--model", fine_tune) == 3, "it is still of its own base"
+
+
+def test_a_search_of_no_predictions_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found"
+    assert run("explore", "--model", model, "--concept", "ball", "--calls", 0, "--out", out) == 3
+    assert "calls is 0; it must lie between 1 and" in sentence(capsys)
+
+
+def test_a_preset_tells_what_it_sets_and_what_it_cannot(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["erase", "--model", model, "--concept", "ball", "--out", tmp_path / "x.safetensors", "--harden", -1]
+
+    def said(*arguments: str) -> str:
+        assert run(*base, *arguments) == 3  # for the rounds, before any work
+        return capsys.readouterr().err.splitlines()[0]
+
+    assert said("--method", "esd", "--preset", "person", "--keep-weight", "2") == (
+        "The preset person sets neighbours 4; leaves keep_weight as you gave it."
+    )
+    without = said("--method", "closed_form", "--preset", "pervasive")
+    assert without == "The preset pervasive sets nothing; cannot set layers with closed_form."
 
 
 def test_bad_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
