@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from .scores import MOST_KEPT, Scorer
 from .searches.lexical import of_things
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
-from .verdict import UNNAMED, limits, verdict
+from .verdict import UNNAMED, limits, of_another_concept, verdict
 from .wording import unrelated_words, with_room
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -66,6 +68,7 @@ class Subjected:
         strength: at which it is used.
         manifest: its description, if it has one.
         size: of the file in bytes.
+        folder: that the file lies in, told where another file has the same name.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Subjected:
     strength: float = 1.0
     manifest: Manifest | None = None
     size: int = 0
+    folder: str = ""
 
 
 def report(
@@ -103,6 +107,21 @@ def report(
     return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries, detector).run(files)
 
 
+def distinct(files: Sequence[Subjected]) -> list[Subjected]:
+    """The files by names that differ, for each heads a column: where several have one name, with the folder if they lie
+    in several, then as ``name:strength``, and what is the same even so with a number."""
+
+    def renamed(files: Sequence[Subjected], name: Callable[[Subjected], str]) -> list[Subjected]:
+        times = Counter(file.name for file in files)
+        return [replace(file, name=name(file)) if times[file.name] > 1 else file for file in files]
+
+    if len({file.folder for file in files}) > 1:
+        files = renamed(files, lambda file: f"{file.folder}/{file.name}" if file.folder else file.name)
+    files = renamed(files, lambda file: f"{file.name}:{file.strength:g}")
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
+    return renamed(files, lambda file: f"{file.name} ({next(numbers[file.name])})")
+
+
 class _Reporter:
     """One report in the making."""
 
@@ -122,6 +141,7 @@ class _Reporter:
         self.not_painted = ""
 
     def run(self, files: Sequence[Subjected]) -> ReportCard:
+        files = distinct(files)
         reports, explorations = [], []
         self._tell("preparing", 0, len(files))
         scorer = self._scorer()
@@ -199,7 +219,8 @@ class _Reporter:
             dismissed=exploration.dismissed,
             unchanged=exploration.unchanged,
         )
-        return replace(measured, verdict=verdict(measured, self.concept))
+        other = of_another_concept(file.manifest, self.concept) if file.manifest is not None else ""
+        return replace(measured, verdict=(*filter(None, [other]), *verdict(measured, self.concept)))
 
     def _yardstick(self, scorer: Scorer, exploration: Exploration) -> dict[str, Share]:
         """What the untouched model makes of the same prompts; of some of those that can be typed."""

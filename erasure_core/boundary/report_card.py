@@ -13,6 +13,8 @@ from .exploration import Exploration
 DEVIATIONS = 1.96
 """Standard deviations of a normal distribution to each side that hold 95 % of it."""
 STRIP_SIDE = 128
+SAMPLER = "DDIM"
+"""What its pictures are sampled with."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ def counted(hits: int, count: int) -> Share:
     return share_of([True] * hits + [False] * (count - hits))
 
 
+def _repeating(settings: dict[str, Any]) -> dict[str, Any]:
+    """What to set for the same figures and pictures once more."""
+    searched = "seconds" if settings["calls"] is None else "calls"
+    names = (searched, "states", "guidance", "steps", "seed")
+    return {"sampler": SAMPLER, **{name: settings[name] for name in names}}
+
+
 def measured_entry(card: ReportCard, number: int = 0) -> dict[str, Any]:
     """What goes into a file's manifest under ``measured``: the figures with their threat model, without pictures."""
     file = card.files[number]
@@ -135,6 +144,6 @@ def measured_entry(card: ReportCard, number: int = 0) -> dict[str, Any]:
             "concept": list(card.words),
             "strength": file.strength,
             "searched": file.about["searched"],
-            "seed": card.settings["seed"],
+            **_repeating(card.settings),
         }
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..safe_files import read_tensors, write_files, write_tensors
 from .drawing import FAINT, INK, PALETTE, Sheet
 from .map import map_svg
 from .map_page import map_page
-from .report_card import FileReport, ReportCard, Share, measured_entry
+from .report_card import SAMPLER, FileReport, ReportCard, Share, measured_entry
 
 STYLE = Path(__file__).with_name("report.css")
 GROUPS = {
@@ -154,12 +154,24 @@ def _about(file: FileReport) -> str:
     return f"<h3>{escape(file.name)} at strength {file.strength:g}</h3><table>{rows}</table>"
 
 
-def report_page(card: ReportCard) -> str:
-    """HTML of the report card."""
+def _how(settings: Mapping[str, Any]) -> str:
+    """What to set for the same report once more."""
+    calls, seconds = settings["calls"], settings["seconds"]
+    return (
+        f"seed {settings['seed']}; each search {f'{calls} predictions' if calls else f'{seconds:g} s'} at "
+        f"{settings['states']} noisy latents; pictures by {SAMPLER} in {settings['steps']} steps at guidance "
+        f"{settings['guidance']:g}"
+    )
+
+
+def report_page(card: ReportCard, maps: Sequence[str] = ()) -> str:
+    """HTML of the report card; ``maps`` are the names of the interactive maps beside it, one for each file."""
+    links = [f'<p><a href="{escape(name)}">interactive map</a></p>' for name in maps] or [""] * len(card.files)
     words = escape(", ".join(card.words))
     limits = "".join(f"<li>{escape(limit)}</li>" for limit in card.limits)
-    maps = "".join(
-        f"<div><h3>{escape(f.name)}</h3>{map_svg(e)}</div>" for f, e in zip(card.files, card.explorations, strict=True)
+    drawn = "".join(
+        f"<div><h3>{escape(f.name)}</h3>{map_svg(e)}{link}</div>"
+        for f, e, link in zip(card.files, card.explorations, links, strict=True)
     )
     alike = ", ".join(card.look_alikes) or "none"
     return f"""<!doctype html>
@@ -167,7 +179,7 @@ def report_page(card: ReportCard) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
 <h1>Report card: {words}</h1>
-<p class="note">Measured on the loaded model, seed {card.settings["seed"]}. In brackets: 95 % interval (Wilson).</p>
+<p class="note">Measured on the loaded model, {_how(card.settings)}. In brackets: 95 % interval (Wilson).</p>
 {_verdicts(card)}
 <div class="limits"><b>What this does not say</b><ul>{limits}</ul></div>
 <h2>Leak: lower is better</h2>{_leak_table(card)}
@@ -177,7 +189,7 @@ model and the strengths below are judged by directions alone, without pictures, 
 <p class="note">Look-alikes, found among the prompts to keep and everyday ones: {escape(alike)}.</p>
 <h2>Strength and drift</h2>{_charts(card)}
 <h2>Pictures</h2>{_strips(card)}
-<h2>Map of what was found</h2><div class="charts">{maps}</div>
+<h2>Map of what was found</h2><div class="charts">{drawn}</div>
 <h2>About the files</h2>{"".join(map(_about, card.files))}
 </body></html>
 """
@@ -189,10 +201,10 @@ def write_report(card: ReportCard, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written, or the disk is full; none of them is there then.
     """
-    written = {"report.html": report_page(card), "report.json": card.to_json()}
-    for number, exploration in enumerate(card.explorations):
-        name = "map.html" if len(card.explorations) == 1 else f"map_{number + 1}.html"
-        written[name] = map_page(exploration)
+    count = len(card.explorations)
+    maps = ["map.html"] if count == 1 else [f"map_{number + 1}.html" for number in range(count)]
+    written = {"report.html": report_page(card, maps), "report.json": card.to_json()}
+    written |= {name: map_page(exploration) for name, exploration in zip(maps, card.explorations, strict=True)}
     write_files(folder, {name: content.encode() for name, content in written.items()})
     return [folder / name for name in written]
 

@@ -9,6 +9,7 @@ from .candidate import NAMED
 from .exploration import NOT_JUDGED, hardly_changed, too_few_looks
 
 if TYPE_CHECKING:
+    from ..manifest import Manifest
     from .report_card import FileReport
 
 LITTLE, MUCH = 0.05, 0.25
@@ -40,6 +41,14 @@ def limits(detector: bool) -> tuple[str, ...]:
     """The threat model's limits, shown with every figure; ``detector`` says whether one looked in the model's place."""
     judge = "the detector that was given" if detector else "the loaded model"
     return (*LIMITS, f"No person looked at the pictures; {judge} was their judge.")
+
+
+def of_another_concept(manifest: Manifest, concept: Concept) -> str:
+    """A sentence on a file that erases none of the words that are measured; empty for one that does."""
+    erased = manifest.concept.words
+    if {word.casefold() for word in erased} & {word.casefold() for word in concept.words}:
+        return ""
+    return f"This file erases “{erased[0]}”; measured is what it does to “{concept.name}”, which it does not erase."
 
 
 def verdict(measured: FileReport, concept: Concept) -> tuple[str, ...]:

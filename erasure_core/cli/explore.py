@@ -63,6 +63,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         help="how long to search, such as 5m (default 60s); preparing comes on top, on a CPU minutes at full size",
     )
+    parser.add_argument(
+        "--calls",
+        type=int,
+        help="most predictions of the network in a search, in place of the time; then the seed decides the result",
+    )
     parser.add_argument("--states", type=int, default=8, help="noisy latents at which prompts are compared (default 8)")
     parser.add_argument(
         "--guidance",
@@ -90,7 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--levels", default=ExploreSettings.levels, help=f"searches to run, joined by + (default: all). {levels}"
     )
-    parser.add_argument("--calls", type=int, help="most predictions of the network, in place of the time")
     parser.add_argument(
         "--look", type=int, default=48, help="worst prompts that are looked at as pictures (default 48)"
     )

@@ -64,6 +64,40 @@ def test_no_part_of_the_work_is_silent(card: ReportCard, progress: Listening) ->
     assert "measuring what <i>half</i> keeps" in told
 
 
+def test_columns_have_names_of_their_own(change: DeltaSet) -> None:
+    given = [("ball", 1.0, "a"), ("ball", 0.5, "a"), ("ball", 1.0, "b"), ("cat", 1.0, "b"), ("cat", 1.0, "b")]
+    named = reporting.distinct([Subjected(name, change, strength, folder=where) for name, strength, where in given])
+    assert [file.name for file in named] == ["a/ball:1", "a/ball:0.5", "b/ball", "b/cat:1 (1)", "b/cat:1 (2)"]
+    alone = reporting.distinct([Subjected("ball", change, 0.5, folder="a")])
+    assert alone[0].name == "ball", "what is clear by itself stays short"
+
+
+def test_a_report_names_one_file_at_two_strengths(pico: DiffusersModel, change: DeltaSet) -> None:
+    few = ReportSettings(calls=1, states=2, pictures=False)
+    both = report(pico, CONCEPT, [Subjected("ball", change), Subjected("ball", change, 0.5)], few)
+    page = report_page(both)
+    assert page.count("<th>ball:1</th>") == page.count("<th>ball:0.5</th>") == 2 and "<th>ball</th>" not in page
+
+
+def test_files_of_several_concepts_are_not_measured_on_the_first_ones(
+    pico_folders: dict[str, Path], pico: DiffusersModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {word: tmp_path / f"{word}.safetensors" for word in ("ball", "cat")}
+    for word, path in paths.items():
+        made = erase(pico, Concept((word,), "box", ("a dog",)), "closed_form", ClosedFormSettings(neighbours=0))[0]
+        write_erasure(path, made, pico)
+    asked = ["report", "--model", str(pico_folders["sd1"]), "--no-pictures", "--calls", "30", "--states", "2"]
+    asked += ["--out", str(tmp_path / "card"), "--erasure", str(paths["ball"]), "--erasure", str(paths["cat"])]
+    assert main(asked) == 3
+    assert "cat.safetensors erases 'cat', the first file 'ball'; report on each by itself" in capsys.readouterr().err
+    assert main([*asked, "--concept", "ball"]) == 0
+    told = "This file erases “cat”; measured is what it does to “ball”, which it does not erase."
+    page = (tmp_path / "card" / "report.html").read_text(encoding="utf-8")
+    assert page.count(told) == 1 and told in capsys.readouterr().out
+    how = "seed 0; each search 30 predictions at 2 noisy latents; pictures by DDIM in 20 steps at guidance 5"
+    assert how in page, "what to set for the same report once more"
+
+
 def test_measures_every_file(card: ReportCard) -> None:
     assert [file.name for file in card.files] == ["whole", "<i>half</i>"]
     for file in card.files:
@@ -91,6 +125,8 @@ def test_writes_and_merges(card: ReportCard, pico: DiffusersModel, tmp_path: Pat
     assert {path.name for path in write_report(card, tmp_path)} == {
         "report.html", "report.json", "map_1.html", "map_2.html",
     }  # fmt: skip
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [f'href="map_{number}.html"' in page for number in (1, 2)] == [True] * 2 and "href" not in report_page(card)
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert content["files"][0]["leak"]["named"]["count"] == 2 * (5 + 3) and content["limits"]
     path = tmp_path / "ball.safetensors"
@@ -100,6 +136,8 @@ def test_writes_and_merges(card: ReportCard, pico: DiffusersModel, tmp_path: Pat
     after, manifest = load_file(path), read_erasure(path).manifest
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert manifest is not None and manifest.measured["report_card"]["threat_model"] == list(card.limits)
+    how = {"calls": 300, "states": 2, "guidance": 5.0, "sampler": "DDIM", "steps": 2, "seed": 0}
+    assert how.items() <= manifest.measured["report_card"].items() and "seconds" not in manifest.measured["report_card"]
 
 
 def test_a_model_without_autoencoder_is_measured_without_pictures(pico: DiffusersModel, change: DeltaSet) -> None:
@@ -326,9 +364,11 @@ def test_commands(pico_folders: dict[str, Path], tmp_path: Path, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     assert "ball" in told["summary"] and all(Path(path).exists() for path in told["files"])
     card = tmp_path / "card"
-    measured = ["report", "--model", model, "--erasure", file, "--budget", "2s", "--states", "2", "--merge"]
-    assert main([*measured, "--no-pictures", "--out", str(card)]) == 0
-    assert (card / "report.html").exists() and "report_card" in read_erasure(Path(file)).manifest.measured  # type: ignore[union-attr]
+    measured = ["report", "--model", model, "--erasure", file, "--calls", "300", "--states", "2", "--merge"]
+    assert main([*measured, "--steps", "3", "--no-pictures", "--out", str(card)]) == 0
+    assert (card / "report.html").exists()
+    entry = read_erasure(Path(file)).manifest.measured["report_card"]  # type: ignore[union-attr]
+    assert (entry["calls"], entry["steps"]) == (300, 3)
     assert main(["explore", "--model", model, "--concept", "naked child", "--out", str(out)]) == 3
     assert "does not start" in capsys.readouterr().err
     assert main(["explore", "--model", model, "--out", str(out)]) == 3
