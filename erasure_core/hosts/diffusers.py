@@ -339,7 +339,12 @@ def _canonical(prefix: str, name: str) -> str:
 
 def _device(wanted: str) -> torch.device:
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        there = {
+            "cuda": torch.cuda.is_available(),
+            "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        return torch.device(next((kind for kind, is_there in there.items() if is_there), "cpu"))
     reason = "there is no such kind of device"
     try:
         device = torch.device(wanted)

@@ -16,7 +16,7 @@ from erasure_core.batches import Batches
 from erasure_core.boundary.probe import Probe
 from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.errors import DeviceOutOfMemory, is_out_of_memory, telling_memory
-from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.diffusers import DiffusersModel, _device
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
 from erasure_core.progress import Report, Silent
@@ -150,6 +150,16 @@ def test_no_schedule_needs_float64_of_a_device() -> None:
     wanted = NoiseSchedule.from_alphas_cumprod(alphas)
     found = NoiseSchedule.from_alphas_cumprod(alphas.as_subclass(Theirs))
     assert torch.equal(found.signal, wanted.signal) and torch.equal(found.noise, wanted.noise)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [((), "cpu"), (("mps",), "mps"), (("xpu",), "xpu"), (("cuda", "xpu"), "cuda")],
+)
+def test_auto_takes_what_torch_finds(monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], wanted: str) -> None:
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(module, "is_available", lambda kind=kind: kind in there)
+    assert _device("auto") == torch.device(wanted)
 
 
 def test_no_more_is_asked_at_once_than_a_card_has_room_for(
