@@ -399,7 +399,9 @@ def _history(path: Path) -> History:
         losses = [_numbers(terms) for terms in raw["losses"]]
         residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
         figures = [(int(step), _numbers(found)) for step, found in raw.get("figures", [])]
-        return History(losses, residual, figures, [str(note) for note in raw.get("notes", [])])
+        return History(
+            losses, residual, figures, [str(note) for note in raw.get("notes", [])], float(raw.get("seconds", 0.0))
+        )
     except (InvalidFile, OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
 

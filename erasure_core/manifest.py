@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from math import inf
 from typing import Any
 
 from .concept import Concept
@@ -39,6 +40,8 @@ class Manifest:
         prediction: ``epsilon``, ``v_prediction`` or ``flow``.
         dtype: in which the change is stored.
         storage_error: ||stored - trained|| / ||trained|| of the whole change.
+        cost: ``seconds`` of preparing and training and, of a GPU, ``peak_bytes`` of its memory; empty in older files
+            and where nothing was trained.
         measured: figures with their threat model; empty where nothing was measured.
         product_version: of this software.
         format_version: of this description.
@@ -59,6 +62,7 @@ class Manifest:
     groups: tuple[tuple[str, ...], ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
+    cost: dict[str, float] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     product_version: str = ""
     format_version: int = FORMAT_VERSION
@@ -140,6 +144,8 @@ def _check_types(raw: dict[str, Any]) -> None:
     checks = {name: is_text(raw.get(name, "")) for name in TEXTS}
     checks |= {name: isinstance(raw.get(name, {}), dict) for name in ("settings", "measured")}
     checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
+    cost = raw.get("cost", {})
+    checks["cost"] = isinstance(cost, dict) and all(is_number(value) and 0 <= value < inf for value in cost.values())
     for name in ("words", "keep"):
         checks[name] = isinstance(raw[name], list) and all(isinstance(item, str) for item in raw[name])
     pairs = raw.get("instead", [])
