@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import RESULTS
+from benchmarks.architectures import FAMILIES
 from benchmarks.goals import COUNTED, Goal, goals
 from benchmarks.published import LOOPS
 from benchmarks.report import PUBLISHED
 from benchmarks.tried import NOT_MEASURED, tried_table
+from erasure_core import METHODS
 from erasure_core.effort import plan
 from erasure_core.methods.esd import EsdSettings
 
@@ -53,8 +55,8 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     stacked = [{"files": n, "none": 1.0, "stacked": n, "merged": 1 + n / 10, "baked": 1.0} for n in (1, 2, 4, 8)]
     content = {"family": "sdxl", "tiny": False, "solved": [solved], "applied": used, "stacked": stacked}
     _write(tmp_path, "solve_sdxl.json", content)
-    verdict = {"faults": ["the prediction did not change"]}
-    _write(tmp_path, "every_all.json", {"runs": [{"tiny": False, "verdicts": [verdict]}]})
+    verdict = {"method": "esd", "faults": ["the prediction did not change"]}
+    _write(tmp_path, "every_all.json", {"runs": [{"family": "sd15", "tiny": False, "verdicts": [verdict]}]})
     (tmp_path / "gpu_check.txt").write_text(
         "SDXL on a card of 10 GiB 9.0 s  ok      peak 9.50 GiB of 10; low-vram: …\n"
     )
@@ -87,6 +89,23 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     assert of("the same with what libraries and fragments take, sdxl") == (9.5, "reached")
     assert of("the same with what libraries and fragments take, sd15")[1] == "not measured"
     assert of("closed form, sdxl, 20 kept prompts, 100 concepts, with")[1] == "not measured"
+
+
+def test_pairs_that_nobody_measured_are_no_success(tmp_path: Path) -> None:
+    def said(runs: dict[str, list[str]]) -> str:
+        found = [
+            {"family": family, "tiny": False, "verdicts": [{"method": name, "faults": []} for name in names]}
+            for family, names in runs.items()
+        ]
+        _write(tmp_path, "every_all.json", {"runs": found})
+        (verdict,) = (goal.verdict for goal in goals(tmp_path) if goal.text.startswith("faults of any method"))
+        return verdict
+
+    every = list(METHODS)
+    whole = dict.fromkeys(FAMILIES, every)
+    assert said(whole) == "reached"
+    number = len(FAMILIES) * len(METHODS)
+    assert said(whole | {"sdxl": every[2:]}) == (f"held so far; not measured: 2 of {number} pairs of family and method")
 
 
 def test_the_counted_trainings_are_the_present_ones() -> None:
