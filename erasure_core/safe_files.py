@@ -93,6 +93,18 @@ def check_regular_inside(folder: Path) -> None:
         raise InvalidFile(f"{folder} cannot be read ({error.strerror}); check the path.") from error
 
 
+def refuse_pickled(folder: Path) -> None:
+    """Refuse a folder of a network whose weights a library could only read by running what a stranger wrote.
+
+    Raises:
+        InvalidFile: there is no .safetensors in it, but a .bin.
+    """
+    if not any(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
+        raise InvalidFile(
+            f"{pickled[0]} is a pickle, which can run any code when it is read; get the same weights as .safetensors."
+        )
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8, without the byte order mark that Windows' editors put first. A pipe may be read once.
 

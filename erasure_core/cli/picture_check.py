@@ -92,7 +92,9 @@ def _whole_model(folder: Path) -> Any:
     try:
         from transformers import CLIPModel
 
-        model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, report = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # the libraries raise dozens of types for a damaged folder
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidFile(f"{folder} is not a CLIP model ({first}); get a fresh copy.") from error

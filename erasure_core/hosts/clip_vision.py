@@ -12,21 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidFile
-from ..safe_files import check_regular_inside
+from ..safe_files import check_regular_inside, refuse_pickled
 
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's own pictures were normalised by."""
 
 
 def check_clip_folder(folder: Path) -> None:
-    """Refuse what the library would wait for, or would look for in the network.
+    """Refuse what the library would wait for, look for in the network, or run.
 
     Raises:
-        InvalidFile: no folder of a model, or a pipe or a device in it.
+        InvalidFile: no folder of a model, or a pipe or a device in it, or weights that are pickled.
     """
     if not os.path.isfile(folder / "config.json"):
         raise InvalidFile(f"{folder} is not a CLIP model: it has no config.json; give its folder.")
     check_regular_inside(folder)
+    refuse_pickled(folder)
 
 
 class ClipVision:
@@ -52,7 +53,7 @@ class ClipVision:
             from transformers import CLIPVisionModelWithProjection
 
             network, report = CLIPVisionModelWithProjection.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
             told = folder / "preprocessor_config.json"
             config = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}

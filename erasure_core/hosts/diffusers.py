@@ -27,7 +27,7 @@ from ..errors import (
     telling_memory,
 )
 from ..model import Conditioning
-from ..safe_files import check_regular_inside, read_header, read_text
+from ..safe_files import check_regular_inside, read_header, read_text, refuse_pickled
 from ..schedule import NoiseSchedule
 from .ldm_checkpoint import LATENT_SIZE, ModelParts, read_checkpoint
 
@@ -94,7 +94,7 @@ class DiffusersModel:
 
         Raises:
             ModelError: missing, incomplete or corrupt, or a kind of model that is not supported.
-            InvalidFile: the checkpoint is no safetensors file.
+            InvalidFile: the checkpoint is no safetensors file, or a folder's weights are pickled.
         """
         parts = _read(Path(path), _device(device), pictures, prediction)
         _check_parts(Path(path), parts)
@@ -489,6 +489,7 @@ def _check_files(folder: Path, networks: Sequence[str], tokenizers: Sequence[str
 
     Raises:
         ModelError: something is missing, or is a pipe or a device.
+        InvalidFile: weights are pickled.
     """
     missing = [
         name
@@ -499,7 +500,7 @@ def _check_files(folder: Path, networks: Sequence[str], tokenizers: Sequence[str
         f"{part}/*.safetensors"
         for part in networks
         if not any(path.suffix in (".safetensors", ".bin") for path in (folder / part).glob("*"))
-    ]
+    ]  # a .bin has its own sentence below
     if missing:
         raise ModelError(f"The model {folder} is incomplete or damaged (it lacks {missing[0]}); get a fresh copy.")
     try:
@@ -507,6 +508,8 @@ def _check_files(folder: Path, networks: Sequence[str], tokenizers: Sequence[str
             check_regular_inside(Path(part))
     except InvalidFile as error:
         raise ModelError(f"The model {folder} is incomplete or damaged: {error}") from error
+    for name in networks:
+        refuse_pickled(folder / name)
 
 
 def _damage(folder: Path, networks: Sequence[str]) -> str | None:
@@ -548,6 +551,7 @@ def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     if deepest > MOST_LAYERS:
         raise ModelError(f"The model part {folder} has a configuration that cannot be ({deepest} layers).")
     options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    options["use_safetensors"] = True  # a pickle beside them could run any code
     if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")):
         options["variant"] = "fp16"
     if kind.__module__.startswith("diffusers") and importlib.util.find_spec("accelerate") is None:
