@@ -18,7 +18,7 @@ class Tried:
     Args:
         change: its name.
         built: what it does, or that it was not built.
-        share: entry of the counted shares that its figure is.
+        share: entry of the counted shares that its figure is, or one of the ways to run the network.
         figure: what the figure says, with room for it.
     """
 
@@ -28,6 +28,7 @@ class Tried:
     figure: str = ""
 
 
+SLOWER = "a prediction takes {:.2f} times as long as the way that is used"
 TRIED = (
     Tried("learning rates grouped", "built: Adam updates all tensors of one learning rate together, in place of each "
           "tensor alone"),
@@ -39,18 +40,24 @@ TRIED = (
     Tried("cached keys and values of frozen prompts", "not built", "keys and values",
           "would save at most {:.2%} of a prediction's operations"),
     Tried("8-bit moments", "not built", "moments", "would save at most {:.2%} of the bytes at the peak"),
-    Tried("text encoders moved away in training", "not built: hosts move them by themselves; their bytes stand in the "
-          "counted table"),
+    Tried("text encoders moved away in training", "not built: ComfyUI and the web UIs move networks by themselves, on "
+          "the command line the text encoders stay on the device for the whole training (and the autoencoder, loaded "
+          "only where pictures are given); their bytes stand in the counted table"),
     Tried("large calls of the text encoder", "built: all prompts that a step reads go into as few calls as can be, in "
           "place of pieces of 8: on a GPU a call costs more than the prompts in it"),
-    Tried("torch.compile, channels_last, CUDA graphs", "not built: see the table of ways to run the network"),
+    Tried("channels_last", "not built", "channels_last", SLOWER),
+    Tried("CUDA graphs", "not built", "CUDA graph", SLOWER),
+    Tried("torch.compile", "not built: it would have to earn back its compile time in every session"),
 )  # fmt: skip
 
 
 def tried_table(folder: Path) -> str:
-    """All changes; the figures are those of ``counted.json``."""
-    path = folder / "counted.json"
-    shares = json.loads(path.read_text(encoding="utf-8")).get("shares", {}) if path.exists() else {}
+    """All changes; the figures are those of ``counted.json`` and ``execution_*.json``."""
+    shares: dict[str, float] = {}
+    for path in (folder / "counted.json", *sorted(folder.glob("execution_*.json"))):
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        took = {way["name"]: way["predicting"] for way in content.get("ways", ())}
+        shares |= content.get("shares", {}) | {name: seconds / took["as it is"] for name, seconds in took.items()}
     lines = [
         [one.change, one.built, one.figure.format(shares[one.share]) if one.share in shares else NOT_MEASURED]
         for one in TRIED

@@ -91,6 +91,14 @@ def test_measured_figures_go_to_their_goals(tmp_path: Path) -> None:
     assert of("closed form, sdxl, 20 kept prompts, 100 concepts, with")[1] == "not measured"
 
 
+def test_ways_that_were_measured_are_told_with_their_figures(tmp_path: Path) -> None:
+    ways = [{"name": name, "predicting": seconds} for name, seconds in (("as it is", 2.0), ("CUDA graph", 3.0))]
+    _write(tmp_path, "execution_x.json", {"ways": ways})
+    rows = {line.split(" | ")[0]: line for line in tried_table(tmp_path).splitlines()}
+    assert "takes 1.50 times as long" in rows["| CUDA graphs"]
+    assert all(NOT_MEASURED in rows[f"| {name}"] for name in ("channels_last", "torch.compile"))
+
+
 def test_pairs_that_nobody_measured_are_no_success(tmp_path: Path) -> None:
     def said(runs: dict[str, list[str]]) -> str:
         found = [
