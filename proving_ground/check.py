@@ -31,8 +31,12 @@ good one from a better.
 """
 FLIPS = ("erase", "keep", "guidance")
 """Signs that can be turned round to see the bounds fail: of a loss term, or of the guidance that is erased."""
+ERASING = ("erase", "surgical")
+"""What methods call the loss term that erases."""
 SHORT = {"steps": 80, "batch": 4, "trajectories": 12, "trajectory_steps": 8}
 """Settings of what is trained: enough to erase."""
+SOONER = {"auto": {"steps": 40}}
+"""For methods that need less; CI waits for it."""
 WRONG_STEPS = 40
 """Optimiser steps with a wrong sign, which shows long before the end."""
 
@@ -58,7 +62,8 @@ def bounded(found: Evaluation, untouched: Evaluation) -> list[Figure]:
 def erased(model: PictureModel, method: str, flip: str | None = None) -> DeltaSet:
     """The concept erased in a short run, if wanted with one sign wrong."""
     chosen, concept = find_method(method), concept_of(CONCEPTS[CONCEPT])
-    settings = chosen.settings(**SHORT) if chosen.loss is not None else chosen.settings()
+    short = SHORT | SOONER.get(method, {}) if chosen.loss is not None else {}
+    settings = chosen.settings(**short)
     if flip is None:
         return erase(model, concept, method, settings)[0].deltas
     settings = replace(settings, steps=WRONG_STEPS)  # type: ignore[call-arg]
@@ -74,7 +79,8 @@ def flipped(method: Method, flip: str) -> Method:
         if flip == "guidance":
             settings = copy.copy(settings)
             object.__setattr__(settings, "negative", -settings.negative)  # no user may ask for that
-        return {name: -term if name == flip else term for name, term in loss(settings, step).items()}
+        turned = ERASING if flip == "erase" else (flip,)
+        return {name: -term if name in turned else term for name, term in loss(settings, step).items()}
 
     return replace(method, loss=wrong)
 
