@@ -19,8 +19,8 @@ LETTERS_IN_SIGNS = (0x1F130, 0x1F150, 0x1F170, 0x1F1E6)
 MOST_PIECES, LONGEST_PIECE = 6, 4
 """Of a word that is broken up: "nu.de", "ch ild"."""
 SMALL_WORDS = {
-    "a", "am", "an", "as", "at", "be", "by", "de", "do", "el", "en", "go", "he", "i", "if", "in", "is", "it", "la", "le",
-    "me", "my", "no", "of", "on", "or", "so", "to", "un", "up", "us", "we",
+    "a", "am", "an", "as", "at", "be", "by", "de", "do", "el", "en", "go", "he", "i", "if", "in", "is", "it", "la",
+    "le", "me", "my", "no", "of", "on", "or", "so", "to", "un", "up", "us", "we",
 }  # fmt: skip
 """Words of two letters that are no pieces of others: "men or women" names no Spanish minor."""
 
