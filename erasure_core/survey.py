@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import Batches
-from .concept import BEFORE, IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
+from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
 from .kinds import SCENES, THINGS, common_kinds, describes, is_other_colour, kinds, of_kind
@@ -26,6 +26,7 @@ from .near_words import (
     STOP_WORDS,
     bare,
     frames_in_kept,
+    frames_of_things,
     frames_with_room,
     nearest_words,
     telling_words,
@@ -57,9 +58,6 @@ GROUP = 0.2
 """Words that are so much more alike to each other than to the concept are another thing: of a coin all that is said of
 books, in a model that knows no more than some things; of a car trucks and vans. Only where no prompt to keep names that
 thing, and not of words that are said of things: a rare word for a colour is alike to another rare one first."""
-SAID_OF = ("a house", "a car")
-"""What colours and the like are said of where no prompt to keep tells: every everyday prompt names a person or a place,
-and a blue portrait shows little of blue."""
 KIN_WORDS = 12
 """Words used as the concept's are, that may take its place where nothing is named to keep."""
 EVERYDAY_EACH = 5
@@ -212,9 +210,11 @@ def survey(
     kin = fitting(model, [word for words in concept.each for word in familiar_words(words, settings.kin)])
     words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
-    frames = frames_with_room(model, _frames(concept, settings.frames, named), prompts)
+    of_things = not named and _all_describe(concept)
+    frames = frames_of_things(settings.frames) if of_things else frames_in_kept(concept, settings.frames)
+    frames = frames_with_room(model, frames, prompts)
     directions = _directions(model, prompts, frames, settings, progress or Silent())
-    steady = {} if named else dict(zip(prompts, _steadiness(directions, frames), strict=True))
+    steady = dict(zip(prompts, _steadiness(directions, len(frames)), strict=True)) if of_things else {}
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
     if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
@@ -328,18 +328,6 @@ def kept_parts(concept: Concept) -> list[str]:
     return list(without_concept(said, concept))
 
 
-def _frames(concept: Concept, count: int, named: bool) -> list[Frame]:
-    """Where words are judged: alone, and in prompts to keep, or said of ``SAID_OF`` where the user ``named`` none."""
-    if named or not _all_describe(concept):
-        return frames_in_kept(concept, count)
-    return [Frame(), *map(_said_of, SAID_OF[:count])]
-
-
-def _said_of(thing: str) -> Frame:
-    """Room for a word that is said of a thing."""
-    return frame(thing, BEFORE)
-
-
 def _all_describe(concept: Concept) -> bool:
     """Whether all that is erased is said of things, as colours are."""
     return all(map(describes, concept.each))
@@ -366,14 +354,13 @@ def _directions(
     return torch.stack(rows)
 
 
-def _steadiness(directions: Tensor, frames: Sequence[Frame]) -> list[float]:
-    """How alike each of P words steers the pictures of ``SAID_OF``, at the same states; 1 where they
-    are not said of them."""
-    things = [i for i, room in enumerate(frames) if room in map(_said_of, SAID_OF)]
-    if len(things) < len(SAID_OF):
+def _steadiness(directions: Tensor, frames: int) -> list[float]:
+    """How alike each of P words steers the pictures of the first and the last of some things, at the same states; the
+    first frame says it alone."""
+    inside = directions.unflatten(1, (frames, -1))[:, 1:]
+    if inside.shape[1] < 2:
         return [1.0] * len(directions)
-    first, second = directions.unflatten(1, (len(frames), -1))[:, things].unbind(1)
-    alike: list[float] = F.cosine_similarity(first, second).tolist()
+    alike: list[float] = F.cosine_similarity(inside[:, 0], inside[:, -1]).tolist()
     return alike
 
 
