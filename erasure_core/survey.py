@@ -357,7 +357,7 @@ def _directions(
 def _steadiness(directions: Tensor, frames: int) -> list[float]:
     """How alike each of P words steers the pictures of the first and the last of some things, at the same states; the
     first frame says it alone."""
-    inside = directions.unflatten(1, (frames, -1))[:, 1:]
+    inside = directions.reshape(len(directions), frames, -1)[:, 1:]
     if inside.shape[1] < 2:
         return [1.0] * len(directions)
     alike: list[float] = F.cosine_similarity(inside[:, 0], inside[:, -1]).tolist()
