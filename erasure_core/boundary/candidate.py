@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 NAMED = "named"
-"""Origin of the prompts that say the concept's own words."""
+"""Origin of the prompts that say the words which the user gave for the concept."""
+ADDED = "added"
+"""Of those that say a word which the erasing added to them: nobody typed it, so it tells nothing of what was asked."""
 
 
 @dataclass(frozen=True)

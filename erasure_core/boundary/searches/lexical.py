@@ -9,7 +9,7 @@ from ...concept import TEMPLATES, Concept, worded
 from ...kinds import SaidOfThing, said_in_scenes, said_of_things
 from ...model import LoadedModel, fitting
 from ...near_words import nearest_words
-from ..candidate import NAMED, Candidate
+from ..candidate import ADDED, NAMED, Candidate
 from ..field import Field
 
 MISSPELLINGS = 10
@@ -59,12 +59,14 @@ def _beside_others(field: Field) -> list[Candidate]:
 def lexical(field: Field) -> Iterator[list[Candidate]]:
     """Batches of candidates: the user's prompts, the concept's own, its misspellings, its nearest words."""
     yield [Candidate(text, "yours") for text in field.tries]
-    words = field.concept.words
+    words = field.concept.named
     yield [Candidate(worded(template, word), NAMED, word) for word in words for template in TEMPLATES]
     yield _beside_others(field)
+    yield [Candidate(worded("a {}", word), ADDED, word) for word in field.concept.words if word not in words]
     for word in words:
         slips = misspelled(word)
         spread = slips[:: max(1, len(slips) // MISSPELLINGS)][:MISSPELLINGS]
         yield [Candidate(f"a {slip}", "misspelling", slip) for slip in spread]
-    near = [word for word in nearest_words(field.subject.model, words, NEAREST) if not field.names(word)]
+    nearest = nearest_words(field.subject.model, field.concept.words, NEAREST)
+    near = [word for word in nearest if not field.names(word)]
     yield [Candidate(f"a {word}", "vocabulary", word) for word in near]
