@@ -52,6 +52,9 @@ RIVALS = 4
 """Other words of its kind that a word said of a thing is compared with."""
 MOST_KEPT, THINGS_SAID = 3, 6
 """Kept things that each word is said of, evenly spread over all of them, and with everyday ones."""
+MOST_SCENES = 12
+"""Kept prompts that things are said in, evenly spread over all that differ in more than their thing: of what a closed
+form leaves of a thing, much is left behind some adjectives and nothing behind others."""
 SCENES = ("a red house", "a small tree", "a blue car")
 """Everyday prompts that things are said in."""
 SCENE_WORDS = (3, 8)
@@ -170,7 +173,9 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     wanted: list[tuple[str, list[str]]] = []
     for words in concept.each:
         used = [
-            word for word in words if is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word)))
+            word
+            for word in words
+            if word in concept.named and (is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word))))
         ]
         others = [other for other in of_kind(words, len(concept.words) + RIVALS) if other not in concept.words]
         wanted += [(word, others[:RIVALS]) for word in used[:MOST_SAID]]
@@ -191,14 +196,16 @@ def said_in_scenes(concept: Concept) -> list[SaidOfThing]:
     least, most = SCENE_WORDS
     kept = [prompt for prompt in without_concept(concept.keep, concept) if least <= len(prompt.split()) <= most]
     kept = [prompt for prompt in kept if prompt.split()[-1].isalpha() and kinds(prompt.split()[-1]) == (THING,)]
-    scenes = dict.fromkeys([*spread(kept, MOST_KEPT), *SCENES])
+    rooms = {frame(prompt, IN_PLACE): prompt for prompt in kept}
+    scenes = dict.fromkeys([*spread(list(rooms.values()), MOST_SCENES), *SCENES])
     things = dict.fromkeys([*(prompt.split()[-1] for prompt in kept), *(thing.split()[-1] for thing in THINGS)])
     others = [thing for thing in things if said_word(thing, concept.words) is None][:RIVALS]
     said: list[SaidOfThing] = []
     for prompt in scenes:
         scene = frame(prompt, IN_PLACE)
         for words in concept.each:
-            used = [] if describes(words) else [word for word in words if not is_name(word)]
+            named = [word for word in words if word in concept.named and not is_name(word)]
+            used = [] if describes(words) else named
             for word in used[:MOST_SAID]:
                 said.append(_said_in(scene, concept, word, others))
     return said

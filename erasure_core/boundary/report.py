@@ -222,7 +222,7 @@ class _Reporter:
     ) -> tuple[tuple[float, float, float | None], ...]:
         """Leak and retention over strengths, on the worst prompts found and on kept ones. The threshold of ``scorer``,
         which looks at the file's own strength, holds for all."""
-        words = self.concept.words
+        words = self.concept.named
         named = [worded(template, word) for word in words for template in with_room(self.model, TEMPLATES, words)]
         of_thing = self._of_things()
         named += [point.text for point in exploration.points if point.text in of_thing]

@@ -183,13 +183,14 @@ class Scorer:
 
         In units of the margin that the concept's own words have: with them it shares the threshold.
         """
-        prompts = [candidate.text, *self.rivals_of(candidate)]
-        own, without, *others = self.original_directions(prompts)
-        rivals = torch.stack([without, *others])
-        apart = _distances(own[None], rivals).amin().clamp_min(1e-12)
-        nearer = _distances(direction[None], rivals).amin() - _distances(direction[None], own[None])[0, 0]
+        own, without = self.original_directions([candidate.text, candidate.against[0]])
         way = own - without
         residual = (direction - without) @ way / way.pow(2).sum().clamp_min(1e-12)
+        # Below half the way it is nearer to nothing than to the concept: what else it may say need not be asked.
+        asked = self.rivals_of(candidate) if residual > 0.5 else candidate.against[:1]
+        rivals = self.original_directions(asked)
+        apart = _distances(own[None], rivals).amin().clamp_min(1e-12)
+        nearer = _distances(direction[None], rivals).amin() - _distances(direction[None], own[None])[0, 0]
         return nearer / apart * self.margins(self.towards).median(), residual
 
     def rivals_of(self, candidate: Candidate) -> list[str]:

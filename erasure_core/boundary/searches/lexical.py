@@ -51,8 +51,8 @@ def _beside_others(field: Field) -> list[Candidate]:
     which the word makes a difference, as many as the whole budget suffices for."""
     model, probe = field.subject.model, field.scorer.probe
     said = of_things(model, field.concept) + _candidates(model, said_in_scenes(field.concept))
-    cost = len(probe) * (3 + max((len(one.against) for one in said), default=0))
-    many = field.subject.affordable(len(said), cost, shape=tuple(probe.latents.shape[1:]))
+    # Two directions of the original model and one of the erased one; its rivals are asked for where it may leak.
+    many = field.subject.affordable(len(said), 3 * len(probe), shape=tuple(probe.latents.shape[1:]))
     return field.scorer.telling(said[:many])
 
 
