@@ -64,7 +64,9 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
             if other is not None and other.casefold() not in erased:
                 instead.setdefault(word, other)
     groups = tuple(group for manifest in manifests for group in (manifest.groups or (manifest.words,)))
-    return Concept(words, None, kept, tuple(instead.items()), groups=groups)
+    named = {word for manifest in manifests for word in manifest.words if word not in manifest.found}
+    found = tuple(word for word in words if word not in named)
+    return Concept(words, None, kept, tuple(instead.items()), groups=groups, found=found)
 
 
 def merge(

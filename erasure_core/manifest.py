@@ -29,6 +29,7 @@ class Manifest:
         keep: prompts that were kept.
         instead: pairs (word, what is painted in its place) where words have alternatives of their own.
         groups: the words of each concept where several were erased at once; older files do not tell.
+        found: those of the words that a method or a search added to the user's; older files do not tell.
         method: name of the registered method.
         method_status: how our form of the method relates to its paper.
         settings: the method's settings, seed and steps among them.
@@ -57,6 +58,7 @@ class Manifest:
     prediction: str
     instead: tuple[tuple[str, str], ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
+    found: tuple[str, ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Manifest:
 
     @property
     def concept(self) -> Concept:
-        return Concept(self.words, self.alternative, self.keep, self.instead, groups=self.groups)
+        return Concept(self.words, self.alternative, self.keep, self.instead, groups=self.groups, found=self.found)
 
     def to_json(self) -> str:
         """The manifest as JSON, which ``from_json`` reads again.
@@ -115,6 +117,7 @@ class Manifest:
         known |= {name: tuple(known[name]) for name in ("words", "keep")}
         known["instead"] = tuple((word, instead) for word, instead in known.get("instead", ()))
         known["groups"] = tuple(tuple(words) for words in known.get("groups", ()))
+        known["found"] = tuple(known.get("found", ()))
         manifest = cls(**known)
         manifest.concept  # noqa: B018  # checks the words as if they had been typed
         return manifest
@@ -140,8 +143,9 @@ def _check_types(raw: dict[str, Any]) -> None:
     checks = {name: is_text(raw.get(name, "")) for name in TEXTS}
     checks |= {name: isinstance(raw.get(name, {}), dict) for name in ("settings", "measured")}
     checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
-    for name in ("words", "keep"):
-        checks[name] = isinstance(raw[name], list) and all(isinstance(item, str) for item in raw[name])
+    for name in ("words", "keep", "found"):
+        texts = raw.get(name, [])
+        checks[name] = isinstance(texts, list) and all(isinstance(item, str) for item in texts)
     pairs = raw.get("instead", [])
     checks["instead"] = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in pairs

@@ -428,6 +428,7 @@ def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersMod
     assert expanded(several, found, 5).words == ("ball", "dog", "sphere"), "what takes another's place is not erased"
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
+    assert grown.named == ("ball",) and grown.found == ("orb",)
     listed = Concept(("ball",), None, ("masterpiece, a sphere, studio light",))
     assert expanded(listed, found, 5).words == ("ball", "orb"), "neither is one with a comma behind it"
     kept = with_neighbours(pico, Concept(("dog",)), {"box": ""})
