@@ -343,7 +343,8 @@ def _directions(
 
     def predicted(word: str) -> Tensor:
         prompts = [room.say(word) for room in frames for _ in range(settings.states)]
-        return batches.predict(model, z, t, encode_each(model, prompts), progress).flatten().cpu()
+        predicted = batches.predict(model, z, t, encode_each(model, prompts), progress)
+        return model.schedule.noise_of(z, t, predicted).flatten().cpu()
 
     without, rows = predicted(""), []
     for i, word in enumerate(words):

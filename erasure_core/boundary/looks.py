@@ -160,7 +160,8 @@ class Looks:
     def _believed_origins(self) -> set[str]:
         """The searches whose suspects leak by what became of the others, where they had no look or too few."""
         settled = [self.points[p] for p in self.suspects if self._is_settled(p) and self._is_suspect(self.points[p])]
-        if not settled or not self.subject.sets:  # with none looked at all are believed, which the summary says then
+        # With none looked at all are believed, which the summary says then; with a few that settle nothing, none are.
+        if not (settled or self.seen) or not self.subject.sets:
             return {point.origin for point in self.points} if _mostly_confirmed(settled) else set()
         named = [point for point in settled if point.origin == NAMED]
         return {NAMED} if named and _mostly_confirmed(named) else set()

@@ -402,6 +402,29 @@ def test_one_look_alone_settles_nothing(pico: DiffusersModel, monkeypatch: pytes
     assert "looked at too seldom" not in replace(found, dismissed=0, unsettled=0).summary()
 
 
+def test_looks_that_settle_no_suspect_confirm_none(
+    pico: DiffusersModel, change: DeltaSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow machine the budget ended behind a few looks at other prompts: all suspects counted as leaks, as if no
+    picture had been looked at, and nothing told so."""
+    monkeypatch.setattr(Scorer, "_fit_threshold", lambda scorer: -1.0)
+    monkeypatch.setattr(looks, "LOOKED_AT_ONCE", 2)
+    seen: list[int] = []
+
+    def detector(pictures: Any) -> list[float]:
+        seen.append(len(pictures))
+        return [0.9] * len(pictures)
+
+    def affordable(subject: Subject, most: int, cost: int, *rest: Any, **named: Any) -> int:
+        return most if cost != evidence.PAINTING or not seen else 0
+
+    monkeypatch.setattr(Subject, "affordable", affordable)
+    settings = ExploreSettings(**{**QUICK, "levels": "lexical", "look": 4})
+    found = explore(pico, CONCEPT, [(change, 1.0)], settings, detector=detector)
+    assert found.looked == 2 and not found.leaking and found.dismissed == len(found.points)
+    assert "looked at too seldom to say" in found.summary()
+
+
 def test_too_little_memory_costs_one_search(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
