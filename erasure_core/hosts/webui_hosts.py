@@ -110,8 +110,13 @@ class LdmHost:
 
         model = self.sd_model
         with devices.without_autocast():
+            if getattr(model, "is_sdxl", False):  # its first stage would draw by chance
+                first = model.first_stage_model
+                mean, _ = first.quant_conv(first.encoder(pictures.to(devices.dtype_vae))).chunk(2, dim=1)
+                likeliest: Tensor = mean * model.scale_factor
+                return likeliest
             found = model.encode_first_stage(pictures.to(devices.dtype_vae))
-            latents: Tensor = model.get_first_stage_encoding(found.mode() if hasattr(found, "mode") else found)
+            latents: Tensor = model.get_first_stage_encoding(found.mode())
         return latents
 
 
