@@ -168,7 +168,7 @@ class WebuiModel:
         channels = _channels(self.unet)
         weights = [p for p in self.unet.parameters() if p.dim() > 1]
         kinds = {p.dtype for p in weights}
-        if not kinds <= set(FLOATS) or any(hasattr(p, "gguf_cls") or hasattr(p, "bnb_quantized") for p in weights):
+        if not kinds <= set(FLOATS) or is_packed(self.unet):
             reason = "its weights are quantised; load it in 16 or 32 bits"
         elif channels != 4:
             reason = (
@@ -194,6 +194,11 @@ class WebuiModel:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; what ``decode`` turns back."""
         scaled = (pictures.float() / 127.5 - 1).to(self.device)
         return torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
+
+
+def is_packed(network: nn.Module) -> bool:
+    """Whether weights are stored in other shapes than they have (nf4, gguf)."""
+    return any(hasattr(p, "gguf_cls") or hasattr(p, "bnb_quantized") for p in network.parameters())
 
 
 def title_of(checkpoint: Any) -> str:

@@ -218,13 +218,21 @@ class OldPatcher:
     def patch(self) -> None:
         for key, kept in self.patches.items():
             weight = self.backup[key] = self.model.get_parameter(key)
-            whole = weight + sum(strength * change for strength, (_, (change,)), _ in kept)
-            set_parameter(self.model, key, nn.Parameter(whole, requires_grad=False))
+            set_parameter(self.model, key, merged(weight, [(strength, change) for strength, (_, (change,)), _ in kept]))
 
     def unpatch(self) -> None:
         for key, weight in self.backup.items():
             set_parameter(self.model, key, weight)
         self.backup = {}
+
+
+def merged(weight: Tensor, patches: list[tuple[float, Tensor]]) -> nn.Parameter:
+    """The hosts add in 32 bits, move what they add, and round to what the weight was stored in."""
+    whole = weight.float()
+    for strength, change in patches:
+        assert change.shape == whole.shape
+        whole = whole + strength * change.to(whole.device).to(whole.dtype)
+    return nn.Parameter(whole.to(weight.dtype), requires_grad=False)
 
 
 MOVED = "on a GPU a weight that was made in inference mode breaks when it is moved outside of it"
@@ -274,7 +282,7 @@ class Loader:
                 weight = self.model.get_parameter(key)
                 self.backup.setdefault(key, weight)
                 if not self.is_broken:
-                    set_parameter(self.model, key, nn.Parameter(weight + strength * change, requires_grad=False))
+                    set_parameter(self.model, key, merged(weight, [(strength, change)]))
         self.loaded = wanted
 
 

@@ -179,8 +179,7 @@ def test_a_host_that_lost_the_erasure_before_a_step_paints_nothing_unerased(web:
         if web.kind == "a1111":
             web.session.SESSION.patcher().clear()
         else:
-            web.model.forge_objects = web.model.forge_objects_original.shallow_copy()
-            web.model.prepare()
+            _reset(web)
 
     if web.kind == "a1111":  # put back in time
         assert torch.equal(generate(web, f"{PROMPT}<erase:ball>", before_step=lose), erased)
@@ -376,3 +375,39 @@ def test_what_is_exchanged_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _small(layer: Any) -> DenseDelta:
     return DenseDelta(1e-4 * torch.ones(layer.weight.shape))
+
+
+@pytest.mark.parametrize("is_beside_a_lora", [False, True])
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_coarse_weights_are_told_as_the_cause(
+    kind: str, is_beside_a_lora: bool, request: pytest.FixtureRequest, library: Path
+) -> None:
+    web = request.getfixturevalue(kind)
+    fakes.Processing.cached_c[:] = [None, None]
+    patcher = web.model.forge_objects_original.unet
+    for path, layer in patcher.model.named_modules():
+        if path.endswith(("attn2.to_k", "attn2.to_v")):
+            coarse = layer.weight.detach().to(torch.float8_e4m3fn)
+            layer._parameters["weight"] = torch.nn.Parameter(coarse, requires_grad=False)
+            if is_beside_a_lora:
+                style = {f"{path}.weight": ("diff", (torch.zeros(coarse.shape),))}
+                given = {"filename": f"style {path}"} if kind == "forge" else {}
+                patcher.add_patches(patches=style, **given)
+    with pytest.raises(web.gate.Refused, match=r"so coarsely that only \d+% of the erasure would be left"):
+        generate(web, f"{PROMPT}<erase:ball:0.001>")
+    with pytest.raises(web.gate.Refused, match="not on the model that is painting"):  # that is another cause
+        generate(web, panel=(True, "ball", 1.0), before_step=lambda: _reset(web))
+
+
+def _reset(web: SimpleNamespace) -> None:
+    web.model.forge_objects = web.model.forge_objects_original.shallow_copy()
+    web.model.prepare()
+
+
+def test_packed_weights_take_no_erasure(web: SimpleNamespace, library: Path) -> None:
+    base = generate(web)
+    packed = next(p for p in web.session.WebuiModel(web.model).unet.parameters() if p.dim() > 1)
+    packed.gguf_cls = object
+    assert torch.equal(generate(web), base)
+    with pytest.raises(NoPicture, match=r"quantised \(nf4 or gguf\)"):
+        generate(web, f"{PROMPT}<erase:ball>")
