@@ -320,10 +320,8 @@ class ForgeModel:
         text = nn.Module()
         for part, engine in zip(("clip_l", "clip_g"), self.engines, strict=False):
             setattr(text, part, engine.network)
-        clip = types.SimpleNamespace(patcher=patcher(text))
-        clip.clone = lambda: types.SimpleNamespace(patcher=clip.patcher.clone(), clone=clip.clone)
         memory.current_loaded_models.clear()
-        self.forge_objects = Objects(patcher(unet), clip)
+        self.forge_objects = Objects(patcher(unet), clip_of(patcher(text)))
         self.forge_objects_original = self.forge_objects.shallow_copy()
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
         self.sd_checkpoint_info = Checkpoint(name)
@@ -342,6 +340,13 @@ class ForgeModel:
         """What Forge does right before it samples: load the network with the patches of the patcher in use."""
         with torch.inference_mode():
             memory.load_model_gpu(self.forge_objects.unet)
+
+
+def clip_of(patcher: Any) -> Any:
+    """Forge's text object around a patcher."""
+    clip = types.SimpleNamespace(patcher=patcher)
+    clip.clone = lambda: clip_of(clip.patcher.clone())
+    return clip
 
 
 class Objects:
