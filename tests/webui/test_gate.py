@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 import torch
 from generation import PROMPT, NoPicture, expected, generate, write_negated
 
+from erasure_core import Concept, erase
 from erasure_core.delta import DeltaSet, DenseDelta
 from erasure_core.errors import DeviceOutOfMemory
 from erasure_core.hosts import webui_patching, webui_swap
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_patching import PatchFailed
 from erasure_core.hosts.webui_slots import Applied
 from erasure_core.hosts.webui_swap import exchange
+from erasure_core.methods.esd import EsdSettings
 from erasure_core.profile import make_profile, write_profile
 
 
@@ -259,8 +263,6 @@ def test_another_checkpoint_in_the_same_objects(a1111: SimpleNamespace, library:
 def test_a_switch_to_a_cached_checkpoint_that_nobody_tells_of(
     a1111: SimpleNamespace, source: DiffusersModel, library: Path
 ) -> None:
-    import copy
-
     fakes.Processing.cached_c[:] = [None, None]
     other = copy.deepcopy(source)
     erased = generate(a1111, f"{PROMPT}<erase:ball>")
@@ -274,8 +276,6 @@ def test_a_switch_to_a_cached_checkpoint_that_nobody_tells_of(
 def test_a_refiner_that_takes_over_is_erased_too_or_nothing_is_painted(
     a1111: SimpleNamespace, source: DiffusersModel, library: Path
 ) -> None:
-    import copy
-
     fakes.Processing.cached_c[:] = [None, None]
     erased = generate(a1111, f"{PROMPT}<erase:ball>")
     second = fakes.SdModel(copy.deepcopy(source), "copy.safetensors")
@@ -411,3 +411,25 @@ def test_packed_weights_take_no_erasure(web: SimpleNamespace, library: Path) -> 
     assert torch.equal(generate(web), base)
     with pytest.raises(NoPicture, match=r"quantised \(nf4 or gguf\)"):
         generate(web, f"{PROMPT}<erase:ball>")
+
+
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_what_was_first_used_in_inference_mode_serves_everywhere(
+    kind: str, request: pytest.FixtureRequest, source: DiffusersModel, library: Path
+) -> None:
+    """In it the Forge family calls the hooks of a generation; buttons and routes run outside of it."""
+    pristine = copy.deepcopy(source)
+    web = request.getfixturevalue(kind)
+    web.kind = kind
+    fakes.Processing.cached_c[:] = [None, None]
+    both = f"{PROMPT}<erase:ball><erase:words:0.5>"
+    with torch.inference_mode():
+        erased, words = generate(web, both), generate(web, f"{PROMPT}<erase:words>")
+    assert torch.equal(generate(web, both), erased)
+    torch.testing.assert_close(words, expected(pristine, library, "words"), rtol=1e-4, atol=1e-5)
+    settings = EsdSettings(steps=2, batch=1, trajectories=1, trajectory_steps=2, rank=2, layers="text-encoder+full")
+    wanted, _ = erase(pristine, Concept(("ball",)), "esd", settings)
+    made, _ = erase(WebuiModel(web.model, latent_side=8), Concept(("ball",)), "esd", settings)
+    for name in wanted.deltas:
+        torch.testing.assert_close(made.deltas[name].change(), wanted.deltas[name].change(), rtol=1e-2, atol=1e-5)
+    assert torch.equal(generate(web, both), erased)
