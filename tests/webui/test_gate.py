@@ -91,6 +91,16 @@ def _use_profile(web: SimpleNamespace, library: Path, *names: str) -> None:
     web.shared.opts.concept_erasure_profile = "studio"
 
 
+def test_a_profile_gives_each_kind_of_model_its_own(web: SimpleNamespace, library: Path) -> None:
+    """A school paints with an SD1.5 and an SDXL checkpoint."""
+    base, erased = generate(web), generate(web, f"{PROMPT}<erase:ball>")
+    _use_profile(web, library, "other", "ball")
+    assert torch.equal(generate(web), erased) and not torch.equal(erased, base)
+    _use_profile(web, library, "other")
+    with pytest.raises(NoPicture, match="none of its erasures is for this kind of model"):
+        generate(web)
+
+
 def test_a_profile_that_is_not_whole_stops_everything(web: SimpleNamespace, library: Path) -> None:
     _use_profile(web, library, "ball")
     generate(web)
