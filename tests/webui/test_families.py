@@ -92,6 +92,14 @@ def test_prompts_and_predictions_are_those_of_the_stand_alone_adapter(loaded: An
     torch.testing.assert_close(apart.pooled, theirs.pooled)
 
 
+def test_a_last_projection_that_is_not_read_is_no_layer(
+    loaded: Any, source: DiffusersModel, host: SimpleNamespace
+) -> None:
+    """Hosts that keep A1111's classes multiply by a matrix of their own, whatever layer the network has for it."""
+    is_there = "text_encoder_2.text_projection" in patcher_for(WebuiModel(loaded)).view.layers()
+    assert is_there == (source.family == "sdxl" and host.kind == "forge")
+
+
 def put_on(loaded: Any, patcher: Any, wanted: list[Applied]) -> None:
     """What the gate does for a generation."""
     if isinstance(patcher, ForgePatcher):
