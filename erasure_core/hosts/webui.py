@@ -48,6 +48,8 @@ class WebuiModel:
         self.unet = self.host.unet
         self.family = _family(sd_model, self.unet)
         self.texts: list[TextSide] = text_sides(sd_model)
+        if self.family == "sdxl" and len(self.texts) == 1:
+            raise ModelError("The loaded model is SDXL's refiner, which is not supported; load SDXL's base model.")
         self.schedule: NoiseSchedule = self.host.schedule()
         side = latent_side or LATENT_SIDE[self.family]
         self.latent_shape = (4, side, side)

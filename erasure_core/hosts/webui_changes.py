@@ -48,41 +48,37 @@ class Change:
         """Whether it is more than zeros; two parts that cancel count as acting."""
         return any(part.delta.acts() for part in self.parts)
 
+    @torch.no_grad()
     def dense(self) -> Tensor:
         """All of it, float32, the caller's to overwrite."""
-        return self._of(torch.arange(self.shape[0]), whole=True).view(self.shape)
+        total = torch.zeros(self.shape[0], fan_in(self.shape))
+        with torch.autocast("cpu", enabled=False):  # hosts call us inside their own half precision
+            for part in self.parts:
+                _add(total[slice(*part.rows)], part, slice(None))
+        return total.view(self.shape)
+
+    @torch.no_grad()
+    def rows(self, places: Tensor) -> Tensor:
+        """These rows of it, float32 [rows, inputs]."""
+        total = torch.zeros(len(places), fan_in(self.shape))
+        with torch.autocast("cpu", enabled=False):
+            for part in self.parts:
+                mine = (places >= part.rows[0]) & (places < part.rows[1])
+                total[mine] = _add(total[mine], part, places[mine] - part.rows[0])
+        return total
 
     def sample(self) -> Tensor:
         """Which rows tell how much of it a weight holds: some at even distances, all where there is nothing in them."""
         rows = torch.arange(0, self.shape[0], max(1, self.shape[0] // SAMPLED_ROWS))
         return rows if self.rows(rows).any() else torch.arange(self.shape[0])
 
-    def rows(self, places: Tensor) -> Tensor:
-        """These rows of it, float32 [rows, inputs]."""
-        return self._of(places, whole=False)
 
-    @torch.no_grad()
-    def _of(self, places: Tensor, whole: bool) -> Tensor:
-        total = torch.zeros(len(places), fan_in(self.shape))
-        with torch.autocast("cpu", enabled=False):  # hosts call us inside their own half precision
-            for part in self.parts:
-                first, behind = part.rows
-                if whole:
-                    _add_rows(total[first:behind], part, None)
-                else:
-                    mine = (places >= first) & (places < behind)
-                    total[mine] = _add_rows(total[mine], part, places[mine] - first)
-        return total
-
-
-def _add_rows(total: Tensor, part: Part, rows: Tensor | None) -> Tensor:
-    """Add all rows of a change, or some, to ``total`` in place."""
+def _add(total: Tensor, part: Part, rows: Tensor | slice) -> Tensor:
+    """Add these of a part's rows to ``total``, in place."""
     delta = part.delta
     if isinstance(delta, LowRankDelta):
-        up, down = delta.up.flatten(1), delta.down.flatten(1)
-        return total.addmm_(up if rows is None else up[rows], down, alpha=part.strength)
-    change = delta.change().flatten(1)
-    return total.add_(change if rows is None else change[rows], alpha=part.strength)
+        return total.addmm_(delta.up.flatten(1)[rows], delta.down.flatten(1), alpha=part.strength)
+    return total.add_(delta.change().flatten(1)[rows], alpha=part.strength)
 
 
 def changes_of(wanted: Sequence[Applied], slots: Mapping[str, Slot], text: bool) -> list[Change]:
@@ -134,7 +130,6 @@ class Effect:
         rows = change.sample()
         wanted = change.rows(rows)
         moved = _rows(after, rows) - _rows(before, rows)
-        # In 64 bits: a large weight's rounding would else be counted as movement.
         self.found += float((moved * wanted).sum(dtype=torch.float64))
         self.whole += float(wanted.square().sum(dtype=torch.float64))
 

@@ -39,8 +39,10 @@ class Engine:
         return self.tokenizer(texts, truncation=False, add_special_tokens=False)["input_ids"]
 
     def encode_with_transformers(self, tokens: Tensor) -> Tensor:
+        if self.hidden is None:
+            return self.encoder(tokens).last_hidden_state
         out = self.encoder(tokens, output_hidden_states=True)
-        found: Any = out.last_hidden_state if self.hidden is None else out.hidden_states[self.hidden]
+        found: Any = out.hidden_states[self.hidden]
         if self.pools:
             found.pooled = out.text_embeds
         return found

@@ -191,6 +191,15 @@ def test_pictures_become_the_likeliest_latents(source: DiffusersModel, host: Sim
     assert (model.decode(latents).int() - source.decode(latents).int()).abs().max() <= 1
 
 
+def test_sdxls_refiner_is_told_from_its_base(wide: DiffusersModel, host: SimpleNamespace) -> None:
+    ldm, forge = fakes.SdModel(copy.deepcopy(wide)), fakes.ForgeModel(copy.deepcopy(wide))
+    ldm.conditioner.embedders = ldm.conditioner.embedders[1:]
+    del forge.text_processing_engine_l
+    for model in (ldm, forge):
+        with pytest.raises(ModelError, match="SDXL's refiner"):
+            WebuiModel(model)
+
+
 def test_ids_are_read_by_the_tokenizer_that_open_clip_has(
     pico_models: dict[str, DiffusersModel], host: SimpleNamespace
 ) -> None:
