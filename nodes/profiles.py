@@ -13,8 +13,9 @@ from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
     SafetyProfile,
-    bind_profile,
+    bind_entries,
     check_content,
+    entries_for,
     make_profile,
     profile_names,
     profile_path,
@@ -215,7 +216,8 @@ def apply_profile(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, A
 def _wanted(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Wanted, Wanted]:
     """What a profile asks of MODEL and of CLIP."""
     loaded = ComfyModel(model, clip)
-    bound = bind_profile(_reachable(profile, model, clip), library(), loaded)
+    entries = _reachable(profile, entries_for(profile, library(), loaded), model, clip)
+    bound = bind_entries(profile, entries, library(), loaded)
     return wanted_patches(
         loaded, [(each.deltas, Strengths(each.entry.strength_unet, each.entry.strength_text)) for each in bound]
     )
@@ -243,23 +245,16 @@ def _patcher(part: Any) -> Any:
     return getattr(part, "patcher", part)
 
 
-def _reachable(profile: SafetyProfile, model: Any, clip: Any) -> SafetyProfile:
-    """The entries that change what is connected. Where MODEL and CLIP come from different nodes, each gets its own.
+def _reachable(profile: SafetyProfile, entries: list[ProfileEntry], model: Any, clip: Any) -> list[ProfileEntry]:
+    """The entries that change what is connected: where MODEL and CLIP come from different nodes, each gets its own, and
+    one of them maybe none.
 
     Raises:
         ProfileFailed: an entry changes both, but only one is connected, so that its base cannot be recognised.
     """
     if model is not None and clip is not None:
-        return profile
-    kept = [entry for entry in profile.entries if _touches(profile, entry, text=model is None)]
-    return profile if len(kept) == len(profile.entries) else _Partial(profile.name, tuple(kept))
-
-
-class _Partial(SafetyProfile):
-    """The part of a profile that concerns one of two links; it may be empty."""
-
-    def __post_init__(self) -> None:
-        return None
+        return entries
+    return [entry for entry in entries if _touches(profile, entry, text=model is None)]
 
 
 def _touches(profile: SafetyProfile, entry: ProfileEntry, text: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import os
 import subprocess
@@ -487,6 +488,29 @@ def test_profiles_fail_closed(nodes: Nodes, graph: dict[str, Any], profile: str,
         (fake_host / "erasures" / "profiles" / "studio.profile.json").write_text("{}")
     with pytest.raises(nodes.profiles.ProfileFailed):
         nodes.run("SafetyProfile", model=graph["model"], clip=graph["clip"], profile=profile)
+
+
+def test_a_profile_may_be_for_several_kinds_of_model(
+    nodes: Nodes, graph: dict[str, Any], pico_models: dict[str, DiffusersModel]
+) -> None:
+    def loaded(family: str) -> dict[str, Any]:
+        return dict(zip(("model", "clip", "vae"), fake_comfy.loaded(copy.deepcopy(pico_models[family])), strict=True))
+
+    large = loaded("sdxl")
+    both = nodes.run("Stack", first=instant(nodes, graph).args[2], second=instant(nodes, large).args[2]).args[0]
+    nodes.run("SaveSafetyProfile", erasure=both, name="school")
+    digest = nodes.profiles.load_profile("school").digest()
+    for one in (graph, large):
+        safe = nodes.run("SafetyProfile", model=one["model"], clip=one["clip"], profile="school").args[0]
+        assert {len(p) for p in safe.patches.values()} == {1}
+        alone = nodes.run("ServerProfile", model=one["model"], profile="school", digest=digest).args[0]
+        assert alone.patches.keys() == safe.patches.keys()
+        text = nodes.run("ServerProfile", clip=one["clip"], profile="school", digest=digest).args[1]
+        assert not text.patcher.patches  # nothing in the profile is for this link
+    other = loaded("sd2")
+    for given in ({"model": other["model"], "clip": other["clip"]}, {"model": other["model"]}, {"clip": other["clip"]}):
+        with pytest.raises(nodes.profiles.ProfileFailed, match=r"is for this kind of model \(sd2\)"):
+            nodes.run("ServerProfile", **given, profile="school", digest=digest)
 
 
 def test_a_graph_cannot_replace_a_profile(nodes: Nodes, graph: dict[str, Any], profile: str) -> None:

@@ -75,17 +75,18 @@ def test_erasures_and_loras_come_off_before_a_training(
     assert (library / again.file).read_bytes() == made
 
 
+@pytest.mark.parametrize("flag", ["interrupted", "stopping_generation"])
 def test_interrupt_then_go_on(
-    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     wanted = (library / jobs.run_erase(request(jobs, **SHORT)).file).read_bytes()
     for path in library.glob("ball-esd-*"):
         path.unlink()
     with monkeypatch.context() as patch:
-        interrupt_after(jobs, patch, 3, a1111.shared.state)
+        interrupt_after(jobs, patch, 3, a1111.shared.state, flag)
         stopped = jobs.run_erase(request(jobs, **SHORT))
     assert (stopped.status, stopped.step) == ("stopped", 3)
-    a1111.shared.state.interrupted = False
+    setattr(a1111.shared.state, flag, False)
     done = jobs.run_erase(request(jobs, **SHORT))
     assert done.status == "done" and (library / done.file).read_bytes() == wanted
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_changes import as_erasure, random_deltas
+from safetensors.torch import load_file, save_file
 
+from erasure_core import write_erasure
+from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import ErasureError, InvalidSettings, OutputError, WrongBase
+from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS, find_method
 
 
@@ -147,6 +151,25 @@ def test_the_loss_is_drawn(package: Any) -> None:
     assert show.curve([]) == ""
     drawn = show.curve([{"erase": 1.0 / (i + 1), "keep": 0.0} for i in range(1000)])
     assert drawn.count("<polyline") == 2 and len(drawn) < 20_000
+
+
+def test_a_full_size_change_is_exported_as_a_lora_of_low_rank(
+    a1111: SimpleNamespace, source: DiffusersModel, package: Any, library: Path
+) -> None:
+    """Some hosts' LoRA loaders read no ".diff", or read it and skip what they do not know."""
+    deltas = random_deltas(source, "cross-attention-kv", dense=True)
+    write_erasure(library / "whole.safetensors", as_erasure(source, deltas), source)
+    assert all(key.endswith(".diff") for key in load_file(library / "whole.safetensors"))
+    package("shelf").export_lora("whole")
+    exported = library.parent / "Lora" / "whole.safetensors"
+    assert {key.rpartition(".lora_")[2] for key in load_file(exported) if ".lora_" in key} == {
+        "up.weight",
+        "down.weight",
+    }
+    assert not [key for key in load_file(exported) if key.endswith(".diff")]
+    found = read_erasure(exported).bind(source)
+    for name in deltas:
+        torch.testing.assert_close(found[name].change(), deltas[name].change(), rtol=1e-2, atol=1e-3)
 
 
 def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
