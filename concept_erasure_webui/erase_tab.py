@@ -11,7 +11,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import ErasureError, InvalidSettings
-from erasure_core.library import Hardening
+from erasure_core.making import Hardening
 from erasure_core.methods import METHODS, RECOMMENDED, find_method
 from erasure_core.presets import PRESETS
 
@@ -33,6 +33,7 @@ def build(blocks: Any) -> explore_tab.Form:
             words = gr.Textbox(label="Erase (one word or phrase for each line)", lines=3, elem_id=f"{PREFIX}_words")
             instead = gr.Textbox(label="Paint instead (may be empty)", elem_id=f"{PREFIX}_instead")
             keep = gr.Textbox(label="Prompts to keep (one for each line)", lines=4, elem_id=f"{PREFIX}_keep")
+            called = gr.Textbox(label="Name of the file (empty: the first word)", elem_id=f"{PREFIX}_name")
             pictures = gr.File(label="Pictures of it, for the methods that read them (may be empty)",
                                file_count="multiple", file_types=["image"],
                                elem_id=f"{PREFIX}_concept_pictures")  # fmt: skip
@@ -85,7 +86,7 @@ def build(blocks: Any) -> explore_tab.Form:
     ended = start.click(
         call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
         _js="concept_erasure_submit",
-        inputs=[*head, *values, preset, pictures],
+        inputs=[*head, *values, preset, pictures, called],
         outputs=[last, result],
         show_progress=False,
     )
@@ -150,13 +151,13 @@ def request_of(
         size: of the training pictures, pixels.
         rounds, seconds: of hardening.
         preview: steps between two previews.
-        values: the settings of all methods in a row, then preset and pictures, if they are sent.
+        values: the settings of all methods in a row, then preset, pictures and the file's name, if they are sent.
 
     Raises:
         ErasureError: something in it cannot be used.
     """
     own, added = values[: form.count()], values[form.count() :]
-    preset, files = (*added, None, None)[:2]
+    preset, files, name = (*added, None, None, None)[:3]
     concept = Concept(tuple(lines(words)), instead.strip() or None, tuple(lines(keep)))
     chosen = find_method(method)
     start, stop = form.offsets()[chosen.name]
@@ -169,4 +170,4 @@ def request_of(
         raise InvalidSettings("Rounds, seconds and preview steps must be numbers.") from error
     hardening = Hardening(asked, search) if search is not None else None
     shown = given_pictures.from_uploads(files)
-    return jobs.Request(concept, chosen, settings, latent_side(size), hardening, every, shown)
+    return jobs.Request(concept, chosen, settings, latent_side(size), hardening, every, shown, str(name or ""))

@@ -15,7 +15,8 @@ from erasure_core.chosen_words import chosen_words, sentence
 from erasure_core.concept import Concept, left_out
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
-from erasure_core.library import SUFFIX, Hardening, Made, make_erasure, request_key, safe_stem
+from erasure_core.library import SUFFIX
+from erasure_core.making import Hardening, Made, make_erasure, plain_name, request_key, training_path
 from erasure_core.methods import Method, SolverSettings
 from erasure_core.safe_files import check_regular, write_bytes
 
@@ -39,6 +40,7 @@ class Request:
         hardening: rounds of searching for what still leaks and erasing that too.
         preview_every: training steps between two previews; 0 for none.
         pictures: of the concept, for methods that read them.
+        name: of the file; empty for the concept's.
 
     Raises:
         InvalidSettings: rounds or preview steps out of range.
@@ -51,6 +53,7 @@ class Request:
     hardening: Hardening | None = None
     preview_every: int = 0
     pictures: tuple[Image.Image, ...] = ()
+    name: str = ""
 
     def __post_init__(self) -> None:
         rounds = self.hardening.rounds if self.hardening is not None else 0
@@ -129,10 +132,12 @@ def run_erase(request: Request) -> Job:
         progress.picture = lambda report: preview.after(report, progress)
         library, hardening = places.library(), request.hardening
         pictures = concept_pictures(model, request.pictures) if reads_pictures(request.method) else None
-        stem = f"{safe_stem(request.concept.name)[:60]}-{request.method.name}"
         # What is gone on with is the training, the same one whatever hardening follows.
-        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), pictures)}"))
-        made = make_erasure(library, model, *_parts(request), progress, pictures=pictures, hardening=hardening)
+        key = request_key(model, *_parts(request), pictures)
+        job.output = str(training_path(library, request.concept, request.method, key))
+        made = make_erasure(
+            library, model, *_parts(request), progress, pictures=pictures, hardening=hardening, name=request.name
+        )
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
@@ -219,7 +224,7 @@ def save_stopped(name: str | None = None) -> str:
             f"{output.stem} was interrupted before the web UI was started; ask for the same again, which goes on with "
             "it, or discard it."
         )
-    target = places.library().free_path(f"{output.stem}-unfinished")
+    target = places.library().free_path(f"{plain_name(request.name, request.concept)}-unfinished")
     steps = save_unfinished(loaded_model(request.latent_side), *_parts(request), checkpoint_path(output), target)
     return f"Wrote {target.name} after {steps} steps. The state is kept; the same request goes on with it."
 

@@ -18,7 +18,8 @@ from erasure_core.erasure_file import Erasure, StoredErasure, read_erasure, writ
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
 from erasure_core.foreign import looks_foreign, missing_of, not_kept, read_foreign
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import SUFFIX, history_path, safe_stem
+from erasure_core.library import SUFFIX, safe_stem
+from erasure_core.making import history_path
 from erasure_core.profile import make_profile, write_profile
 from erasure_core.safe_files import copy_file
 

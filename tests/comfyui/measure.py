@@ -107,7 +107,8 @@ def full_size(folder: str, only_apply: str = "") -> dict[str, Any]:
     from erasure_core.erasure_file import read_erasure
     from erasure_core.hosts.comfyui import ComfyModel
     from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound
-    from erasure_core.library import Library, make_erasure
+    from erasure_core.library import Library
+    from erasure_core.making import make_erasure
     from erasure_core.methods import find_method
     from erasure_core.progress import Silent
 

@@ -18,7 +18,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings, OutputError
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import Hardening
+from erasure_core.making import Hardening
 from erasure_core.methods import find_method
 from erasure_core.progress import Report
 
@@ -79,7 +79,7 @@ def test_interrupt_then_go_on(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = (library / jobs.run_erase(request(jobs, **SHORT)).file).read_bytes()
-    for path in library.glob("ball-esd-*"):
+    for path in library.glob("ball-2*"):
         path.unlink()
     with monkeypatch.context() as patch:
         interrupt_after(jobs, patch, 3, a1111.shared.state)

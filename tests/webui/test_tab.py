@@ -240,8 +240,9 @@ HEAD = ["ball", "", "", "closed_form", "As set", 0]
 def shown_values(page: fake_gradio.Page) -> list[Any]:
     """What the settings' widgets of the Erase form hold when it is opened, in the order of API arguments."""
     (event,) = [e for e in page.events if e[4] == "concept_erasure_submit"]
-    assert [c.given["elem_id"] for c in event[2][-2:]] == ["concept_erasure_preset", "concept_erasure_concept_pictures"]
-    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-2]]
+    last = [c.given["elem_id"].removeprefix("concept_erasure_") for c in event[2][-3:]]
+    assert last == ["preset", "concept_pictures", "name"]
+    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-3]]
 
 
 def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
@@ -253,6 +254,17 @@ def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page)
     for rounds, seconds, preview in ((99, 60, 0), (1, 0, 0), (1, None, 0), (0, 60, -1), ("x", 60, 0)):
         with pytest.raises(InvalidSettings):
             tab.request_of(*HEAD, rounds, seconds, preview, *values)
+
+
+def test_a_file_can_be_named(part: Any, page: fake_gradio.Page, routes: Any, library: Path) -> None:
+    tab, values = part("erase_tab"), shown_values(page)
+    assert tab.request_of(*HEAD, 0, 60, 0, *values, "None", None).name == ""  # as it was sent before there was a name
+    assert tab.request_of(*HEAD, 0, 60, 0, *values, "None", None, "toy").name == "toy"
+    body = {"words": ["ball"], "method": "closed_form", "side": 64}
+    assert routes.erase(body | {"name": "my toy"})["file"] == "my_toy.safetensors"
+    again = routes.erase(body)
+    assert again["file"] == "my_toy.safetensors" and "<erase:my_toy:1>" in again["message"]
+    assert routes.erase(body | {"settings": {"damping": 0.2}})["file"] == "ball-2.safetensors"  # ball is another's
 
 
 def test_a_preset_comes_first_and_then_what_the_user_changed(part: Any, page: fake_gradio.Page) -> None:
@@ -403,6 +415,7 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
         ("erase", {"words": ["ball"], "harden": 99}, 422),
         ("erase", {"words": ["ball"], "harden": "x"}, 422),
         ("erase", {"words": ["ball"], "preset": "nothing"}, 422),
+        ("erase", {"words": ["ball"], "name": ["ball"]}, 422),
         ("erase", {"words": ["ball"], "settings": ["steps"]}, 422),
         ("erase", {"words": ["ball"], "alternative": 7}, 422),
         ("erase", {"words": ["ball"], "alternative": ["box"]}, 422),
