@@ -107,7 +107,9 @@ def methods() -> list[dict[str, Any]]:
 
 def last_job() -> dict[str, Any] | None:
     found = jobs.JOBS.shown()
-    return None if found is None else {k: v for k, v in asdict(found).items() if k != "output"}
+    return (
+        None if found is None else {k: v for k, v in asdict(found).items() if k not in ("output", "picture", "painted")}
+    )
 
 
 T = TypeVar("T")
