@@ -49,8 +49,9 @@ class Library:
         self.folders = [Path(folder) for folder in folders]
 
     def names(self) -> list[str]:
-        """All files by name, sorted; a name in two folders is listed once."""
-        return sorted({name for folder in self.folders for name in _files(folder)}, key=str.casefold)
+        """All files by name, sorted as they are shown, without the suffix; a name in two folders is listed once."""
+        names = {name for folder in self.folders for name in _files(folder)}
+        return sorted(names, key=lambda name: name.removesuffix(SUFFIX).casefold())
 
     def find(self, name: str) -> Path:
         """The file of a name, which anyone may have sent.

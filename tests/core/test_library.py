@@ -153,6 +153,8 @@ def test_new_names_never_take_a_file_that_is_there(tmp_path: Path) -> None:
     library = Library([tmp_path])
     library.free_path("x").write_bytes(b"1")
     assert library.free_path("x").name == "x-2.safetensors"
+    library.free_path("x").write_bytes(b"2")
+    assert library.names() == ["x.safetensors", "x-2.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["梵" * 100, "x" * 300])
