@@ -71,9 +71,9 @@ def build(blocks: Any) -> explore_tab.Form:
             with gr.Row():
                 start = gr.Button("Erase", variant="primary", elem_id=f"{PREFIX}_start")
                 stop = gr.Button("Interrupt", elem_id=f"{PREFIX}_interrupt")
+            stopped = gr.Dropdown(jobs.unfinished(), value=None, label="Interrupted trainings (empty: the newest)",
+                                  elem_id=f"{PREFIX}_unfinished")  # fmt: skip
             with gr.Row():
-                stopped = gr.Dropdown(jobs.unfinished(), value=None, label="Interrupted trainings (empty: the newest)",
-                                      elem_id=f"{PREFIX}_unfinished")  # fmt: skip
                 save = gr.Button("Save the interrupted one as it is", elem_id=f"{PREFIX}_save_unfinished")
                 discard = gr.Button("Discard it", elem_id=f"{PREFIX}_discard")
             look = gr.Button("Show the last job", size="sm", elem_id=f"{PREFIX}_show_last_job")

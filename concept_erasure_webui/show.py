@@ -34,7 +34,7 @@ def _picture(found: Job) -> str:
     if not found.picture:
         return ""
     painted = html.escape(found.painted)
-    image = f"<img alt='{painted}' style='max-width:100%' src='data:image/jpeg;base64,{html.escape(found.picture)}'>"
+    image = f"<img alt='{painted}' style='width:100%;max-width:512px' src='data:image/jpeg;base64,{html.escape(found.picture)}'>"
     return (
         f"<figure id='concept_erasure_before_after' style='margin:0'>{image}<figcaption>{painted}</figcaption></figure>"
     )
