@@ -33,11 +33,10 @@ def job(found: Job | None) -> str:
 def _picture(found: Job) -> str:
     if not found.picture:
         return ""
-    painted = html.escape(found.painted)
-    image = f"<img alt='{painted}' style='width:100%;max-width:512px' src='data:image/jpeg;base64,{html.escape(found.picture)}'>"
-    return (
-        f"<figure id='concept_erasure_before_after' style='margin:0'>{image}<figcaption>{painted}</figcaption></figure>"
-    )
+    painted, content = html.escape(found.painted), f"data:image/jpeg;base64,{html.escape(found.picture)}"
+    image = f"<img alt='{painted}' style='width:100%;max-width:512px' src='{content}'>"
+    told = f"<figcaption>{painted}</figcaption>"
+    return f"<figure id='concept_erasure_before_after' style='margin:0'>{image}{told}</figure>"
 
 
 def curve(losses: Sequence[dict[str, float]]) -> str:
