@@ -87,9 +87,10 @@ class Library:
         return path
 
     def made_by(self, request: str) -> list[Path]:
-        """The files where new ones go that a request has made, whatever they are called now."""
+        """The files where new ones go that a request has made, whatever they are called now; not those in folders
+        below, which may be copies for another purpose."""
         found = []
-        for name in sorted(_files(self.folders[0])):
+        for name in sorted(name for name in _files(self.folders[0]) if "/" not in name):
             path = self.folders[0] / name
             with contextlib.suppress(InvalidFile):  # a damaged one is nobody's
                 manifest = read_manifest(path)

@@ -182,6 +182,8 @@ def test_a_file_has_a_name_for_people(pico: DiffusersModel, tmp_path: Path) -> N
     wished = make(CLOSED_FORM.settings(damping=0.3), Silent(), name="../Round things.safetensors")
     assert wished.path == tmp_path / "Round_things.safetensors"
     moved = wished.path.rename(tmp_path / "another.safetensors")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "copy.safetensors").write_bytes(moved.read_bytes())
     again = make(CLOSED_FORM.settings(damping=0.3), Silent(), name="third")
     assert again.reused and again.path == moved
 

@@ -150,7 +150,9 @@ async function library() {
   await at("sure").locator("input").check();
   await at("delete").click();
   await page.waitForFunction(() => /was deleted/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
-  await page.waitForTimeout(2000);
+  const fewer = (rows) => document.querySelectorAll("#concept_erasure_table tbody tr").length < rows;
+  await page.waitForFunction(fewer, seen.rows, { timeout: 60000 });
+  await page.waitForTimeout(1000);
   seen.left = await page.locator("#concept_erasure_table tbody tr").count();
   seen.sure = await at("sure").locator("input").isChecked();
   seen.broken = await page.evaluate(() => window.broken === undefined);
