@@ -166,6 +166,6 @@ def converted(
 
 def after_loss(manifest: Manifest, error: float) -> Manifest:
     """The manifest of a converted erasure: it states the error of the conversion, and keeps the figures that were
-    measured only while that error is so small that they still hold."""
+    measured only while that error is so small that they still hold. It is not what the request made."""
     measured = {} if error > SMALL_LOSS else manifest.measured
-    return replace(manifest, settings=manifest.settings | {LOSS: error}, measured=measured)
+    return replace(manifest, settings=manifest.settings | {LOSS: error}, measured=measured, request="")

@@ -41,6 +41,8 @@ class Manifest:
         dtype: in which the change is stored.
         storage_error: ||stored - trained|| / ||trained|| of the whole change.
         measured: figures with their threat model; empty where nothing was measured.
+        request: hash of all that decided the content, by which the same request finds the file again under any name;
+            empty for files that no library made.
         product_version: of this software.
         format_version: of this description.
     """
@@ -62,6 +64,7 @@ class Manifest:
     dtype: str = "float32"
     storage_error: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
+    request: str = ""
     product_version: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -124,7 +127,7 @@ class Manifest:
 
 
 REQUIRED = frozenset(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
-TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "product_version")
+TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "request", "product_version")
 
 
 def _check_types(raw: dict[str, Any]) -> None:

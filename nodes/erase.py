@@ -18,7 +18,7 @@ from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.errors import Cancelled
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas
-from ..erasure_core.library import Hardening, Made, make_erasure
+from ..erasure_core.making import Hardening, Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of, hardened

@@ -17,7 +17,8 @@ from erasure_core.boundary import harden as loop
 from erasure_core.cli.main import main
 from erasure_core.errors import Cancelled, InvalidConcept, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Hardening, Library, Made, make_erasure
+from erasure_core.library import Library
+from erasure_core.making import Hardening, Made, make_erasure
 from erasure_core.methods import find_method
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent

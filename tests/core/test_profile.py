@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, make_erasure
+from erasure_core.library import Library
+from erasure_core.making import make_erasure
 from erasure_core.methods import find_method
 from erasure_core.profile import (
     ProfileEntry,
