@@ -153,7 +153,13 @@ class ForgeHost:
         else:
             kind = str(sampling.prediction_type)
         sigmas = torch.as_tensor(sampling.sigmas).detach().cpu().double()
-        return NoiseSchedule.from_alphas_cumprod(1 / (sigmas**2 + 1), _prediction(kind))
+        prediction = _prediction(kind)
+        # A checkpoint's mark. These hosts stretch the schedule for each generation and put it back behind it.
+        marks = (getattr(self.sd_model, "model_config", None), self.sd_model)
+        marked = any(getattr(one, "ztsnr", False) for one in marks)
+        return NoiseSchedule.from_alphas_cumprod(
+            1 / (sigmas**2 + 1), prediction, zero_terminal=marked and prediction == "v_prediction"
+        )
 
     def precision(self) -> AbstractContextManager[None]:
         """The host's layers cast by themselves."""

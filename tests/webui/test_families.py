@@ -92,6 +92,17 @@ def test_prompts_and_predictions_are_those_of_the_stand_alone_adapter(loaded: An
     torch.testing.assert_close(apart.pooled, theirs.pooled)
 
 
+def test_a_model_marked_so_is_trained_down_to_pure_noise(loaded: Any, source: DiffusersModel) -> None:
+    """As the Forge family paints with it: its schedule is stretched for each generation only."""
+    before = WebuiModel(loaded, latent_side=8).schedule.signal
+    loaded.model_config = SimpleNamespace(ztsnr=True)
+    last = WebuiModel(loaded, latent_side=8).schedule.signal[-1]
+    if hasattr(loaded, "forge_objects") and source.schedule.prediction == "v_prediction":
+        assert last == 0.0 < before[-1]
+    else:
+        assert last == before[-1]
+
+
 def test_a_last_projection_that_is_not_read_is_no_layer(
     loaded: Any, source: DiffusersModel, host: SimpleNamespace
 ) -> None:
