@@ -11,7 +11,7 @@ const PREFIX = "ConceptErasure";
 const ERASE = `${PREFIX}Erase_`;
 const WITH_BADGE = ["Load", "Save", "Inspect"].map((name) => PREFIX + name);
 const CHART_HEIGHT = 158;
-const BADGE_HEIGHT = 132;
+const BADGE_HEIGHT = 150;
 const PAGE_HEIGHT = 640;
 const PAGE_WIDTH = 1020;
 const charts = new Map();
