@@ -24,6 +24,8 @@ const STRINGS = {
     enlarge: "Full screen",
     noResult: "Queue the graph; the page appears here.",
     pageMissing: "A result cannot be shown",
+    more: "More settings",
+    fewer: "Fewer settings",
   },
   de: {
     waiting: "Hier erscheint der Verlust, während trainiert wird.",
@@ -47,6 +49,8 @@ const STRINGS = {
     enlarge: "Vollbild",
     noResult: "Graphen einreihen; die Seite erscheint hier.",
     pageMissing: "Ein Ergebnis lässt sich nicht anzeigen",
+    more: "Mehr Einstellungen",
+    fewer: "Weniger Einstellungen",
   },
   zh: {
     waiting: "训练时损失曲线显示在此处。",
@@ -70,6 +74,8 @@ const STRINGS = {
     enlarge: "全屏",
     noResult: "运行工作流后，页面显示在此处。",
     pageMissing: "无法显示结果",
+    more: "更多设置",
+    fewer: "收起设置",
   },
   ja: {
     waiting: "学習中の損失がここに表示されます。",
@@ -93,6 +99,8 @@ const STRINGS = {
     enlarge: "全画面",
     noResult: "グラフを実行すると、ここにページが表示されます。",
     pageMissing: "結果を表示できません",
+    more: "詳細設定を表示",
+    fewer: "詳細設定を隠す",
   },
 };
 

@@ -132,6 +132,30 @@ const jobs = {
     return page.evaluate(async () => (await window.app.graphToPrompt()).output);
   },
 
+  // The nodes of this pack that the canvas's menu offers.
+  async addable() {
+    const types = await page.evaluate(() =>
+      Object.values(window.LiteGraph.registered_node_types).filter((type) => !type.skip_list).map((type) => type.comfyClass));
+    return { types: types.filter((type) => type?.startsWith("ConceptErasure")) };
+  },
+
+  // How tall a node is as it is made, with everything unfolded, and folded again.
+  async fold() {
+    return page.evaluate((kind) => {
+      window.app.graph.clear();
+      const node = window.LiteGraph.createNode(kind);
+      window.app.graph.add(node);
+      const button = node.widgets.find((widget) => widget.name === "more_settings");
+      const seen = () => ({ height: node.size[1], shown: node.widgets.filter((w) => node.isWidgetVisible(w)).length, label: button.label });
+      const folded = seen();
+      button.callback();
+      const unfolded = seen();
+      button.callback();
+      const values = node.serialize().widgets_values.length;
+      return { folded, unfolded, again: seen(), values };
+    }, task.kind);
+  },
+
   // One picture of each node, for the help pages.
   async nodes() {
     for (const kind of task.kinds) {

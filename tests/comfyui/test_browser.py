@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from comfy_client import Graphs, Host
+from pack_nodes import WIDGETS
 
 ROOT = Path(__file__).parent.parent.parent
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -72,7 +73,7 @@ def small(path: Path, graphs: Graphs) -> dict[str, Any]:
         fields = [
             name
             for name, (kind, *_) in {**spec.get("required", {}), **spec.get("optional", {})}.items()
-            if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+            if isinstance(kind, list) or kind in WIDGETS
         ]
         wanted = FAST.get(node["type"], FAST["Erase"] if "Erase_" in node["type"] else {})
         wanted = {**wanted, **({"ckpt_name": "twin.safetensors"} if node["type"] == "CheckpointLoaderSimple" else {})}
@@ -135,6 +136,23 @@ def test_chart_and_badge_in_every_look(browse: Any, graphs: Graphs, file: str, l
     if not seen["elements"]:
         pytest.skip("this front end shows no elements of any pack on such nodes")
     assert seen["charts"]
+
+
+def test_what_only_the_server_puts_into_graphs_is_not_offered(browse: Any, graphs: Graphs) -> None:
+    internal = {"ConceptErasureRefused", "ConceptErasureServerProfile"}
+    ours = {name for name in graphs.known if name.startswith("ConceptErasure")}
+    assert internal < ours and set(browse("addable")["types"]) == ours - internal
+
+
+def test_rare_settings_are_folded_away(browse: Any, graphs: Graphs) -> None:
+    kind = "ConceptErasureErase_auto"
+    seen = browse("fold", kind=kind)
+    folded, unfolded = seen["folded"], seen["unfolded"]
+    assert folded["height"] < 900 < unfolded["height"] and folded["shown"] + 30 < unfolded["shown"]
+    assert folded["label"].startswith("More settings") and unfolded["label"].startswith("Fewer settings")
+    assert seen["again"] == folded and seen["problems"] == []
+    inputs = {name: spec for part in graphs.known[kind]["input"].values() for name, spec in part.items()}
+    assert seen["values"] == sum(isinstance(spec[0], list) or spec[0] in WIDGETS for spec in inputs.values())
 
 
 def test_the_pack_speaks_other_languages(browse: Any, graphs: Graphs, file: str) -> None:

@@ -49,6 +49,12 @@ def test_every_method_has_a_node(graphs: Graphs) -> None:
     assert {f"ConceptErasureErase_{name}" for name in METHODS} <= set(graphs.known)
 
 
+def test_what_only_the_server_puts_into_graphs_is_hidden(graphs: Graphs) -> None:
+    hidden = {name for name, node in graphs.known.items() if node.get("deprecated") or node.get("dev_only")}
+    ours = {name for name in hidden if name.startswith("ConceptErasure")}
+    assert ours == {"ConceptErasureRefused", "ConceptErasureServerProfile"}
+
+
 QUICK = {**SHORT, "candidates": 4, "check_every": 2, "check_starts": 2, "check_steps": 2, "warm_up": 1} | {
     "own_pictures": 1, "inversion_steps": 2, "text_prompts": 2,
 }  # fmt: skip
