@@ -26,6 +26,19 @@ const STRINGS = {
     pageMissing: "A result cannot be shown",
     more: "More settings",
     fewer: "Fewer settings",
+    "stage preparing": "preparing",
+    "stage sampling": "sampling",
+    "stage trajectories": "trajectories",
+    "stage solving": "solving",
+    "stage training": "training",
+    "stage learning picture tokens": "learning picture tokens",
+    "stage lexical": "search: lexical",
+    "stage closed-form": "search: closed-form",
+    "stage vocabulary": "search: vocabulary",
+    "stage self-check": "search: self-check",
+    "stage genetic": "search: genetic",
+    "stage inversion": "search: inversion",
+    "stage prefix": "search: prefix",
   },
   de: {
     waiting: "Hier erscheint der Verlust, während trainiert wird.",
@@ -51,6 +64,19 @@ const STRINGS = {
     pageMissing: "Ein Ergebnis lässt sich nicht anzeigen",
     more: "Mehr Einstellungen",
     fewer: "Weniger Einstellungen",
+    "stage preparing": "Vorbereitung",
+    "stage sampling": "Sampling",
+    "stage trajectories": "Trajektorien",
+    "stage solving": "Lösen",
+    "stage training": "Training",
+    "stage learning picture tokens": "Bild-Tokens lernen",
+    "stage lexical": "Suche: Wörter",
+    "stage closed-form": "Suche: geschlossene Form",
+    "stage vocabulary": "Suche: Wortschatz",
+    "stage self-check": "Suche: Selbstprüfung",
+    "stage genetic": "Suche: genetisch",
+    "stage inversion": "Suche: Inversion",
+    "stage prefix": "Suche: Präfix",
   },
   zh: {
     waiting: "训练时损失曲线显示在此处。",
@@ -76,6 +102,19 @@ const STRINGS = {
     pageMissing: "无法显示结果",
     more: "更多设置",
     fewer: "收起设置",
+    "stage preparing": "准备",
+    "stage sampling": "采样",
+    "stage trajectories": "轨迹",
+    "stage solving": "求解",
+    "stage training": "训练",
+    "stage learning picture tokens": "学习图片词元",
+    "stage lexical": "搜索：词语",
+    "stage closed-form": "搜索：闭式解",
+    "stage vocabulary": "搜索：词表",
+    "stage self-check": "搜索：自检",
+    "stage genetic": "搜索：遗传算法",
+    "stage inversion": "搜索：反演",
+    "stage prefix": "搜索：前缀",
   },
   ja: {
     waiting: "学習中の損失がここに表示されます。",
@@ -101,10 +140,28 @@ const STRINGS = {
     pageMissing: "結果を表示できません",
     more: "詳細設定を表示",
     fewer: "詳細設定を隠す",
+    "stage preparing": "準備",
+    "stage sampling": "サンプリング",
+    "stage trajectories": "軌跡",
+    "stage solving": "求解",
+    "stage training": "学習",
+    "stage learning picture tokens": "画像トークンの学習",
+    "stage lexical": "探索：語",
+    "stage closed-form": "探索：閉形式",
+    "stage vocabulary": "探索：語彙",
+    "stage self-check": "探索：自己点検",
+    "stage genetic": "探索：遺伝的",
+    "stage inversion": "探索：反転",
+    "stage prefix": "探索：接頭辞",
   },
 };
 
 export function say(key) {
   const chosen = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   return (STRINGS[String(chosen).slice(0, 2)] ?? STRINGS.en)[key] ?? STRINGS.en[key];
+}
+
+// What is being done, as the server names it; names that no language has are shown as they are.
+export function sayStage(stage) {
+  return say(`stage ${stage}`) ?? stage;
 }
