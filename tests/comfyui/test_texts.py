@@ -18,6 +18,7 @@ from conftest import ROOT
 from pack_nodes import PACK, WIDGETS, Nodes
 
 from erasure_core.boundary.searches import LEVELS
+from erasure_core.methods import RECOMMENDED
 
 DOCS = ROOT / "web" / "docs"
 
@@ -159,3 +160,19 @@ def test_example_workflows_are_of_the_nodes_as_they_are_now(nodes: Nodes, tool: 
             if node["type"] in nodes.all:
                 schema = nodes.all[node["type"]].define_schema()
                 assert len(node["widgets_values"]) == sum(each.io_type in WIDGETS for each in schema.inputs)
+
+
+def test_a_template_uses_the_recommended_method_and_others_say_where_their_files_come_from(
+    nodes: Nodes, tool: Any
+) -> None:
+    texts = loaded("example_workflows").texts(tool.shown_schemas(nodes.all))
+    graphs = {path.stem: json.loads(text)["nodes"] for path, text in texts.items()}
+    using = {
+        name for name, graph in graphs.items() if f"ConceptErasureErase_{RECOMMENDED}" in {n["type"] for n in graph}
+    }
+    assert using
+    loading = {name for name, graph in graphs.items() if any(n["type"] == "ConceptErasureLoad" for n in graph)}
+    assert loading == {"apply_a_stack", "safety_profile"}
+    for name in loading:
+        (note,) = (node["widgets_values"][0] for node in graphs[name] if node["type"] == "Note")
+        assert any(template in note for template in using) and "models/erasures" in note
