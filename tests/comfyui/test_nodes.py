@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,6 +268,17 @@ def test_what_foreign_weights_lose_is_told(
     assert "settings: file esd.safetensors\n" in text
     made = nodes.run("Inspect", erasure=text_erasure(nodes, graph)).args[0]
     assert "rank 4" in made and "steps 3" in made and "missing" not in made
+
+
+def test_inspect_lists_what_block_weights_can_name(nodes: Nodes, graph: dict[str, Any]) -> None:
+    links = {"model": graph["model"], "clip": graph["clip"]}
+    for erasure in (instant(nodes, graph).args[2], text_erasure(nodes, graph)):
+        assert "connect MODEL" in nodes.run("Inspect", erasure=erasure).args[0]
+        text = nodes.run("Inspect", erasure=erasure, **links).args[0]
+        blocks = re.findall(r"^(\S+) \((\d+) layers\)$", text.partition("\nblocks:\n")[2], re.MULTILINE)
+        assert len(blocks) > 1 and sum(int(count) for _, count in blocks) == len(erasure[0].stored.changes)
+        for block, _ in blocks:  # a name that fits nothing stops the graph
+            nodes.run("Apply", **links, erasure=erasure, block_weights=f"{block} = 0")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
