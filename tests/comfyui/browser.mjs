@@ -123,7 +123,8 @@ const jobs = {
     await fit();
     await page.waitForTimeout(1500);
     if (task.picture) await page.screenshot({ path: task.picture, type: "jpeg", quality: task.quality ?? 82 });
-    return { ...seen, elements: await showsElements() };
+    const vue = await page.$$eval(".lg-node", (found) => found.length);
+    return { ...seen, vue, elements: await showsElements() };
   },
 
   // The graph in the format of the API, as the front end makes it from a workflow.
@@ -151,7 +152,7 @@ const jobs = {
       button.callback();
       const unfolded = seen();
       button.callback();
-      const values = node.serialize().widgets_values.length;
+      const values = node.serialize().widgets_values;
       return { folded, unfolded, again: seen(), values };
     }, task.kind);
   },
