@@ -24,7 +24,7 @@ from ..erasure_core.profile import (
 )
 from ..erasure_core.safe_files import read_header
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, working
-from .refusal import Refused, profile_folder
+from .refusal import Refused, hidden, profile_folder
 
 APPLY_ID = f"{PREFIX}SafetyProfile"
 SERVER_ID = f"{PREFIX}ServerProfile"
@@ -108,21 +108,23 @@ class ServerProfile(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id=SERVER_ID,
-            display_name="Server Safety Profile",
-            category=f"{CATEGORY}/internal",
-            description="Put into graphs by the server itself while a default safety profile is set.",
-            inputs=[
-                io.String.Input("profile", default="", tooltip="The default profile of this server."),
-                io.String.Input("digest", default="", tooltip="Of the profile when the graph was queued."),
-                io.Model.Input("model", optional=True, tooltip="What the node before it yields."),
-                io.Clip.Input("clip", optional=True, tooltip="What the node before it yields."),
-            ],
-            outputs=[
-                io.Model.Output("safe_model", display_name="model"),
-                io.Clip.Output("safe_clip", display_name="clip"),
-            ],
+        return hidden(
+            io.Schema(
+                node_id=SERVER_ID,
+                display_name="Server Safety Profile",
+                category=f"{CATEGORY}/internal",
+                description="Put into graphs by the server itself while a default safety profile is set.",
+                inputs=[
+                    io.String.Input("profile", default="", tooltip="The default profile of this server."),
+                    io.String.Input("digest", default="", tooltip="Of the profile when the graph was queued."),
+                    io.Model.Input("model", optional=True, tooltip="What the node before it yields."),
+                    io.Clip.Input("clip", optional=True, tooltip="What the node before it yields."),
+                ],
+                outputs=[
+                    io.Model.Output("safe_model", display_name="model"),
+                    io.Clip.Output("safe_clip", display_name="clip"),
+                ],
+            )
         )
 
     @classmethod

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class VocabularySettings(TrainingSettings):
     """Settings of methods that ask the model for its words before they train."""
 
-    search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
+    search: bool = option(
+        True, "also erase the words that the model reads as the concept, and keep those near it", basic=True
+    )
     candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
     alike: float = option(0.55, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
     most_words: int = option(12, "most words that are found and erased", low=0, high=100)
