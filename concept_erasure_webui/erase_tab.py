@@ -11,7 +11,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import ErasureError, InvalidSettings
-from erasure_core.library import Hardening
+from erasure_core.making import Hardening
 from erasure_core.methods import METHODS, RECOMMENDED, find_method
 from erasure_core.presets import PRESETS
 
@@ -33,6 +33,7 @@ def build(blocks: Any) -> explore_tab.Form:
             words = gr.Textbox(label="Erase (one word or phrase for each line)", lines=3, elem_id=f"{PREFIX}_words")
             instead = gr.Textbox(label="Paint instead (may be empty)", elem_id=f"{PREFIX}_instead")
             keep = gr.Textbox(label="Prompts to keep (one for each line)", lines=4, elem_id=f"{PREFIX}_keep")
+            called = gr.Textbox(label="Name of the file (empty: the first word)", elem_id=f"{PREFIX}_name")
             pictures = gr.File(label="Pictures of it, for the methods that read them (may be empty)",
                                file_count="multiple", file_types=["image"],
                                elem_id=f"{PREFIX}_concept_pictures")  # fmt: skip
@@ -44,15 +45,18 @@ def build(blocks: Any) -> explore_tab.Form:
                 length = gr.Dropdown(list(form.LENGTHS), value="As set", label="Length", elem_id=f"{PREFIX}_length")
                 size = gr.Number(0, label="Side of the training pictures in pixels (0: the family's own)",
                                  elem_id=f"{PREFIX}_size")  # fmt: skip
+            # Not in a row: beside others gradio 3 leaves a slider a few characters.
+            rounds = gr.Slider(
+                0, jobs.MOST_ROUNDS, value=0, step=1, label="Harden: rounds of search and erase (0: off)",
+                elem_id=f"{PREFIX}_harden",
+                info="After erasing, search for what still reaches the concept and erase that too.",
+            )  # fmt: skip
             with gr.Row():
-                rounds = gr.Slider(
-                    0, jobs.MOST_ROUNDS, value=0, step=1, label="Harden: rounds of search and erase (0: off)",
-                    elem_id=f"{PREFIX}_harden",
-                    info="After erasing, search for what still reaches the concept and erase that too.",
-                )  # fmt: skip
                 seconds = gr.Number(60, label="Seconds of each of these searches", elem_id=f"{PREFIX}_harden_seconds")
                 preview = gr.Number(0, label="Training steps between two previews (0: none)",
                                     elem_id=f"{PREFIX}_preview_every")  # fmt: skip
+            compare = gr.Checkbox(True, label="Then paint the concept and a kept prompt without and with it",
+                                  elem_id=f"{PREFIX}_compare")  # fmt: skip
             about = gr.HTML(about_method(RECOMMENDED, NONE), elem_id=f"{PREFIX}_about")
             values: list[Any] = []
             groups = []
@@ -67,9 +71,9 @@ def build(blocks: Any) -> explore_tab.Form:
             with gr.Row():
                 start = gr.Button("Erase", variant="primary", elem_id=f"{PREFIX}_start")
                 stop = gr.Button("Interrupt", elem_id=f"{PREFIX}_interrupt")
+            stopped = gr.Dropdown(jobs.unfinished(), value=None, label="Interrupted trainings (empty: the newest)",
+                                  elem_id=f"{PREFIX}_unfinished")  # fmt: skip
             with gr.Row():
-                stopped = gr.Dropdown(jobs.unfinished(), value=None, label="Interrupted trainings (empty: the newest)",
-                                      elem_id=f"{PREFIX}_unfinished")  # fmt: skip
                 save = gr.Button("Save the interrupted one as it is", elem_id=f"{PREFIX}_save_unfinished")
                 discard = gr.Button("Discard it", elem_id=f"{PREFIX}_discard")
             look = gr.Button("Show the last job", size="sm", elem_id=f"{PREFIX}_show_last_job")
@@ -85,17 +89,19 @@ def build(blocks: Any) -> explore_tab.Form:
     ended = start.click(
         call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
         _js="concept_erasure_submit",
-        inputs=[*head, *values, preset, pictures],
+        inputs=[*head, *values, preset, pictures, called, compare],
         outputs=[last, result],
         show_progress=False,
     )
     stop.click(interrupt, inputs=[], outputs=[])
     blocks.load(now, inputs=[], outputs=[last, stopped])  # the page was built when the server was started
     look.click(now, inputs=[], outputs=[last, stopped])
-    save.click(queued(jobs.save_stopped), inputs=[stopped], outputs=[result])
     discarded = discard.click(guarded(jobs.discard_stopped), inputs=[stopped], outputs=[result])
+    saved = save.click(queued(jobs.save_stopped), inputs=[stopped], outputs=[result])
     for event in (ended, discarded):
         event.then(_unfinished, inputs=[], outputs=[stopped])
+    for event in (ended, saved):
+        event.then(None, _js="concept_erasure_refresh_panels", inputs=[], outputs=[])
     return explore_tab.Form(words, instead, keep, result)
 
 
@@ -150,13 +156,14 @@ def request_of(
         size: of the training pictures, pixels.
         rounds, seconds: of hardening.
         preview: steps between two previews.
-        values: the settings of all methods in a row, then preset and pictures, if they are sent.
+        values: the settings of all methods in a row, then, if they are sent, preset, pictures, the file's name, and
+            whether to paint before and after.
 
     Raises:
         ErasureError: something in it cannot be used.
     """
     own, added = values[: form.count()], values[form.count() :]
-    preset, files = (*added, None, None)[:2]
+    preset, files, name, compares = (*added, *[None] * 4)[:4]
     concept = Concept(tuple(lines(words)), instead.strip() or None, tuple(lines(keep)))
     chosen = find_method(method)
     start, stop = form.offsets()[chosen.name]
@@ -169,4 +176,6 @@ def request_of(
         raise InvalidSettings("Rounds, seconds and preview steps must be numbers.") from error
     hardening = Hardening(asked, search) if search is not None else None
     shown = given_pictures.from_uploads(files)
-    return jobs.Request(concept, chosen, settings, latent_side(size), hardening, every, shown)
+    return jobs.Request(
+        concept, chosen, settings, latent_side(size), hardening, every, shown, str(name or ""), bool(compares)
+    )

@@ -287,7 +287,8 @@ def _put_on_text(p: Any, *passes: bool) -> None:
             return
         patcher.load_text()
         if not patcher.in_effect(bound, text=True):
-            raise PatchFailed("The host did not put the erasure on its text encoder.")
+            why = patcher.why_not(bound, text=True)
+            raise PatchFailed(why or "The host did not put the erasure on its text encoder.")
         state.encoded |= dict.fromkeys(passes, (text_key, SESSION.held().mark))
     except Exception as error:
         refuse(p, error)
@@ -355,8 +356,9 @@ def _verify(p: Any) -> None:
         _verify_encoded(state.encoded.get(bool(getattr(p, "is_hr_pass", False))), _text_key(bound))
     if patcher.in_effect(bound):
         return
-    if not patcher.applies_while_sampling:
-        raise PatchFailed(f"The erasure is not on the model that is painting. {ALLOW}")
+    if isinstance(patcher, ForgePatcher):
+        why = patcher.why_not(bound)
+        raise PatchFailed(why or f"The erasure is not on the model that is painting. {ALLOW}")
     if _text_key(bound):
         raise PatchFailed("The model was changed during the generation, after the prompts had been encoded.")
     put_on(p, bound)

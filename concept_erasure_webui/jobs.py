@@ -15,13 +15,15 @@ from erasure_core.chosen_words import chosen_words, sentence
 from erasure_core.concept import Concept, left_out
 from erasure_core.concept_pictures import reads_pictures
 from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
-from erasure_core.library import SUFFIX, Hardening, Made, make_erasure, request_key, safe_stem
+from erasure_core.hosts.webui import WebuiModel
+from erasure_core.library import SUFFIX
+from erasure_core.making import Hardening, Made, make_erasure, plain_name, request_key, training_path
 from erasure_core.methods import Method, SolverSettings
 from erasure_core.safe_files import check_regular, write_bytes
 
 from . import places
 from .given_pictures import concept_pictures
-from .preview import Preview
+from .preview import Preview, before_and_after, prompts
 from .unfinished import save_unfinished
 from .working import HostProgress, Job, loaded_model
 
@@ -39,6 +41,8 @@ class Request:
         hardening: rounds of searching for what still leaks and erasing that too.
         preview_every: training steps between two previews; 0 for none.
         pictures: of the concept, for methods that read them.
+        name: of the file; empty for the concept's.
+        compares: whether the concept and a kept prompt are painted without and with the erasure when it is done.
 
     Raises:
         InvalidSettings: rounds or preview steps out of range.
@@ -51,6 +55,8 @@ class Request:
     hardening: Hardening | None = None
     preview_every: int = 0
     pictures: tuple[Image.Image, ...] = ()
+    name: str = ""
+    compares: bool = False
 
     def __post_init__(self) -> None:
         rounds = self.hardening.rounds if self.hardening is not None else 0
@@ -129,16 +135,20 @@ def run_erase(request: Request) -> Job:
         progress.picture = lambda report: preview.after(report, progress)
         library, hardening = places.library(), request.hardening
         pictures = concept_pictures(model, request.pictures) if reads_pictures(request.method) else None
-        stem = f"{safe_stem(request.concept.name)[:60]}-{request.method.name}"
         # What is gone on with is the training, the same one whatever hardening follows.
-        job.output = str(library.new_path(f"{stem}-{request_key(model, *_parts(request), pictures)}"))
-        made = make_erasure(library, model, *_parts(request), progress, pictures=pictures, hardening=hardening)
+        key = request_key(model, *_parts(request), pictures)
+        job.output = str(training_path(library, request.concept, request.method, key))
+        made = make_erasure(
+            library, model, *_parts(request), progress, pictures=pictures, hardening=hardening, name=request.name
+        )
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
         again = " It was there already: the same request was made before." if made.reused else ""
         chosen = " ".join([*made.history.notes, sentence(chosen_words(request.concept, made.erasure.manifest))])
         told = f" {chosen}{_hardened(made)}{_unread(request)}{_left_out(request)}"
         job.message = f"Wrote {made.path.name}.{again}{told} Use it with <erase:{made.path.stem}:1>, or in the panel."
+        if request.compares and not places.is_in_force():
+            _compare(job, model, request.concept, made, progress)
     except Cancelled as stopped:
         job.status, job.message = "stopped", str(stopped)
     except ErasureError as error:
@@ -154,6 +164,15 @@ def run_erase(request: Request) -> Job:
         job.seconds = time.monotonic() - progress.started
         JOBS.note()
     return job
+
+
+def _compare(job: Job, model: WebuiModel, concept: Concept, made: Made, progress: HostProgress) -> None:
+    """Put the pictures before and after into the job; what hinders them takes nothing away from the erasure."""
+    try:
+        job.picture = before_and_after(model, concept, made.erasure.deltas, progress)
+        job.painted = "Above without, below with the erasure, from the same noise: " + ", ".join(prompts(concept))
+    except ErasureError as error:
+        job.message += f" It was not painted before and after: {places.told(error)}"
 
 
 def _left_out(request: Request) -> str:
@@ -219,7 +238,7 @@ def save_stopped(name: str | None = None) -> str:
             f"{output.stem} was interrupted before the web UI was started; ask for the same again, which goes on with "
             "it, or discard it."
         )
-    target = places.library().free_path(f"{output.stem}-unfinished")
+    target = places.library().free_path(f"{plain_name(request.name, request.concept)}-unfinished")
     steps = save_unfinished(loaded_model(request.latent_side), *_parts(request), checkpoint_path(output), target)
     return f"Wrote {target.name} after {steps} steps. The state is kept; the same request goes on with it."
 

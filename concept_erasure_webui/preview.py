@@ -1,7 +1,9 @@
-"""Live previews of a training: what the model paints with the change as it is now."""
+"""What the model paints of a concept and of a kept prompt: while it is trained, and without and with an erasure."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +11,8 @@ from PIL import Image
 
 from erasure_core import guard
 from erasure_core.concept import Concept
+from erasure_core.delta import DeltaSet
+from erasure_core.erasing import applied
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.progress import Progress, Report
 from erasure_core.sampling import sample
@@ -48,6 +52,21 @@ class Preview:
         return _side_by_side(as_pictures(self.model.decode(latents)))
 
 
+def before_and_after(model: WebuiModel, concept: Concept, deltas: DeltaSet, progress: Progress) -> str:
+    """Two rows of pictures from the same noise, without and with an erasure, as base64 of a JPEG. Call it only while no
+    safety profile is in force, as of ``Preview``. Raises Cancelled if the user stops meanwhile."""
+    asked = prompts(concept)
+    rows = []
+    with model.trainable(), torch.no_grad():
+        for erasures in ([], [(deltas, 1.0)]):
+            with applied(model, erasures):
+                latents = sample(model, asked, [0] * len(asked), STEPS, GUIDANCE, progress=progress)
+            rows.append(_side_by_side(as_pictures(model.decode(latents))))
+    content = io.BytesIO()
+    _one_below_the_other(rows).save(content, "JPEG", quality=85)
+    return base64.b64encode(content.getvalue()).decode()
+
+
 class _Asking:
     """Asks the work's own Interrupt; the steps of a preview are not shown as steps of the work."""
 
@@ -67,4 +86,13 @@ def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     for one in pictures:
         sheet.paste(one, (left, 0))
         left += one.width
+    return sheet
+
+
+def _one_below_the_other(rows: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (rows[0].width, sum(one.height for one in rows)))
+    top = 0
+    for one in rows:
+        sheet.paste(one, (0, top))
+        top += one.height
     return sheet

@@ -21,7 +21,8 @@ from erasure_core.boundary.report import ReportSettings
 from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.concept import Concept
 from erasure_core.errors import ErasureError, InvalidSettings
-from erasure_core.library import SUFFIX, Hardening
+from erasure_core.library import SUFFIX
+from erasure_core.making import Hardening
 from erasure_core.methods import METHODS, RECOMMENDED, Method, SolverSettings, find_method
 from erasure_core.presets import preset_settings
 
@@ -106,7 +107,9 @@ def methods() -> list[dict[str, Any]]:
 
 def last_job() -> dict[str, Any] | None:
     found = jobs.JOBS.shown()
-    return None if found is None else {k: v for k, v in asdict(found).items() if k != "output"}
+    return (
+        None if found is None else {k: v for k, v in asdict(found).items() if k not in ("output", "picture", "painted")}
+    )
 
 
 T = TypeVar("T")
@@ -147,14 +150,14 @@ def _answer(job: Job) -> dict[str, Any]:
 
 def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels),
-    harden (rounds), harden_seconds, harden_guidance, preset, pictures (base64, never paths)."""
+    harden (rounds), harden_seconds, harden_guidance, preset, pictures (base64, never paths), name (of the file)."""
     request = _asked(_erasing, body)
     return _answer(_in_turn(lambda: jobs.run_erase(request)))
 
 
 def _erasing(body: dict[str, Any]) -> jobs.Request:
     known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "preset", "pictures"}
-    asked = Fields(body, known | {"harden_seconds", "harden_guidance"})
+    asked = Fields(body, known | {"harden_seconds", "harden_guidance", "name"})
     named = asked.name("method")
     method = find_method(RECOMMENDED if named is None else named)
     concept = Concept(asked.texts("words"), asked.text("alternative"), asked.texts("keep"))
@@ -164,7 +167,8 @@ def _erasing(body: dict[str, Any]) -> jobs.Request:
     search = ExploreSettings(seconds=seconds, guidance=guidance, seed=settings.seed)
     hardening = Hardening(rounds, search) if rounds else None
     pictures = given_pictures.from_base64(asked.texts("pictures"))
-    return jobs.Request(concept, method, settings, _side(asked), hardening, pictures=pictures)
+    name = asked.name("name") or ""
+    return jobs.Request(concept, method, settings, _side(asked), hardening, pictures=pictures, name=name)
 
 
 def _method_settings(method: Method, given: object, preset: str | None) -> SolverSettings:

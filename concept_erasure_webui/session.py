@@ -153,16 +153,18 @@ class Session:
         """
         held = self.held()
         try:
-            files = tuple(self.digest(places.library().find(entry.file)) for entry in profile.entries)
+            files = {entry.file: self.digest(places.library().find(entry.file)) for entry in profile.entries}
         except ErasureError as error:
             raise ProfileFailed(f"The safety profile {profile.name!r} cannot be applied: {error}") from error
-        key = ("profile", profile.digest(), files)
+        key = ("profile", profile.digest(), *files.values())
         bound: list[Applied] | None = held.bound.get(key)
         if bound is None:
             entries = bind_profile(profile, places.library(), held.patcher.view)
             bound = [
-                Applied(one.entry.file, digest, one.deltas, one.entry.strength_unet, one.entry.strength_text)
-                for one, digest in zip(entries, files, strict=True)
+                Applied(
+                    one.entry.file, files[one.entry.file], one.deltas, one.entry.strength_unet, one.entry.strength_text
+                )
+                for one in entries
             ]
             held.keep(key, bound)
         return bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from erasure_core.erasure_file import Erasure, StoredErasure, read_erasure, writ
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
 from erasure_core.foreign import looks_foreign, missing_of, not_kept, read_foreign
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import SUFFIX, history_path, safe_stem
+from erasure_core.library import SUFFIX, safe_stem
+from erasure_core.making import history_path
 from erasure_core.profile import make_profile, write_profile
 from erasure_core.safe_files import copy_file
 
@@ -204,10 +206,13 @@ def export_lora(name: str | None) -> str:
     stored = read_erasure(path)
     if all(isinstance(delta, LowRankDelta) for delta in stored.changes.values()):
         copy_file(path, target)
+        told = "the file as it is"
     else:
         model = loaded_model()
-        write_erasure(target, converted(model, stored, "low-rank", allow_other_base=places.allows_other_bases()), model)
-    return f"{target.stem} is now a LoRA: <lora:{target.stem}:1>."
+        made = converted(model, stored, "low-rank", allow_other_base=places.allows_other_bases())
+        written = write_erasure(target, made, model)
+        told = f"relative error of the conversion {hypot(written.settings[LOSS], written.storage_error):.1e}"
+    return f"{target.stem} is now a LoRA, {told}: <lora:{target.stem}:1>."
 
 
 def save_profile(name: str, files: Sequence[str], strength: float) -> str:

@@ -27,7 +27,16 @@ def job(found: Job | None) -> str:
     left = f", about {found.left:.0f} s left of this" if found.status == "running" and found.left else ""
     head = f"<b>{html.escape(found.title)}</b>: {html.escape(found.status)}, {found.seconds:.0f} s"
     told = message(found.message, is_error=found.status == "failed")
-    return f"<div>{head}{html.escape(where)}{left}</div>{told}{curve(found.losses)}"
+    return f"<div>{head}{html.escape(where)}{left}</div>{told}{_picture(found)}{curve(found.losses)}"
+
+
+def _picture(found: Job) -> str:
+    if not found.picture:
+        return ""
+    painted, content = html.escape(found.painted), f"data:image/jpeg;base64,{html.escape(found.picture)}"
+    image = f"<img alt='{painted}' style='width:100%;max-width:512px' src='{content}'>"
+    told = f"<figcaption>{painted}</figcaption>"
+    return f"<figure id='concept_erasure_before_after' style='margin:0'>{image}{told}</figure>"
 
 
 def curve(losses: Sequence[dict[str, float]]) -> str:

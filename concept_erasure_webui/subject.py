@@ -56,7 +56,7 @@ def concept_of(words: Sequence[str], keep: Sequence[str], files: Sequence[Stored
         return Concept(tuple(words), None, tuple(dict.fromkeys([*keep, *apart_from(words, kept)])))
     if told is None:
         raise InvalidConcept("There is nothing to search for; write the concept, or choose an erasure that tells its.")
-    return Concept(told.words, told.alternative, tuple(dict.fromkeys([*keep, *told.keep])), told.instead)
+    return replace(told, keep=tuple(dict.fromkeys([*keep, *told.keep])), groups=())
 
 
 def subjected(wish: Wish, file: StoredErasure, model: LoadedModel) -> Subjected:

@@ -117,6 +117,7 @@ def _library(blocks: Any, tab: Any) -> None:
         done = button.click(work, inputs=inputs, outputs=[said])
         # What was ticked for one file must not delete the next.
         done.then(lambda *now: [*_lists(*now), False], inputs=chosen, outputs=[*lists, sure])
+        done.then(None, _js="concept_erasure_refresh_panels", inputs=[], outputs=[])
 
 
 def _lists(text: str, name: str | None, files: Sequence[str] | None) -> list[Any]:

@@ -36,6 +36,8 @@ class Job:
         file: name of the finished erasure.
         output: path of the file that an interrupted training would become.
         seconds: since the start.
+        picture: base64 of a JPEG of what the model paints without and with the result.
+        painted: what it shows.
         left: seconds until the end of the stage, as far as its own steps tell; 0 before they do.
     """
 
@@ -48,6 +50,8 @@ class Job:
     message: str = ""
     file: str = ""
     output: str = ""
+    picture: str = ""
+    painted: str = ""
     seconds: float = 0.0
     left: float = 0.0
 

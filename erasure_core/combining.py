@@ -64,7 +64,9 @@ def all_words(manifests: Sequence[Manifest]) -> Concept:
             if other is not None and other.casefold() not in erased:
                 instead.setdefault(word, other)
     groups = tuple(group for manifest in manifests for group in (manifest.groups or (manifest.words,)))
-    return Concept(words, None, kept, tuple(instead.items()), groups=groups)
+    named = {word for manifest in manifests for word in manifest.words if word not in manifest.found}
+    found = tuple(word for word in words if word not in named)
+    return Concept(words, None, kept, tuple(instead.items()), groups=groups, found=found)
 
 
 def merge(
@@ -167,6 +169,6 @@ def converted(
 
 def after_loss(manifest: Manifest, error: float) -> Manifest:
     """The manifest of a converted erasure: it states the error of the conversion, and keeps the figures that were
-    measured only while that error is so small that they still hold."""
+    measured only while that error is so small that they still hold. It is not what the request made."""
     measured = {} if error > SMALL_LOSS else manifest.measured
-    return replace(manifest, settings=manifest.settings | {LOSS: error}, measured=measured)
+    return replace(manifest, settings=manifest.settings | {LOSS: error}, measured=measured, request="")

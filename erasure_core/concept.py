@@ -257,6 +257,7 @@ class Concept:
         instead: pairs (word, its own alternative), where several concepts are erased at once.
         neighbours: what a method keeps besides, because it is near to what the user named.
         groups: the words of each concept, where several are erased at once.
+        found: those of the words that a method or a search added to the user's.
 
     Raises:
         InvalidConcept: no word, an empty or overlong phrase, a kept prompt that is one of the words, or an alternative
@@ -269,6 +270,7 @@ class Concept:
     instead: tuple[tuple[str, str], ...] = ()
     neighbours: tuple[str, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
+    found: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         words = _unique(tuple(_checked(word, "concept") for word in self.words))
@@ -298,6 +300,7 @@ class Concept:
         object.__setattr__(self, "instead", instead)
         object.__setattr__(self, "neighbours", neighbours)
         object.__setattr__(self, "groups", self._apart(words))
+        object.__setattr__(self, "found", tuple(word for word in words if word in self.found))
 
     def _apart(self, words: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """The groups with every word in the first one that names it; none where that leaves less than two."""
@@ -325,12 +328,19 @@ class Concept:
         words = tuple(word for c in concepts for word in c.words)
         keep = apart_from(words, [prompt for c in concepts for prompt in c.keep])
         instead = tuple(dict([*pairs, *own]).items())
-        return cls(words, None, keep, instead, groups=tuple(group for c in concepts for group in c.each))
+        named = {word for c in concepts for word in c.named}
+        found = tuple(word for word in words if word not in named)
+        return cls(words, None, keep, instead, groups=tuple(group for c in concepts for group in c.each), found=found)
 
     @property
     def each(self) -> tuple[tuple[str, ...], ...]:
         """The words of each concept: one, or several that are erased at once."""
         return self.groups or (self.words,)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The words that the user gave; all, where it is not known which those are."""
+        return tuple(word for word in self.words if word not in self.found) or self.words
 
     @property
     def has_alternative(self) -> bool:
@@ -349,8 +359,14 @@ class Concept:
         own = dict(self.instead)
         more = tuple((word, own[of]) for word, of in found if of in own)
         groups = tuple((*words, *(word for word, of in found if of in words)) for words in self.groups)
-        words = (*self.words, *(word for word, _ in found))
-        return replace(self, words=words, instead=(*self.instead, *more), groups=groups)
+        added = tuple(word for word, _ in found if word not in self.words)
+        return replace(
+            self,
+            words=(*self.words, *added),
+            instead=(*self.instead, *more),
+            groups=groups,
+            found=(*self.found, *added),
+        )
 
     @property
     def name(self) -> str:

@@ -187,6 +187,7 @@ def describe(
         keep=concept.kept_prompts[1:],
         instead=concept.instead,
         groups=concept.groups,
+        found=concept.found,
         method=method,
         method_status=status,
         settings=settings,

@@ -6,29 +6,27 @@ minor here, because a refused search costs its user nothing but a search. Erasin
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
 
 from .concept import Concept, is_unspaced
 from .errors import InvalidConcept
-
-WORDS = Path(__file__).with_name("guard_words.json")
-MINORS, SEXUAL, BOTH, VIOLENT = "minors", "sexual", "both", "violent"
-ADULT = 18
-
-NUMBERS = r"one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-YEARS = (
-    r"(?:years?|yrs?|y|yo|jahre?|jaehrige?|jährige?|ans?|años?|anos?|anni|lat|jaar|yaş|лет|года?)(?!\w)|[歳才岁歲살]"
+from .guard_ages import tells_young_age
+from .guard_spelling import (
+    masked,
+    plain,
+    put_together,
+    spelled_out,
+    spellings,
+    squeezed,
+    unstyled,
+    without_accents,
+    word_lists,
 )
-AGE = re.compile(rf"(?<!\d)(\d{{1,3}})\W{{0,2}}(?:{YEARS})|(?<!\w)age[ds]?\W{{0,2}}(\d{{1,3}})(?!\d)")
-_IN_WORDS = NUMBERS.replace(" ", "|")
-AGE_IN_WORDS = re.compile(rf"\b(?:{_IN_WORDS})\W{{0,2}}(?:years?|yrs?|yo)\b|\bage[ds]?\W{{0,2}}(?:{_IN_WORDS})\b")
-STARS = "*#%"
-"""Signs that stand for one letter inside a word: "n*de"."""
+
+MINORS, SEXUAL, BOTH, VIOLENT = "minors", "sexual", "both", "violent"
 GLUED = 3
 """Letters of the shortest word that is looked for in words run together: "nudekid"."""
 NOT_GLUED = frozenset(["son"])
@@ -36,58 +34,29 @@ NOT_GLUED = frozenset(["son"])
 MIN_SQUEEZED, SAFE_TO_SQUEEZE = 4, 6
 """Characters a word needs to be looked for with doubled letters made single, and with its own doubled letters too:
 else "soon" would be "son" and "butt" would be "but"."""
+PLURAL = "[sz]?"
 
 
 @cache
 def _lists(kind: str) -> list[str]:
     """The entries of all languages."""
-    lists: dict[str, list[str]] = json.loads(WORDS.read_text(encoding="utf-8")).get(kind, {})
-    return [word for language in lists.values() for word in language]
-
-
-@cache
-def _letters() -> dict[int, str]:
-    """What people write in the place of a letter: digits, signs, Cyrillic and Greek letters of the same look."""
-    return {ord(pair[0]): pair[1] for pair in _lists("letters")}
-
-
-def plain(text: str) -> str:
-    """Text with accents, letter case, invisible characters, look-alike letters and stretched letters undone."""
-    return re.sub(r"([^\W\d])\1{2,}", r"\1", _unstyled(text))
-
-
-def _unstyled(text: str) -> str:
-    """As ``plain``, with stretched letters as they are."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold()
-    visible = "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cf"))
-    return visible.translate(_letters())
-
-
-def _squeezed(text: str) -> str:
-    """As ``plain``, with doubled letters single: "nuude", "girrl"."""
-    return re.sub(r"([^\W\d])\1+", r"\1", plain(text))
-
-
-def _spelled_out(text: str) -> list[str]:
-    """Runs of single letters with separators between them, joined: "n u d e", "n.u.d.e", "n_u_d_e"."""
-    runs = re.findall(r"(?<![^\W_])(?:[^\W_][\W_]+){2,}[^\W_](?![^\W_])", text)
-    return [re.sub(r"[\W_]", "", run) for run in runs]
+    return [word for language in word_lists(kind).values() for word in language]
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str]:
     parts = []
     for word in sorted(set(filter(None, words)), key=len, reverse=True):
         body = r"[\W_]*".join(re.escape(part) for part in word.split())
-        parts.append(body if is_unspaced(word) else rf"(?<![^\W_]){body}s?(?![^\W_])")
+        parts.append(body if is_unspaced(word) else rf"(?<![^\W_]){body}{PLURAL}(?![^\W_])")
     return re.compile("|".join(parts))
 
 
 @cache
 def _patterns(kind: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What finds the words of a kind in ``plain`` text, and in ``_squeezed`` text."""
+    """What finds the words of a kind in ``plain`` text, and in ``squeezed`` text."""
     words = _lists(kind)
-    squeezed = [_squeezed(w) for w in words if len(w) >= SAFE_TO_SQUEEZE or _squeezed(w) == plain(w)]
-    return _pattern(map(plain, words)), _pattern(w for w in squeezed if len(w) >= MIN_SQUEEZED or is_unspaced(w))
+    safe = [squeezed(w) for w in words if len(w) >= SAFE_TO_SQUEEZE or squeezed(w) == plain(w)]
+    return _pattern(map(plain, words)), _pattern(w for w in safe if len(w) >= MIN_SQUEEZED or is_unspaced(w))
 
 
 @cache
@@ -101,7 +70,7 @@ def _as_written(kind: str) -> re.Pattern[str] | None:
 def _plain_words(kind: str) -> frozenset[str]:
     """The words of a kind without spaces, and their plurals, in ``plain`` letters."""
     words = {plain(word) for word in _lists(kind) if " " not in word}
-    return frozenset(words | {f"{word}s" for word in words if not is_unspaced(word)})
+    return frozenset(words | {f"{word}{plural}" for word in words if not is_unspaced(word) for plural in "sz"})
 
 
 @cache
@@ -111,23 +80,26 @@ def _harmless() -> re.Pattern[str]:
     return _pattern(_lists("other words when squeezed"))
 
 
+@cache
+def _adults() -> re.Pattern[str]:
+    """Phrases for adults that say a word of the lists: "young woman"."""
+    return _pattern(_lists("adults"))
+
+
 def _holds(kind: str, text: str) -> bool:
-    whole, squeezed = _patterns(kind)
-    spellings = {text, text.replace("1", "l")}
-    if any(whole.search(plain(t)) or squeezed.search(_squeezed(_harmless().sub("q", _unstyled(t)))) for t in spellings):
-        return True
+    whole, single = _patterns(kind)
+    for spelling in spellings(text):
+        if whole.search(plain(spelling)) or single.search(squeezed(_harmless().sub("q", unstyled(spelling)))):
+            return True
     written = _as_written(kind)
     if written is not None and written.search(unicodedata.normalize("NFC", text).casefold()):
         return True
-    if any(plain(word) in run for run in _spelled_out(plain(text)) for word in _lists(kind) if len(word) > 2):
+    if any(plain(word) in run for run in spelled_out(text) for word in _lists(kind) if len(word) > 2):
         return True
-    return any(masked.fullmatch(word) for masked in _masked(text) for word in _plain_words(kind))
-
-
-def _masked(text: str) -> list[re.Pattern[str]]:
-    """Patterns of the words in which signs stand for letters: "n*de"."""
-    words = re.findall(rf"[^\W_]+(?:[{STARS}]+[^\W_]+)+", plain(text))
-    return [re.compile(re.sub(rf"[{STARS}]", ".", word)) for word in words]
+    words = _plain_words(kind)
+    return any(joined in words for joined in put_together(text)) or any(
+        pattern.fullmatch(word) for pattern in masked(text) for word in words
+    )
 
 
 def _is_glued(text: str) -> bool:
@@ -135,20 +107,15 @@ def _is_glued(text: str) -> bool:
     minors, sexual = _plain_words(MINORS) - NOT_GLUED, _plain_words(SEXUAL)
     return any(
         (word[:place] in minors and word[place:] in sexual) or (word[:place] in sexual and word[place:] in minors)
-        for word in re.findall(r"[^\W_]+", plain(text))
+        for spelling in spellings(text)
+        for word in re.findall(r"[^\W_]+", plain(spelling))
         for place in range(GLUED, len(word) - GLUED + 1)
     )
 
 
-def _tells_young_age(text: str) -> bool:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    ages = [int(number) for match in AGE.finditer(folded) for number in match.groups() if number]
-    return any(age < ADULT for age in ages) or bool(AGE_IN_WORDS.search(folded))
-
-
 def names_minor(text: str) -> bool:
     """Whether a text speaks of somebody under age."""
-    return _holds(MINORS, text) or _holds(BOTH, text) or _tells_young_age(text)
+    return _holds(MINORS, _adults().sub(" ", without_accents(text))) or _holds(BOTH, text) or tells_young_age(text)
 
 
 def is_sexual(text: str) -> bool:

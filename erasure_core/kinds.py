@@ -52,6 +52,9 @@ RIVALS = 4
 """Other words of its kind that a word said of a thing is compared with."""
 MOST_KEPT, THINGS_SAID = 3, 6
 """Kept things that each word is said of, evenly spread over all of them, and with everyday ones."""
+MOST_SCENES = 12
+"""Kept prompts that things are said in, evenly spread over all that differ in more than their thing: of what a closed
+form leaves of a thing, much is left behind some adjectives and nothing behind others."""
 SCENES = ("a red house", "a small tree", "a blue car")
 """Everyday prompts that things are said in."""
 SCENE_WORDS = (3, 8)
@@ -154,11 +157,13 @@ class SaidOfThing:
         word: of the concept.
         prompt: "a red house".
         against: what it could say in its place, first without the word: "a house", "a blue house".
+        other: those of them that say another thing, however alike a model paints the two: another basic colour.
     """
 
     word: str
     prompt: str
     against: tuple[str, ...]
+    other: tuple[str, ...] = ()
 
 
 def said_of_things(concept: Concept) -> list[SaidOfThing]:
@@ -170,7 +175,10 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     wanted: list[tuple[str, list[str]]] = []
     for words in concept.each:
         used = [
-            word for word in words if is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word)))
+            word
+            for word in words
+            if word in concept.named
+            and (is_name(word) or (describes(words) and common_kinds(words) & set(kinds(word))))
         ]
         others = [other for other in of_kind(words, len(concept.words) + RIVALS) if other not in concept.words]
         wanted += [(word, others[:RIVALS]) for word in used[:MOST_SAID]]
@@ -182,23 +190,31 @@ def said_of_things(concept: Concept) -> list[SaidOfThing]:
     return said
 
 
-def said_in_scenes(concept: Concept) -> list[SaidOfThing]:
+def said_in_scenes(concept: Concept, alike: Sequence[str] = ()) -> list[SaidOfThing]:
     """The first words of each concept that are things, said in the place of the last word of prompts that are kept and
     of everyday ones; scene by scene.
 
     That "a cup" is gone says little of "a striped pink cup".
+
+    Args:
+        concept: what is said.
+        alike: prompts that it could be taken for, the likest first. Their things are said in its place before others
+            are: against things that look otherwise, a mushroom passes for an umbrella.
     """
     least, most = SCENE_WORDS
     kept = [prompt for prompt in without_concept(concept.keep, concept) if least <= len(prompt.split()) <= most]
     kept = [prompt for prompt in kept if prompt.split()[-1].isalpha() and kinds(prompt.split()[-1]) == (THING,)]
-    scenes = dict.fromkeys([*spread(kept, MOST_KEPT), *SCENES])
-    things = dict.fromkeys([*(prompt.split()[-1] for prompt in kept), *(thing.split()[-1] for thing in THINGS)])
-    others = [thing for thing in things if said_word(thing, concept.words) is None][:RIVALS]
+    rooms = {frame(prompt, IN_PLACE): prompt for prompt in kept}
+    scenes = dict.fromkeys([*spread(list(rooms.values()), MOST_SCENES), *SCENES])
+    things = dict.fromkeys(prompt.split()[-1] for prompt in (*alike, *kept, *THINGS))
+    are_others = [thing for thing in things if kinds(thing) == (THING,) and said_word(thing, concept.words) is None]
+    others = are_others[:RIVALS]
     said: list[SaidOfThing] = []
     for prompt in scenes:
         scene = frame(prompt, IN_PLACE)
         for words in concept.each:
-            used = [] if describes(words) else [word for word in words if not is_name(word)]
+            named = [word for word in words if word in concept.named and not is_name(word)]
+            used = [] if describes(words) else named
             for word in used[:MOST_SAID]:
                 said.append(_said_in(scene, concept, word, others))
     return said
@@ -207,8 +223,9 @@ def said_in_scenes(concept: Concept) -> list[SaidOfThing]:
 def _said_in(room: Frame, concept: Concept, word: str, others: Sequence[str]) -> SaidOfThing:
     """A word in a frame, against the frame alone, what takes the word's place, and other words."""
     chosen = dict(concept.instead).get(word, concept.alternative)
-    rivals = map(room.say, dict.fromkeys([*([chosen] if chosen else []), *others]))
-    return SaidOfThing(word, room.say(word), (room.without, *rivals))
+    rivals = {rival: room.say(rival) for rival in [*([chosen] if chosen else []), *others]}
+    other = tuple(prompt for rival, prompt in rivals.items() if is_other_colour(rival, concept.words))
+    return SaidOfThing(word, room.say(word), (room.without, *rivals.values()), other)
 
 
 def _things(concept: Concept) -> list[str]:

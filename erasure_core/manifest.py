@@ -30,6 +30,7 @@ class Manifest:
         keep: prompts that were kept.
         instead: pairs (word, what is painted in its place) where words have alternatives of their own.
         groups: the words of each concept where several were erased at once; older files do not tell.
+        found: those of the words that a method or a search added to the user's; older files do not tell.
         method: name of the registered method.
         method_status: how our form of the method relates to its paper.
         settings: the method's settings, seed and steps among them.
@@ -43,6 +44,8 @@ class Manifest:
         cost: ``seconds`` of preparing and training and, of a GPU, ``peak_bytes`` of its memory; empty in older files
             and where nothing was trained.
         measured: figures with their threat model; empty where nothing was measured.
+        request: hash of all that decided the content, by which the same request finds the file again under any name;
+            empty for files that no library made.
         product_version: of this software.
         format_version: of this description.
     """
@@ -60,16 +63,18 @@ class Manifest:
     prediction: str
     instead: tuple[tuple[str, str], ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
+    found: tuple[str, ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    request: str = ""
     product_version: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
     def concept(self) -> Concept:
-        return Concept(self.words, self.alternative, self.keep, self.instead, groups=self.groups)
+        return Concept(self.words, self.alternative, self.keep, self.instead, groups=self.groups, found=self.found)
 
     def to_json(self) -> str:
         """The manifest as JSON, which ``from_json`` reads again.
@@ -119,13 +124,14 @@ class Manifest:
         known |= {name: tuple(known[name]) for name in ("words", "keep")}
         known["instead"] = tuple((word, instead) for word, instead in known.get("instead", ()))
         known["groups"] = tuple(tuple(words) for words in known.get("groups", ()))
+        known["found"] = tuple(known.get("found", ()))
         manifest = cls(**known)
         manifest.concept  # noqa: B018  # checks the words as if they had been typed
         return manifest
 
 
 REQUIRED = frozenset(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
-TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "product_version")
+TEXTS = ("method", "method_status", "family", "base_fingerprint", "prediction", "dtype", "request", "product_version")
 
 
 def _check_types(raw: dict[str, Any]) -> None:
@@ -146,8 +152,9 @@ def _check_types(raw: dict[str, Any]) -> None:
     checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
     cost = raw.get("cost", {})
     checks["cost"] = isinstance(cost, dict) and all(is_number(value) and 0 <= value < inf for value in cost.values())
-    for name in ("words", "keep"):
-        checks[name] = isinstance(raw[name], list) and all(isinstance(item, str) for item in raw[name])
+    for name in ("words", "keep", "found"):
+        texts = raw.get(name, [])
+        checks[name] = isinstance(texts, list) and all(isinstance(item, str) for item in texts)
     pairs = raw.get("instead", [])
     checks["instead"] = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in pairs

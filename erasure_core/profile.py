@@ -17,7 +17,7 @@ from .delta import DeltaSet
 from .erasure_file import read_erasure
 from .errors import ErasureError, InvalidFile, InvalidSettings
 from .layers import is_text
-from .library import Library, confined, safe_stem
+from .library import Library, confined, read_manifest, safe_stem
 from .model import LoadedModel
 from .safe_files import check_regular, write_bytes
 
@@ -242,12 +242,48 @@ def _entry(raw: dict[str, Any]) -> ProfileEntry:
 
 
 def bind_profile(profile: SafetyProfile, library: Library, model: LoadedModel) -> list[BoundEntry]:
-    """Match every erasure of a profile to a model, all or none.
+    """Match every erasure of a profile that is for a model's kind to that model, all or none.
 
     Raises:
-        ProfileFailed: a file is missing, damaged, exchanged or made for another base, or an entry would change nothing.
+        ProfileFailed: none is for its kind; any file of the profile is missing, damaged or exchanged; or one that is
+            for its kind was made for another base, or would change nothing.
     """
-    return [_bind(profile, entry, library, model) for entry in profile.entries]
+    return bind_entries(profile, entries_for(profile, library, model), library, model)
+
+
+def entries_for(profile: SafetyProfile, library: Library, model: LoadedModel) -> list[ProfileEntry]:
+    """What a profile asks for on a model of this kind (SD1.x, SD2.x, SDXL, …): a profile may protect several. Files
+    that do not say what they are for, are for all. Those left out are looked at too: they must be there, as they were.
+
+    Raises:
+        ProfileFailed: nothing is for this kind, or a file is missing, damaged or exchanged.
+    """
+    kept = [entry for entry in profile.entries if _is_for(profile, entry, library, model.family)]
+    if not kept:
+        raise ProfileFailed(
+            f"The safety profile {profile.name!r} cannot be applied: none of its erasures is for this kind of model "
+            f"({model.family}); add one to the profile, or load a model of the kind that it is for."
+        )
+    return kept
+
+
+def _is_for(profile: SafetyProfile, entry: ProfileEntry, library: Library, family: str) -> bool:
+    try:
+        path = library.find(entry.file)
+        manifest = read_manifest(path)
+        if manifest is None or manifest.family == family:
+            return True  # its content is looked at when it is bound
+        check_content(entry, path)
+        return False
+    except ErasureError as error:
+        raise ProfileFailed(f"The safety profile {profile.name!r} cannot be applied: {error}") from error
+
+
+def bind_entries(
+    profile: SafetyProfile, entries: Sequence[ProfileEntry], library: Library, model: LoadedModel
+) -> list[BoundEntry]:
+    """Match some entries of a profile to a model, all or none; raises as ``bind_profile``."""
+    return [_bind(profile, entry, library, model) for entry in entries]
 
 
 def check_content(entry: ProfileEntry, path: Path) -> None:

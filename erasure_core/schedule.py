@@ -3,6 +3,10 @@
 Every supported model corrupts data as ``z_t = a(t) x0 + s(t) n``. Only the meaning of its prediction differs:
 ``epsilon`` predicts n, ``v_prediction`` predicts a n - s x0 (Salimans & Ho 2022), ``flow`` predicts n - x0
 (rectified flow, a = 1 - s).
+
+Differences of v or flow are 1/a times as long as those of eps, 15 times at SD's noisiest timestep. Losses are taken of
+the prediction itself and so weigh noisy states more, as such models were trained. But what is told of a model must not
+depend on how it is written: what is measured over several timesteps is measured of the noise (``noise_of``).
 """
 
 from __future__ import annotations
@@ -43,9 +47,23 @@ class NoiseSchedule:
             raise ValueError("signal and noise scales must be vectors of the same length")
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, prediction: str = "epsilon") -> NoiseSchedule:
-        """Variance-preserving schedule (Stable Diffusion): a^2 = alphas_cumprod, a^2 + s^2 = 1."""
+    def from_alphas_cumprod(
+        cls, alphas_cumprod: Tensor, prediction: str = "epsilon", zero_terminal: bool = False
+    ) -> NoiseSchedule:
+        """Variance-preserving schedule (Stable Diffusion): a^2 = alphas_cumprod, a^2 + s^2 = 1.
+
+        With ``zero_terminal`` a is moved and stretched so that it ends at 0, in pure noise, and begins where it did
+        (zero terminal SNR, Lin et al. 2024, algorithm 1).
+
+        Raises:
+            ValueError: it ends in pure noise, in which an epsilon model finds no picture to begin with.
+        """
         alphas = alphas_cumprod.detach().cpu().double()  # in this order: Apple's devices have no such numbers
+        if zero_terminal:
+            if prediction == "epsilon":
+                raise ValueError("a model that predicts epsilon cannot start from pure noise (zero terminal SNR)")
+            signal = alphas.sqrt()
+            alphas = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
         return cls(alphas.sqrt().float(), (1 - alphas).sqrt().float(), prediction)
 
     @classmethod
@@ -82,6 +100,10 @@ class NoiseSchedule:
         if self.prediction == "v_prediction":
             return a * z - s * prediction, s * z + a * prediction
         return z - s * prediction, z + a * prediction
+
+    def noise_of(self, z: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """The noise that a prediction stands for, [B, C, H, W]: of an epsilon model the prediction as it is."""
+        return prediction if self.prediction == "epsilon" else self.split(z, t, prediction)[1]
 
     def step(self, z: Tensor, t: Tensor, t_next: Tensor, prediction: Tensor) -> Tensor:
         """One deterministic step (DDIM, Song et al. 2021, eq. 12 with sigma 0) from t to t_next; -1 is clean."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .batches import Batches
 from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
@@ -25,6 +26,7 @@ from .near_words import (
     STOP_WORDS,
     bare,
     frames_in_kept,
+    frames_of_things,
     frames_with_room,
     nearest_words,
     telling_words,
@@ -52,9 +54,10 @@ takes out of the concept what is closer to it. Those that are less known have ch
 SAME = 0.8
 """An everyday word that no user named, and that steers pictures this much alike, is no neighbour of the concept but
 another word for it: who erases cottages means houses, where the model paints the same."""
-GROUP = 0.25
+GROUP = 0.2
 """Words that are so much more alike to each other than to the concept are another thing: of a coin all that is said of
-books, in a model that knows no more than some things. Only where no prompt to keep names that thing."""
+books, in a model that knows no more than some things; of a car trucks and vans. Only where no prompt to keep names that
+thing, and not of words that are said of things: a rare word for a colour is alike to another rare one first."""
 KIN_WORDS = 12
 """Words used as the concept's are, that may take its place where nothing is named to keep."""
 EVERYDAY_EACH = 5
@@ -102,6 +105,7 @@ class NearWord:
         strength: how much it steers pictures, as a share of what the concept's words do.
         each: the cosine with each of the concept's words.
         aside: the greatest cosine with a word that was found to belong to it.
+        steady: how alike it steers the pictures of two things that it is said of, where no prompt to keep tells.
     """
 
     word: str
@@ -112,6 +116,7 @@ class NearWord:
     strength: float = 1.0
     each: tuple[float, ...] = ()
     aside: float = -1.0
+    steady: float = 1.0
 
     @property
     def alike(self) -> float:
@@ -205,7 +210,11 @@ def survey(
     kin = fitting(model, [word for words in concept.each for word in familiar_words(words, settings.kin)])
     words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
     prompts = [*concept.words, *anchors, *words]
-    directions = _directions(model, prompts, frames_in_kept(concept, settings.frames), settings, progress or Silent())
+    of_things = not named and _all_describe(concept)
+    frames = frames_of_things(settings.frames) if of_things else frames_in_kept(concept, settings.frames)
+    frames = frames_with_room(model, frames, prompts)
+    directions = _directions(model, prompts, frames, settings, progress or Silent())
+    steady = dict(zip(prompts, _steadiness(directions, len(frames)), strict=True)) if of_things else {}
     own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
     kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
     if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
@@ -230,6 +239,7 @@ def survey(
         if in_it and one.word in offered:
             continue  # nobody was near it: too alike to take the concept's place, and no other word for it
         told.append(replace(one, belongs=in_it, near=near.get(one.word, ""), aside=aside))
+    told = [replace(one, steady=steady.get(one.word, 1.0)) for one in told]
     return sorted(told, key=lambda one: -one.likeness)
 
 
@@ -271,7 +281,8 @@ def everyday_survey(
     at: nobody asked to keep either.
     """
     concept = with_everyday_keep(model, concept)
-    look = replace(settings, around_kept=0, group=GROUP, kin=KIN_WORDS)
+    group = settings.group if _all_describe(concept) else GROUP
+    look = replace(settings, around_kept=0, group=group, kin=KIN_WORDS)
     found = survey(model, concept, look, progress, named=False)
     return without_alike(concept, found, settings.alike)
 
@@ -317,18 +328,23 @@ def kept_parts(concept: Concept) -> list[str]:
     return list(without_concept(said, concept))
 
 
+def _all_describe(concept: Concept) -> bool:
+    """Whether all that is erased is said of things, as colours are."""
+    return all(map(describes, concept.each))
+
+
 def _directions(
     model: PromptModel, words: Sequence[str], frames: Sequence[Frame], settings: Survey, progress: Progress
 ) -> Tensor:
     """Guidance directions [P, frames * states * C * H * W] of words in frames, at states of neutral pictures."""
-    frames = frames_with_room(model, frames, words)
     z, t = _neutral_states(model, settings)
     z, t = z.repeat(len(frames), 1, 1, 1), t.repeat(len(frames))
     batches = Batches(AT_ONCE)
 
     def predicted(word: str) -> Tensor:
         prompts = [room.say(word) for room in frames for _ in range(settings.states)]
-        return batches.predict(model, z, t, encode_each(model, prompts), progress).flatten().cpu()
+        predicted = batches.predict(model, z, t, encode_each(model, prompts), progress)
+        return model.schedule.noise_of(z, t, predicted).flatten().cpu()
 
     without, rows = predicted(""), []
     for i, word in enumerate(words):
@@ -337,6 +353,16 @@ def _directions(
         progress.update(Report(LOOKING, i, len(words)))
         rows.append(predicted(word) - without)
     return torch.stack(rows)
+
+
+def _steadiness(directions: Tensor, frames: int) -> list[float]:
+    """How alike each of P words steers the pictures of the first and the last of some things, at the same states; the
+    first frame says it alone."""
+    inside = directions.reshape(len(directions), frames, -1)[:, 1:]
+    if inside.shape[1] < 2:
+        return [1.0] * len(directions)
+    alike: list[float] = F.cosine_similarity(inside[:, 0], inside[:, -1]).tolist()
+    return alike
 
 
 def _neutral_states(model: PromptModel, settings: Survey) -> tuple[Tensor, Tensor]:

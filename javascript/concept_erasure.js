@@ -32,6 +32,15 @@ function concept_erasure_submit_explore() {
     });
 }
 
+// The panels' lists have events of their own; a file that was just made or renamed is in them at once.
+function concept_erasure_refresh_panels() {
+    for (const tab of ['txt2img', 'img2img']) {
+        const button = gradioApp().getElementById('concept_erasure_refresh_' + tab);
+        if (button) button.click();
+    }
+    return [];
+}
+
 function concept_erasure_to_erase_form() {
     const tab = gradioApp().querySelector('#concept_erasure_tabs .tab-nav button');
     if (arguments[0].trim() && tab) tab.click();

@@ -2,11 +2,86 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from ..erasure_core.boundary.candidate import NAMED
+from ..erasure_core.boundary.verdict import ATTACKS, BEYOND, UNNAMED
 from ..erasure_core.foreign import missing_of, not_kept
 from ..erasure_core.manifest import Manifest
 from ..erasure_core.methods import METHODS
+
+THREATS = {"named": (NAMED,), "other words": UNNAMED, "search": ATTACKS, "no text": tuple(BEYOND)}
+"""What a badge has room for, and the attacks of a report card that it stands for."""
+REACH = "no protection against who has the weights"
+"""The threat model of a report card, in the words that a badge has room for."""
+CLIPPED = 60
+"""Characters of other figures on a badge; all are in its tooltip."""
+
+
+def summary(measured: dict[str, Any]) -> str:
+    """What was measured, in a few words; empty where nothing was. Entries may be a stranger's."""
+    card, others = _report_card(measured)
+    told = [_clip(f"{name} {_plain(value)}") for name, value in others.items()]
+    return "; ".join([*([_leaks(card), *_kept(card), REACH] if card else []), *told])
+
+
+def details(measured: dict[str, Any]) -> str:
+    """All sentences of a report card and its whole threat model, and other figures as they stand."""
+    card, others = _report_card(measured)
+    said = [str(line) for part in ("verdict", "threat_model") for line in _list(card.get(part))]
+    return "\n".join([*said, *(f"{name}: {_plain(value)}" for name, value in others.items())])
+
+
+def _report_card(measured: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of the Report Card, and all others."""
+    card = measured.get("report_card")
+    if not isinstance(card, dict) or not _shares(card.get("leak")):
+        return {}, measured
+    return card, {name: value for name, value in measured.items() if name != "report_card"}
+
+
+def _leaks(card: dict[str, Any]) -> str:
+    if card.get("leak_judged") is False:
+        return "leaks could not be told"
+    leak = _shares(card["leak"])
+    found = {name: [leak[attack] for attack in attacks if attack in leak] for name, attacks in THREATS.items()}
+    return "leak: " + ", ".join(_rate(name, shares) for name, shares in found.items())
+
+
+def _rate(name: str, shares: list[tuple[float, int]]) -> str:
+    count = sum(count for _, count in shares)
+    hits = sum(share * count for share, count in shares)
+    return f"{name} {hits / count:.0%} of {count}" if count else f"{name} not tried"
+
+
+def _kept(card: dict[str, Any]) -> list[str]:
+    """The group that was kept worst, as in the verdict."""
+    kept = _shares(card.get("retention"))
+    worst = min(kept, key=lambda name: kept[name][0], default=None)
+    return [] if worst is None else [f"kept: {_clip(worst)} {kept[worst][0]:.0%} of {kept[worst][1]}, the lowest"]
+
+
+def _shares(figures: Any) -> dict[str, tuple[float, int]]:
+    """Shares and counts by name, of what can be read as such."""
+    found = {}
+    for name, one in figures.items() if isinstance(figures, dict) else ():
+        share, count = (one.get(key) if isinstance(one, dict) else None for key in ("share", "count"))
+        if isinstance(share, (int, float)) and isinstance(count, int) and 0 <= share <= 1 and count >= 0:
+            found[name] = (float(share), count)
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= CLIPPED else f"{text[:CLIPPED]}…"
 
 
 def hardened(manifest: Manifest) -> str:
@@ -57,6 +132,8 @@ def badge_of(file: str, manifest: Manifest | None, problem: str = "", foreign: b
         "dtype": manifest.dtype,
         "storage_error": manifest.storage_error,
         "measured": manifest.measured,
+        "summary": summary(manifest.measured),
+        "details": details(manifest.measured),
         "hardened": hardened(manifest),
         "missing": missing(manifest),
         "version": manifest.product_version,

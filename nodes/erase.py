@@ -18,7 +18,7 @@ from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.errors import Cancelled
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas
-from ..erasure_core.library import Hardening, Made, make_erasure
+from ..erasure_core.making import Hardening, Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of, hardened
@@ -26,7 +26,7 @@ from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, It
 from .pictures import adapter_widget, concept_pictures, vision_link
 from .presets import preset_widget, with_preset
 from .training_progress import NodeProgress, preview_latents
-from .widgets import NONE, guidance_input, inputs_of, settings_from
+from .widgets import NONE, advanced, guidance_input, inputs_of, settings_from
 
 NO_VAE = "The Erase node makes no preview without a VAE: connect one to it."
 NO_CURVE = "The Erase node has no loss to plot: its method solves at once, or it trained for one step only."
@@ -140,16 +140,20 @@ def harden_inputs() -> list[Any]:
             tooltip="Rounds after erasing: each searches for prompts that still reach the concept, and erases "
             "them too. It ends early when nothing is found. 0 is off.",
         ),
-        io.Int.Input(
-            "harden_seconds",
-            default=60,
-            min=1,
-            max=86_400,
-            control_after_generate=False,
-            tooltip="How long each of these searches may take, in seconds.",
+        advanced(
+            io.Int.Input(
+                "harden_seconds",
+                default=60,
+                min=1,
+                max=86_400,
+                control_after_generate=False,
+                tooltip="How long each of these searches may take, in seconds.",
+            )
         ),
-        guidance_input(
-            "harden_guidance", "Guidance scale of the pictures that these searches look at: what you paint with."
+        advanced(
+            guidance_input(
+                "harden_guidance", "Guidance scale of the pictures that these searches look at: what you paint with."
+            )
         ),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,9 @@ LONGEST = 200
 """Characters of one setting that are shown: a list of rounds or words may be long."""
 LORAS = "loras/"
 """Begins the names of files that lie in the host's folder of LoRAs."""
+
+BLOCK = re.compile(r"\.(?=attentions|resnets|transformer_blocks|downsamplers|upsamplers|self_attn|mlp|to_|conv)")
+"""Where the name of a layer goes on inside its block."""
 
 
 def listed() -> list[str]:
@@ -173,7 +177,8 @@ class ApplyErasure(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="unet.down_blocks.* = 0.5",
-                    tooltip="Further factors, one per line: a pattern of layer names (* fits anything) = a number.",
+                    tooltip="Further factors, one per line: a pattern of layer names (* fits anything) = a number. "
+                    "Inspect Erasure lists the names.",
                 ),
                 io.Float.Input("start", default=0.0, **share, tooltip="Share of the sampling at which it begins."),
                 io.Float.Input(
@@ -311,16 +316,25 @@ class InspectErasure(io.ComfyNode):
             display_name="Inspect Erasure",
             category=CATEGORY,
             description="What erasures say about themselves, and what they change.",
-            inputs=[ErasureType.Input("erasure", tooltip="One erasure or a stack; each is described.")],
+            inputs=[
+                ErasureType.Input("erasure", tooltip="One erasure or a stack; each is described."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Lists what block_weights of Apply Erasure can name on this model."
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Needed too where the text encoder is changed."),
+            ],
             outputs=[io.String.Output("text", display_name="text")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, erasure: Stack) -> io.NodeOutput:
+    def execute(cls, erasure: Stack, model: Any = None, clip: Any = None) -> io.NodeOutput:
         with working():
+            loaded = None if model is None else ComfyModel(model, clip)
+            if loaded is not None:
+                check_clip(erasure, clip)
             badges = [badge_of(item.stored.path.name, item.stored.manifest) for item in erasure]
-            text = "\n\n".join(_described(item) for item in erasure)
+            text = "\n\n".join(f"{_described(item)}\n{_blocks(item, loaded)}" for item in erasure)
             return io.NodeOutput(text, ui={"erasure": badges, "text": [text]})
 
 
@@ -348,6 +362,15 @@ def _described(item: Item) -> str:
         }
         rows |= {"missing": missing(manifest)} if missing(manifest) else {}
     return "\n".join(f"{name}: {value}" for name, value in rows.items())
+
+
+def _blocks(item: Item, model: ComfyModel | None) -> str:
+    """The blocks that an erasure changes, as patterns for block weights, with the layers in each. Files name layers in
+    their own way, so that it takes a model to know them."""
+    if model is None:
+        return "blocks: connect MODEL to list them, as block_weights names them"
+    names = [BLOCK.split(name)[0] for name in bound(item.stored, model, True, torch.device("cpu"))]
+    return "\n".join(["blocks:", *(f"{name}.* ({names.count(name)} layers)" for name in dict.fromkeys(names))])
 
 
 def _settings(manifest: Manifest) -> str:

@@ -13,8 +13,9 @@ from ..erasure_core.profile import (
     ProfileEntry,
     ProfileFailed,
     SafetyProfile,
-    bind_profile,
+    bind_entries,
     check_content,
+    entries_for,
     make_profile,
     profile_names,
     profile_path,
@@ -23,7 +24,7 @@ from ..erasure_core.profile import (
 )
 from ..erasure_core.safe_files import read_header
 from .host import CATEGORY, PREFIX, ErasureType, Item, Stack, file_fingerprint, library, working
-from .refusal import Refused, profile_folder
+from .refusal import Refused, hidden, profile_folder
 
 APPLY_ID = f"{PREFIX}SafetyProfile"
 SERVER_ID = f"{PREFIX}ServerProfile"
@@ -107,21 +108,23 @@ class ServerProfile(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id=SERVER_ID,
-            display_name="Server Safety Profile",
-            category=f"{CATEGORY}/internal",
-            description="Put into graphs by the server itself while a default safety profile is set.",
-            inputs=[
-                io.String.Input("profile", default="", tooltip="The default profile of this server."),
-                io.String.Input("digest", default="", tooltip="Of the profile when the graph was queued."),
-                io.Model.Input("model", optional=True, tooltip="What the node before it yields."),
-                io.Clip.Input("clip", optional=True, tooltip="What the node before it yields."),
-            ],
-            outputs=[
-                io.Model.Output("safe_model", display_name="model"),
-                io.Clip.Output("safe_clip", display_name="clip"),
-            ],
+        return hidden(
+            io.Schema(
+                node_id=SERVER_ID,
+                display_name="Server Safety Profile",
+                category=f"{CATEGORY}/internal",
+                description="Put into graphs by the server itself while a default safety profile is set.",
+                inputs=[
+                    io.String.Input("profile", default="", tooltip="The default profile of this server."),
+                    io.String.Input("digest", default="", tooltip="Of the profile when the graph was queued."),
+                    io.Model.Input("model", optional=True, tooltip="What the node before it yields."),
+                    io.Clip.Input("clip", optional=True, tooltip="What the node before it yields."),
+                ],
+                outputs=[
+                    io.Model.Output("safe_model", display_name="model"),
+                    io.Clip.Output("safe_clip", display_name="clip"),
+                ],
+            )
         )
 
     @classmethod
@@ -215,7 +218,8 @@ def apply_profile(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Any, A
 def _wanted(profile: SafetyProfile, model: Any, clip: Any) -> tuple[Wanted, Wanted]:
     """What a profile asks of MODEL and of CLIP."""
     loaded = ComfyModel(model, clip)
-    bound = bind_profile(_reachable(profile, model, clip), library(), loaded)
+    entries = _reachable(profile, entries_for(profile, library(), loaded), model, clip)
+    bound = bind_entries(profile, entries, library(), loaded)
     return wanted_patches(
         loaded, [(each.deltas, Strengths(each.entry.strength_unet, each.entry.strength_text)) for each in bound]
     )
@@ -243,23 +247,16 @@ def _patcher(part: Any) -> Any:
     return getattr(part, "patcher", part)
 
 
-def _reachable(profile: SafetyProfile, model: Any, clip: Any) -> SafetyProfile:
-    """The entries that change what is connected. Where MODEL and CLIP come from different nodes, each gets its own.
+def _reachable(profile: SafetyProfile, entries: list[ProfileEntry], model: Any, clip: Any) -> list[ProfileEntry]:
+    """The entries that change what is connected: where MODEL and CLIP come from different nodes, each gets its own, and
+    one of them maybe none.
 
     Raises:
         ProfileFailed: an entry changes both, but only one is connected, so that its base cannot be recognised.
     """
     if model is not None and clip is not None:
-        return profile
-    kept = [entry for entry in profile.entries if _touches(profile, entry, text=model is None)]
-    return profile if len(kept) == len(profile.entries) else _Partial(profile.name, tuple(kept))
-
-
-class _Partial(SafetyProfile):
-    """The part of a profile that concerns one of two links; it may be empty."""
-
-    def __post_init__(self) -> None:
-        return None
+        return entries
+    return [entry for entry in entries if _touches(profile, entry, text=model is None)]
 
 
 def _touches(profile: SafetyProfile, entry: ProfileEntry, text: bool) -> bool:

@@ -129,19 +129,30 @@ def _refusing(problem: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return handler
 
 
+def hidden(schema: io.Schema) -> io.Schema:
+    """The schema of a node that only the server puts into graphs: nobody finds it among the nodes to add.
+
+    Newer hosts hide what is for developers only; older ones only what is deprecated.
+    """
+    setattr(schema, "is_dev_only" if hasattr(schema, "is_dev_only") else "is_deprecated", True)
+    return schema
+
+
 class Refused(io.ComfyNode):
     """Stands in the place of a graph that must not run: it never passes validation."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id=REFUSED_ID,
-            display_name="Refused Graph",
-            category="concept erasure/internal",
-            description="Put in the place of a graph that the server refuses; it says why and never runs.",
-            inputs=[io.String.Input("reason", default="", tooltip="Why the server refused the graph.")],
-            outputs=[],
-            is_output_node=True,
+        return hidden(
+            io.Schema(
+                node_id=REFUSED_ID,
+                display_name="Refused Graph",
+                category="concept erasure/internal",
+                description="Put in the place of a graph that the server refuses; it says why and never runs.",
+                inputs=[io.String.Input("reason", default="", tooltip="Why the server refused the graph.")],
+                outputs=[],
+                is_output_node=True,
+            )
         )
 
     @classmethod

@@ -9,10 +9,13 @@ from typing import Any, get_args, get_type_hints
 from comfy_api.latest import io
 
 from ..erasure_core.boundary.subject import GUIDANCE
+from ..erasure_core.errors import InvalidSettings
 from ..erasure_core.methods import SolverSettings
 
 NONE = "none"
 """The choice in a list that chooses nothing."""
+OFF = "off"
+"""What a setting that may be off shows then: a number cannot say it."""
 TOGETHER = "text-encoder+cross-attention-kv"
 """The one combination of layer groups that is worth a place in the list."""
 
@@ -22,25 +25,42 @@ def guidance_input(name: str, tooltip: str) -> Any:
     return io.Float.Input(name, default=GUIDANCE, min=1.0, max=30.0, step=0.5, tooltip=tooltip)
 
 
+def advanced(widget: Any) -> Any:
+    """A widget that the front end folds away. Only newer hosts have a keyword for it, but all hand this on."""
+    widget.extra_dict["advanced"] = True
+    return widget
+
+
 def inputs_of(settings: type[SolverSettings]) -> list[Any]:
-    """One widget for each setting, in the order of the dataclass."""
+    """One widget for each setting, in the order of the dataclass; those that are not basic are folded away."""
     hints = get_type_hints(settings)
-    return [_widget(setting, hints[setting.name]) for setting in fields(settings)]
+    made = [(setting, _widget(setting, hints[setting.name])) for setting in fields(settings)]
+    return [widget if setting.metadata["basic"] else advanced(widget) for setting, widget in made]
 
 
 def settings_from(settings: type[SolverSettings], values: dict[str, Any]) -> SolverSettings:
     """The settings that widgets stand for.
 
     Raises:
-        InvalidSettings: a value outside its range, as an API client may send it.
+        InvalidSettings: no number where one is wanted, or a value outside its range, as an API client may send it.
     """
     chosen: dict[str, Any] = {}
     for setting in fields(settings):
         if setting.name in values:
+            may_be_off = _is_optional(get_type_hints(settings)[setting.name])
             value = values[setting.name]
-            is_off = _is_optional(get_type_hints(settings)[setting.name]) and value <= setting.metadata["low"]
-            chosen[setting.name] = None if is_off else value
+            chosen[setting.name] = _number_or_off(setting.name, value) if may_be_off else value
     return settings(**chosen)
+
+
+def _number_or_off(name: str, value: Any) -> float | None:
+    text = str(value).strip()
+    if text.casefold() in ("", OFF):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidSettings(f"{name} is {text!r}; write a number, or {OFF}.") from None
 
 
 def _is_optional(hint: Any) -> bool:
@@ -60,11 +80,11 @@ def _widget(setting: Field[Any], hint: Any) -> Any:
     if plain is str:
         return io.String.Input(setting.name, default=setting.default, tooltip=help_text)
     default = setting.default
-    if _is_optional(hint):
-        help_text += f" {meta['low']:g} switches it off."
-        default = meta["low"] if default is None else default
     kind = "d" if plain is int else "g"
     help_text += f" From {plain(meta['low']):{kind}} to {plain(meta['high']):{kind}}."
+    if _is_optional(hint):
+        said = OFF if default is None else f"{default:g}"
+        return io.String.Input(setting.name, default=said, tooltip=f"{help_text[:-1]}, or {OFF}.")
     if plain is int:
         return io.Int.Input(
             setting.name,
@@ -76,7 +96,7 @@ def _widget(setting: Field[Any], hint: Any) -> Any:
             control_after_generate=False,
             tooltip=help_text,
         )
-    step = _step(default if default and default != meta["low"] else meta["high"])
+    step = _step(default or meta["high"])
     return io.Float.Input(
         setting.name,
         default=default,

@@ -167,8 +167,8 @@ def unconditional_drift(model: PictureModel, erasures: Sequence[tuple[DeltaSet, 
     """||eps(z, "") - eps0(z, "")|| / ||eps0(z, "")|| over random noisy latents at evenly spread timesteps."""
     z = seeded_noise(model.latent_shape, range(count)).to(model.device)
     t = torch.linspace(20, len(model.schedule) - 1, count).long().to(model.device)
-    before = model.predict(z, t, model.encode([""] * count))
+    before = model.schedule.noise_of(z, t, model.predict(z, t, model.encode([""] * count)))
     with applied(model, erasures):
-        after = model.predict(z, t, model.encode([""] * count))
+        after = model.schedule.noise_of(z, t, model.predict(z, t, model.encode([""] * count)))
     squares = [x.double().square().flatten(1).sum(1).tolist() for x in (after - before, before)]
     return norm_ratio_of(squares[0], squares[1])

@@ -69,9 +69,15 @@ def _unet(context: int, family: str, **extra: object) -> UNet2DConditionModel:
 
 
 def write_pico(
-    folder: Path, family: str = "sd1", seed: int = 0, real_vocabulary: bool = False, text_width: int = 64
+    folder: Path,
+    family: str = "sd1",
+    seed: int = 0,
+    real_vocabulary: bool = False,
+    text_width: int = 64,
+    size_width: int = 8,
 ) -> Path:
-    """Write a random model of a family (``sd1``, ``sd2``, ``sdxl``) as a diffusers folder."""
+    """Write a random model of a family (``sd1``, ``sd2``, ``sdxl``) as a diffusers folder. The numbers into which
+    SDXL's network takes each side of a picture, ``size_width``, are 256 in true models, and hosts give as many."""
     torch.manual_seed(seed)
     if not real_vocabulary:
         write_tokenizer(folder / "tokenizer")
@@ -98,8 +104,8 @@ def write_pico(
     if family == "sdxl":
         text_2 = CLIPTextModelWithProjection(_text_config(len(tokenizer), "gelu"))
         unet = _unet(
-            128, family, addition_embed_type="text_time", addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=64 + 6 * 8,
+            128, family, addition_embed_type="text_time", addition_time_embed_dim=size_width,
+            projection_class_embeddings_input_dim=64 + 6 * size_width,
         )  # fmt: skip
         tokenizer_2 = CLIPTokenizer.from_pretrained(second, pad_token="!")
         pipeline = StableDiffusionXLPipeline(unet=unet, text_encoder_2=text_2, tokenizer_2=tokenizer_2, **shared)

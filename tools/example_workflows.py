@@ -30,6 +30,7 @@ STOCK = {
         ("LATENT",),
     ),
     "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
+    "Note": ({"text": "STRING"}, ()),
     "SaveImage": ({"images": "IMAGE", "filename_prefix": "STRING"}, ()),
 }  # fmt: skip
 """Inputs and outputs of the host's own nodes, in its order."""
@@ -98,12 +99,24 @@ def hardening() -> Graph:
     }
 
 
+def hint(place: tuple[int, int], text: str) -> Graph:
+    """A note on the canvas."""
+    return {"hint": ("Note", place, {"text": text})}
+
+
+CHOOSE = (
+    "The files named here are placeholders: you have none of these names yet. Make one with the template {template}: "
+    "it is in models/erasures then. Press R, and choose it in the Load Erasure {nodes} here."
+)
+
+
 def stack() -> Graph:
     how = {"model": ("base", 0), "clip": ("base", 1), "erasure": ("stack", 0)}
     parts = {"first": ("one", 0), "second": ("two", 0), "strength_first": 1.0, "strength_second": 0.8}
     return {
         "one": ("ConceptErasureLoad", (0, 160), {"file": "first.safetensors", "erases": ""}),
         "two": ("ConceptErasureLoad", (0, 520), {"file": "second.safetensors", "erases": ""}),
+        **hint((0, 880), CHOOSE.format(template="erase_with_combined", nodes="nodes")),
         "stack": ("ConceptErasureStack", (440, 160), parts),
         "apply": ("ConceptErasureApply", (440, 400), how),
     }
@@ -112,6 +125,7 @@ def stack() -> Graph:
 def profile() -> Graph:
     return {
         "one": ("ConceptErasureLoad", (0, 160), {"file": "first.safetensors", "erases": ""}),
+        **hint((0, 520), CHOOSE.format(template="erase_with_combined", nodes="node")),
         "keep": (
             "ConceptErasureSaveSafetyProfile",
             (440, 160),
@@ -131,13 +145,21 @@ def profile() -> Graph:
 
 
 TOWN = "a town at night by Vincent van Gogh"
-WORKFLOWS: dict[str, Graph] = {
-    "erase_and_compare": {
+
+
+def comparing(method: str) -> Graph:
+    """Erase, and paint the same prompt and noise without and with the erasure."""
+    return {
         **BASE,
-        **erasing("esd"),
+        **erasing(method),
         **painting("1", ("base", 0), ("base", 1), (900, 0), TOWN),
         **painting("2", ("erase", 0), ("erase", 1), (900, 640), TOWN),
-    },
+    }
+
+
+WORKFLOWS: dict[str, Graph] = {
+    "erase_with_combined": comparing("auto"),
+    "erase_and_compare": comparing("esd"),
     "instant_erase": {
         **BASE,
         **erasing("closed_form"),

@@ -129,7 +129,8 @@ def translated(schema: Any, texts: dict[str, Any], methods: dict[str, Any]) -> d
     """A node's entry in nodeDefs.json. What is not translated stays as the node itself says it."""
     method = methods.get(schema.node_id.partition("Erase_")[2])
     own = texts["nodes"].get(schema.node_id, {})
-    name = own.get("display_name") or (texts["erase"].format(method.title) if method else schema.display_name)
+    title = texts.get("titles", {}).get(method.name, method.title) if method else ""
+    name = own.get("display_name") or (texts["erase"].format(title) if method else schema.display_name)
     inputs = {}
     for each in schema.inputs:
         shared = texts["inputs"].get(each.id, (each.id, getattr(each, "tooltip", None)))

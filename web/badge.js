@@ -3,6 +3,8 @@
 import { api } from "../../scripts/api.js";
 import { say } from "./strings.js";
 
+const WORDS = 4;
+
 export class Badge {
   constructor() {
     this.asked = 0;
@@ -34,10 +36,12 @@ export class Badge {
   }
 }
 
-function line(label, text, strong = false) {
+// full: what the text has no room for, shown where the mouse rests.
+function line(label, text, strong = false, full = text) {
   const row = document.createElement("div");
   const what = document.createElement(strong ? "strong" : "span");
   what.textContent = text;
+  row.title = full;
   if (label) {
     const name = document.createElement("span");
     name.style.opacity = 0.65;
@@ -54,24 +58,18 @@ function card(told) {
   else if (told.foreign) made.append(line("", told.file, true), line("", say("foreign")));
   else if (told.plain) made.append(line("", told.file, true), line("", say("plain")));
   else {
-    made.append(line("", `− ${told.words.join(", ")}`, true));
+    made.append(line("", `− ${few(told.words)}`, true, told.words.join(", ")));
     if (told.alternative) made.append(line(say("instead"), told.alternative));
+    if (told.missing) made.append(line(say("missing"), told.missing));
+    made.append(line(say("measured"), told.summary || say("notMeasured"), false, told.details));
     made.append(line(say("method"), `${told.method} (${told.status})`));
     made.append(line(say("base"), `${told.family}, ${told.base}`));
     made.append(line(say("stored"), `${told.dtype}, ± ${Number(told.storage_error).toExponential(1)}`));
     if (told.hardened) made.append(line(say("hardened"), told.hardened));
-    if (told.missing) made.append(line(say("missing"), told.missing));
-    made.append(line(say("measured"), figures(told.measured) || say("notMeasured")));
   }
   return made;
 }
 
-// Figures stand beside the threat they were measured under, as the file gives them.
-function figures(measured) {
-  const plain = (value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
-  const flat = (values, prefix = "") =>
-    Object.entries(values ?? {}).flatMap(([key, value]) =>
-      value && typeof value === "object" ? flat(value, `${prefix}${key} `) : [`${prefix}${key} ${plain(value)}`],
-    );
-  return flat(measured).join("; ");
+function few(words) {
+  return words.slice(0, WORDS).join(", ") + (words.length > WORDS ? ` +${words.length - WORDS}` : "");
 }

@@ -1,5 +1,5 @@
 // A chart of loss terms over training steps, as inline SVG. Colours that read on light and dark themes alike.
-import { say } from "./strings.js";
+import { say, sayStage } from "./strings.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["#3b82f6", "#f97316", "#22a06b", "#a855f7", "#ef4444", "#0891b2"];
@@ -39,7 +39,7 @@ export class LossChart {
 
   progress({ stage, step, total, seconds_left }) {
     const left = seconds_left == null ? "" : `, ${clock(seconds_left)} ${say("left")}`;
-    this.state.textContent = `${stage} ${step}/${total}${step < total ? left : ""}`;
+    this.state.textContent = `${sayStage(stage)} ${step}/${total}${step < total ? left : ""}`;
   }
 
   finished(losses) {

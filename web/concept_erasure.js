@@ -10,8 +10,9 @@ import { say } from "./strings.js";
 const PREFIX = "ConceptErasure";
 const ERASE = `${PREFIX}Erase_`;
 const WITH_BADGE = ["Load", "Save", "Inspect"].map((name) => PREFIX + name);
+const INTERNAL = ["Refused", "ServerProfile"].map((name) => PREFIX + name);
 const CHART_HEIGHT = 158;
-const BADGE_HEIGHT = 132;
+const BADGE_HEIGHT = 150;
 const PAGE_HEIGHT = 640;
 const PAGE_WIDTH = 1020;
 const charts = new Map();
@@ -36,7 +37,28 @@ function toast(severity, summary, detail) {
   app.extensionManager?.toast?.add({ severity, summary, detail, life: severity === "error" ? 12000 : 6000 });
 }
 
+// Vue nodes fold by themselves what is seldom needed. On the canvas, hosts would keep its place empty: it is hidden here,
+// behind a button, and takes no place.
+function fold(node) {
+  const rare = node.widgets?.filter((widget) => widget.options?.advanced) ?? [];
+  if (!rare.length) return;
+  const turn = (hidden) => {
+    for (const widget of rare) {
+      widget.hidden = hidden;
+      if (hidden) widget.computeSize = () => [0, -4]; // hosts leave a gap of 4 between widgets
+      else delete widget.computeSize;
+    }
+    button.label = `${say(hidden ? "more" : "fewer")} (${rare.length})`;
+    node.setSize([node.size[0], node.computeSize()[1]]);
+  };
+  const options = { serialize: false, canvasOnly: true };
+  const button = node.addWidget("button", "more_settings", null, () => turn(!rare[0].hidden), options);
+  button.serialize = false;
+  turn(true);
+}
+
 function withChart(node) {
+  fold(node);
   // Methods that solve at once have no previews while they train either.
   const trains = node.widgets?.some((widget) => widget.name === "preview_every");
   const chart = new LossChart(trains ? "waiting" : "noTraining");
@@ -118,6 +140,11 @@ app.registerExtension({
       if (String(detail?.node_type).startsWith(PREFIX)) toast("error", say("stopped"), detail.exception_message);
     });
     announceProfile().catch((error) => console.warn("concept_erasure:", error));
+  },
+
+  // Hosts hide such nodes where they are searched, and older ones list them in the canvas's menu all the same.
+  beforeRegisterNodeDef(type, { name }) {
+    if (INTERNAL.includes(name)) type.skip_list = true;
   },
 
   nodeCreated(node) {

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 NAMED = "named"
-"""Origin of the prompts that say the concept's own words."""
+"""Origin of the prompts that say the words which the user gave for the concept."""
+ADDED = "added"
+"""Of those that say a word which the erasing added to them: nobody typed it, so it tells nothing of what was asked."""
+
+
+HIDDEN_BELOW = 0.5
+"""Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Candidate:
         states: what the diffusion network reads, [L, D], where not even token embeddings give it.
         against: where the prompt says the concept of a thing, "a red house", what it could say in its place, first
             nothing: "a house", "a blue house". The thing would else drown the concept in every comparison.
+        other: those of them that say another thing for sure, see ``kinds.SaidOfThing``.
     """
 
     text: str
@@ -34,6 +41,7 @@ class Candidate:
 
     states: Tensor | None = field(default=None, repr=False, compare=False)
     against: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:

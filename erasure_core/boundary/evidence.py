@@ -34,6 +34,9 @@ PAINTING = 2 * STEPS
 LEAST_NOISE, MOST_NOISE = 0.25, 0.9
 LOOKS = 6
 """Noisy versions of a picture that are compared."""
+SURELY_NOT = -0.5
+"""What half of the looks say of a picture so far from the concept that the others need not be asked: most pictures of a
+search show nothing of it, and a look costs more than the painting."""
 MOST_WORDS = 3
 """Words of the concept that are asked for: one of many words would make every look many times as long."""
 THINGS = 3
@@ -89,18 +92,27 @@ class Evidence:
         return [self._one(latent) for latent in latents]
 
     def _one(self, latent: Tensor) -> float:
-        model, count = self.subject.model, len(self.prompts)
-        noisy = model.schedule.add_noise(latent.expand_as(self.noise), self.noise, self.t)
-        rows = [i for i in range(count) for _ in range(LOOKS)]
-        with self.subject.original():
-            predicted = self.subject.predict(noisy.repeat(count, 1, 1, 1), self.t.repeat(count), self.prompts, rows)
-        times = self.t.repeat(count)
-        _, noise = model.schedule.split(noisy.repeat(count, 1, 1, 1), times, predicted)
-        missed = (noise - self.noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(self.scenes, -1, LOOKS)
-        # Each look in units of how much prompts differ in it: the noisiest would drown the others.
-        gain = -missed / missed.std(1, keepdim=True, unbiased=False).clamp_min(1e-12)
-        means = gain.mean((0, 2))
+        gains = self._gains(latent, range(0, LOOKS, 2))
+        if self._seen(gains) > SURELY_NOT:
+            gains = torch.cat([gains, self._gains(latent, range(1, LOOKS, 2))], dim=2)
+        return self._seen(gains)
+
+    def _seen(self, gains: Tensor) -> float:
+        means = gains.mean((0, 2))
         return float(means[: self.inside].max() - means[self.inside :].max())
+
+    def _gains(self, latent: Tensor, looks: Sequence[int]) -> Tensor:
+        """How well each meaning explains a latent in some of the looks, [scenes, meanings, len(looks)]."""
+        model, count = self.subject.model, len(self.prompts)
+        noise, t = self.noise[list(looks)], self.t[list(looks)]
+        noisy = model.schedule.add_noise(latent.expand_as(noise), noise, t).repeat(count, 1, 1, 1)
+        rows, times = [i for i in range(count) for _ in looks], t.repeat(count)
+        with self.subject.original():
+            predicted = self.subject.predict(noisy, times, self.prompts, rows)
+        _, told = model.schedule.split(noisy, times, predicted)
+        missed = (told - noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(self.scenes, -1, len(looks))
+        # Each look in units of how much prompts differ in it: the noisiest would drown the others.
+        return -missed / missed.std(1, keepdim=True, unbiased=False).clamp_min(1e-12)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from ..errors import (
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable
 from ..progress import Progress, Report, Silent
-from .candidate import NAMED, Candidate, Point
+from .candidate import HIDDEN_BELOW, NAMED, Candidate, Point
 from .clusters import clusters
 from .exploration import UNCHANGED, Exploration, ordered
 from .field import Field
@@ -40,8 +40,6 @@ LOOKING = 0.4
 HEARD = 0.25
 """Share of the concept's guidance from which a prompt that says it of a thing is looked at, whatever its direction is
 nearest to: the bundled model still paints red houses with 0.42 of it. Without a look it does not count."""
-HIDDEN_BELOW = 0.5
-"""Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
 SKETCH = 64
 """Numbers kept of each prompt, for clusters."""
 MOST_POINTS = 5000

@@ -46,7 +46,7 @@ def widened(concept: Concept, words: Sequence[str]) -> Concept:
     wider = concept
     for word in usable:
         if not concept.spares(word) and guard.allows(wider, word):
-            wider = replace(wider, words=(*wider.words, word))
+            wider = replace(wider, words=(*wider.words, word), found=(*wider.found, word))
     return wider
 
 
@@ -101,7 +101,8 @@ def harden(
     else:
         erasure, history = start, History()
     done = list(rounds_of(erasure.manifest.settings))
-    concept = replace(concept, words=(*concept.words, *(word for one in done for word in one.added)))
+    added = tuple(word for one in done for word in one.added)
+    concept = replace(concept, words=(*concept.words, *added), found=(*concept.found, *added))
     for number in range(len(done) + 1, rounds + 1):
         if done and not _goes_on(done[-1], method):
             break

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
+from ..concept import is_name, said_word
+from ..kinds import THING, kinds
 from . import evidence
-from .candidate import NAMED, Candidate, Point
+from .candidate import HIDDEN_BELOW, NAMED, Candidate, Point
 from .evidence import PAINTING, Evidence, paint
 from .scores import Scorer
 from .subject import Subject, derived
@@ -26,6 +29,9 @@ LOOKED_AT_ONCE = 8
 SIGHTS = 2
 """Pictures, each from its own noise, all of which must show the concept where a prompt is said to leak. Most of three
 take half as long again, and were right less often."""
+STRONG, FINALISTS = 0.5, 24
+"""Share of the concept's guidance from which prompts that do not say it are asked whether they steer as before, and at
+most how many, those with most of it: each costs a fifth of a look."""
 Eyes = Callable[[Tensor, Sequence[Candidate]], Sequence[float]]
 """From clean latents and what they were made of, how much each shows the concept, above 0 where it does."""
 Detector = Callable[[Tensor], Sequence[float]]
@@ -58,7 +64,10 @@ def looker(subject: Subject, scorer: Scorer, detector: Detector | None, seed: in
             return usual(latent[None])[0]
         if candidate.text not in of_things:  # encoded once for all of its pictures
             of_things[candidate.text] = evidence.of_thing(subject, scorer, candidate, seed)
-        return of_things[candidate.text](latent[None])[0]
+        shown = of_things[candidate.text](latent[None])[0]
+        is_thing = kinds(candidate.word) == (THING,) and not is_name(candidate.word)
+        # A yellow picture is best told by "a plain yellow house" among yellow things: it has to show a house as well.
+        return min(shown, usual(latent[None])[0]) if is_thing and shown > 0 else shown
 
     def see(latents: Tensor, candidates: Sequence[Candidate]) -> list[float]:
         return [see_one(latent, one) for latent, one in zip(latents, candidates, strict=True)]
@@ -103,12 +112,9 @@ class Looks:
         if not count:
             return
         how = looker(self.subject, self.scorer, detector, self.seed)
-        # Those that only a picture can decide come first: without a look they would count as harmless.
-        only_heard = self._only_heard()
-        heard = [place for place in only_heard if self._example_of(place) == place][:count]
-        others = [place for place in range(len(self.points)) if place not in only_heard]
-        worst = sorted(others, key=self._urgency)[: count - len(heard)]
-        self.suspects = [*heard, *(place for place in worst if self.points[place].leaks)]
+        self._hear()
+        worst = self._by_urgency()[:count]
+        self.suspects = [place for place in worst if self.points[place].leaks]
         # Some are settled, the worst first, before the next: where the budget ends, one sight alone settles nothing.
         for start in range(0, len(self.suspects), LOOKED_AT_ONCE):
             some = self.suspects[start : start + LOOKED_AT_ONCE]
@@ -116,13 +122,35 @@ class Looks:
                 self._look_at([place for place in some if self.points[place].leaks], sight, how)
         self._look_at([place for place in worst if place not in self.seen], 0, how)
 
+    def _hear(self) -> None:
+        """Put under suspicion what steers as it did and was the concept, whatever its direction is nearest to now.
+
+        Not what says the concept's own words, for those are looked at by themselves. In the untouched model everything
+        steers as before, and what is nearest to it is what it says.
+        """
+        if not self.subject.sets:
+            return
+        words = self.scorer.concept.words
+        left = [i for i, p in enumerate(self.points) if p.is_text and p.residual >= STRONG and not p.leaks]
+        asked = [i for i in left if said_word(self.points[i].text, words) is None]
+        asked = sorted(asked, key=lambda i: -self.points[i].residual)[:FINALISTS]
+        cost, shape = 2 * len(self.scorer.probe), tuple(self.scorer.probe.latents.shape[1:])
+        asked = asked[: self.subject.affordable(len(asked), cost, shape=shape)]
+        kept = self.scorer.kept([self._candidate(i) for i in asked]) if asked else []
+        for place, is_kept in zip(asked, kept, strict=True):
+            point = self.points[place]
+            self.points[place] = replace(point, leaks=is_kept, hidden=is_kept and point.similarity < HIDDEN_BELOW)
+
     def settle(self) -> None:
         """Decide on the suspects that the budget left no look at, or not enough, by what became of the others."""
         for place in [place for place in self._only_heard() if not self._is_settled(place)]:
-            example = self._example_of(place)
-            leaks = self._is_settled(example) and self.points[example].leaks
-            self.points[place] = replace(self.points[place], leaks=leaks)
-            self.unsettled += not self._is_settled(example)
+            is_named = self.points[place].origin == NAMED
+            example = self._example_of(place) if is_named else place
+            is_decided = self._is_settled(example)
+            leaks = is_decided and self.points[example].leaks
+            self.points[place] = replace(self.points[place], leaks=leaks, hidden=self.points[place].hidden and leaks)
+            self.unsettled += is_named and not is_decided
+            self.dismissed += not is_named
         believed = self._believed_origins()
         for place, point in enumerate(self.points):
             if point.leaks and not self._is_settled(place) and point.origin not in believed:
@@ -132,15 +160,29 @@ class Looks:
     def _believed_origins(self) -> set[str]:
         """The searches whose suspects leak by what became of the others, where they had no look or too few."""
         settled = [self.points[p] for p in self.suspects if self._is_settled(p) and self._is_suspect(self.points[p])]
-        if not settled or not self.subject.sets:  # with none looked at all are believed, which the summary says then
+        # With none looked at all are believed, which the summary says then; with a few that settle nothing, none are.
+        if not (settled or self.seen) or not self.subject.sets:
             return {point.origin for point in self.points} if _mostly_confirmed(settled) else set()
         named = [point for point in settled if point.origin == NAMED]
         return {NAMED} if named and _mostly_confirmed(named) else set()
 
-    def _urgency(self, place: int) -> tuple[bool, float]:
-        """The order of looks: suspects that name the concept, since that is what people type, then the worst."""
-        point = self.points[place]
-        return not (point.leaks and point.origin == NAMED), -point.margin
+    def _by_urgency(self) -> list[int]:
+        """All prompts that are looked at themselves, in the order of looks.
+
+        What names the concept comes first, since that is what people type: of it what only a picture can decide, which
+        would else count as harmless, then suspects. Some of them tell how it stands with the others, so behind these
+        come in turn the rest of them, the likeliest by their direction, and what steers as before: what the one misses
+        the other finds.
+        """
+        heard = self._only_heard()
+        rest = sorted(set(range(len(self.points))) - set(heard), key=lambda i: -self.points[i].margin)
+        named = [i for i in heard if self.points[i].origin == NAMED and self._example_of(i) == i]
+        named.sort(key=lambda i: bool(self._candidate(i).against))  # a bare word's speaks for all of its templates
+        named += [i for i in rest if self.points[i].origin == NAMED and self.points[i].leaks]
+        words = [i for i in heard if self.points[i].origin != NAMED]
+        others = [i for i in rest if i not in set(named)]
+        first, more = named[:LOOKED_AT_ONCE], named[LOOKED_AT_ONCE:]
+        return [*first, *(i for one_each in zip_longest(more, others, words) for i in one_each if i is not None)]
 
     def _is_suspect(self, point: Point) -> bool:
         """Whether its direction says that it leaks."""

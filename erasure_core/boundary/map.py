@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from ..safe_files import write_files
-from .candidate import Point
+from .candidate import HIDDEN_BELOW, Point
 from .drawing import FAINT, INK, PALETTE, Sheet
 from .exploration import Exploration
-from .explore import HIDDEN_BELOW
 from .map_page import map_page
 
 WIDTH, HEIGHT = 900, 620

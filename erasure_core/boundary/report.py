@@ -28,7 +28,7 @@ from .looks import Detector
 from .report_card import STRIP_SIDE, FileReport, ReportCard, Share, Strip, counted, share_of
 from .retention import Kept, attributes, drift, kept_prompts, known_prompts
 from .scores import MOST_KEPT, Scorer
-from .searches.lexical import of_things
+from .searches.lexical import beside_others
 from .subject import GUIDANCE, Budget, Subject
 from .thumbnails import decoder, picture_uri
 from .verdict import UNNAMED, limits, of_another_concept, verdict
@@ -225,7 +225,7 @@ class _Reporter:
 
     def _yardstick(self, scorer: Scorer, exploration: Exploration) -> dict[str, Share]:
         """What the untouched model makes of the same prompts; of some of those that can be typed."""
-        shares, of_thing = {}, self._of_things()
+        shares, of_thing = {}, _of_things(scorer)
         for origin in exploration.shares():
             texts = [point.text for point in exploration.points if point.origin == origin and point.word]
             some = texts[:: -(-len(texts) // YARDSTICK_PROMPTS) or 1]
@@ -234,19 +234,15 @@ class _Reporter:
                 shares[origin] = share_of(score.leak > scorer.threshold for score in scores)
         return shares
 
-    def _of_things(self) -> dict[str, Candidate]:
-        """The prompts that say the concept of things, which are judged in their own way, wherever they are asked."""
-        return {one.text: one for one in of_things(self.model, self.concept)}
-
     @torch.no_grad()
     def _sweep(
         self, file: Subjected, scorer: Scorer, exploration: Exploration, kept: Sequence[Kept]
     ) -> tuple[tuple[float, float, float | None], ...]:
         """Leak and retention over strengths, on the worst prompts found and on kept ones. The threshold of ``scorer``,
         which looks at the file's own strength, holds for all."""
-        words = self.concept.words
+        words = self.concept.named
         named = [worded(template, word) for word in words for template in with_room(self.model, TEMPLATES, words)]
-        of_thing = self._of_things()
+        of_thing = _of_things(scorer)
         named += [point.text for point in exploration.points if point.text in of_thing]
         worst = [point.text for point in exploration.points if point.leaks and point.word]
         leaking = list(dict.fromkeys([*worst[:SWEEP_PROMPTS], *named]))[:SWEEP_PROMPTS]
@@ -323,6 +319,11 @@ class _Reporter:
         # To decode, a host may move networks about: here nothing of the model is lent any more.
         pieces = [decode(latent) for latent in latents]
         return torch.cat(pieces) if pieces else pieces
+
+
+def _of_things(scorer: Scorer) -> dict[str, Candidate]:
+    """The prompts that say the concept of things, which are judged in their own way, wherever they are asked."""
+    return {one.text: one for one in beside_others(scorer)}
 
 
 def _about(file: Subjected, exploration: Exploration) -> dict[str, Any]:

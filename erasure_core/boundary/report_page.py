@@ -20,6 +20,7 @@ STYLE = Path(__file__).with_name("report.css")
 GROUPS = {
     "yours": "your own list",
     "named": "the concept's own words",
+    "added": "words that the erasing added",
     "misspelling": "misspellings",
     "vocabulary": "words that nobody named",
     "self-check": "sentences found by self-check (SAGE)",

@@ -101,7 +101,8 @@ def drift(scorer: Scorer, seed: int = 0) -> list[tuple[int, float]]:
     z = model.schedule.add_noise(clean[least], noise, t)
     places = [0] * DRIFT_STATES
     with subject.original():
-        before = subject.predict(z, t, model.encode([""])[places]).flatten(1)
-    after = subject.predict(z, t, model.encode([""])[places]).flatten(1)
+        before = subject.predict(z, t, model.encode([""])[places])
+    after = subject.predict(z, t, model.encode([""])[places])
+    before, after = (model.schedule.noise_of(z, t, predicted).flatten(1) for predicted in (before, after))
     moved = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-9)
     return [(int(step), round(float(value), 6)) for step, value in zip(t, moved, strict=True)]

@@ -40,6 +40,9 @@ FALSE_ALARMS = 0.01
 """Share of neutral prompts that the threshold may let pass."""
 APART = 0.5
 """Share of the squared distance that the concept makes in a prompt; another word of its kind has to be that far off."""
+ALIKE, UNTOUCHED = 0.7, 0.7
+"""Cosine with a direction of the concept from which the original model may read it, and share of its own direction that
+a prompt has to keep. Of words with so much of both most paint the concept; few others have it."""
 MAX_EXPONENT = 60.0
 MOST_WORDS, MOST_KEPT = 64, 96
 """Words of the concept, and prompts to keep, that candidates are compared with, evenly spread over all of them: each is
@@ -183,22 +186,31 @@ class Scorer:
 
         In units of the margin that the concept's own words have: with them it shares the threshold.
         """
-        prompts = [candidate.text, *self.rivals_of(candidate)]
-        own, without, *others = self.original_directions(prompts)
-        rivals = torch.stack([without, *others])
-        apart = _distances(own[None], rivals).amin().clamp_min(1e-12)
-        nearer = _distances(direction[None], rivals).amin() - _distances(direction[None], own[None])[0, 0]
+        own, without = self.original_directions([candidate.text, candidate.against[0]])
         way = own - without
         residual = (direction - without) @ way / way.pow(2).sum().clamp_min(1e-12)
+        # Below half the way it is nearer to nothing than to the concept: what else it may say need not be asked.
+        asked = self.rivals_of(candidate) if residual > 0.5 else candidate.against[:1]
+        rivals = self.original_directions(asked)
+        apart = _distances(own[None], rivals).amin().clamp_min(1e-12)
+        nearer = _distances(direction[None], rivals).amin() - _distances(direction[None], own[None])[0, 0]
         return nearer / apart * self.margins(self.towards).median(), residual
 
     def rivals_of(self, candidate: Candidate) -> list[str]:
         """What a prompt that says the concept of a thing is compared with: nothing in its place, and what of the rest
-        the original model does not read as the same."""
+        the original model does not read as the same.
+
+        Another basic colour is never the same, though red and yellow are nearer in a model than blue and indigo are.
+        Where there are such, other names of colours may be names of this one, and stay out where they point its way.
+        """
         own, without, *others = self.original_directions([candidate.text, *candidate.against])
-        usual = (own - without).pow(2).sum()
-        far = [float((own - other).pow(2).sum()) >= APART * float(usual) for other in others]
-        return [candidate.against[0], *(p for p, is_far in zip(candidate.against[1:], far, strict=True) if is_far)]
+        way, rest = own - without, torch.stack([other - without for other in others]) if others else own[None][:0]
+        if candidate.other:
+            are_far = similarity(rest, way[None])[:, 0] < ALIKE
+        else:
+            are_far = (rest - way).pow(2).sum(1) >= APART * way.pow(2).sum()
+        far = zip(candidate.against[1:], are_far.tolist(), strict=True)
+        return [candidate.against[0], *(p for p, is_far in far if is_far or p in candidate.other)]
 
     @torch.no_grad()
     def telling(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -209,6 +221,19 @@ class Scorer:
         without = self.original_directions([one.against[0] for one in candidates])
         known = self.knows(own - without).tolist()
         return [one for one, is_known in zip(candidates, known, strict=True) if is_known]
+
+    @torch.no_grad()
+    def kept(self, candidates: Sequence[Candidate]) -> list[bool]:
+        """Which prompts the original model reads as the concept, by the angle, and steer in the erased one as they did.
+
+        Whatever else may be as near: where a near-synonym takes the concept's place or is kept, that is nearest to all
+        words for the concept, though they paint it as before.
+        """
+        before, after = self.original_directions([one.text for one in candidates]), self.directions(candidates)
+        alike = similarity(before, self.towards).amax(1) >= ALIKE
+        same = (before * after).sum(1) >= UNTOUCHED * before.pow(2).sum(1)
+        found: list[bool] = (alike & same).tolist()
+        return found
 
     @property
     def at_once(self) -> int:

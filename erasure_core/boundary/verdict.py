@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..concept import Concept
-from .candidate import NAMED
+from .candidate import ADDED, NAMED
 from .exploration import NOT_JUDGED, hardly_changed, too_few_looks
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LIMITS = (
 )
 
 ATTRIBUTES = "attributes"
-UNNAMED = ("vocabulary", "misspelling", "yours")
+UNNAMED = (ADDED, "vocabulary", "misspelling", "yours")
 """Searches whose prompts are words and spellings that anybody may type."""
 ATTACKS = ("self-check", "genetic", "prefix")
 BEYOND = {

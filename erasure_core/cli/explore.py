@@ -114,7 +114,7 @@ def searched_concept(options: argparse.Namespace, stored: list[StoredErasure]) -
     if options.concept is not None:
         asked = Concept((options.concept, *options.word), None, options.keep)
     elif told is not None:
-        asked = Concept((*told.words, *options.word), told.alternative, options.keep, told.instead)
+        asked = replace(told, words=(*told.words, *options.word), keep=tuple(options.keep), groups=())
     else:
         raise InvalidConcept("There is nothing to search for; give --concept, or an erasure with a manifest.")
     return replace(asked, keep=(*asked.keep, *apart_from(asked.words, told.keep if told else ())))

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import ModelError
 from ..hosts.diffusers import DiffusersModel
 from ..model import PATCH
 from .terminal import load_model
@@ -63,6 +64,8 @@ def load_chosen_model(options: argparse.Namespace, device: str = "cpu", pictures
     """The model that ``add_model_arguments`` asked for."""
     model = load_model(options.model, device, pictures, options.prediction)
     if options.prediction:  # a folder's own word is overruled too
+        if options.prediction == "epsilon" and not model.schedule.signal[-1]:
+            raise ModelError(f"The model {options.model} starts from pure noise, so it cannot predict epsilon.")
         model.schedule = replace(model.schedule, prediction=options.prediction)
     if options.size:
         height, width = options.size

@@ -184,23 +184,43 @@ class ComfyModel:
         return self._keys[name]
 
     def base_weight(self, name: str) -> Tensor:
-        return self._weights_of(name).base(self.key(name))
+        plain = self._plain(name)
+        return self._weights_of(name).base(self.key(name)) if plain is None else plain
 
     def is_quantised(self, name: str) -> bool:
         """Whether a layer's weight is stored as something else than plain floating-point numbers."""
-        return self._weights_of(name).is_quantised(self.key(name))
+        return self._plain(name) is None and self._weights_of(name).is_quantised(self.key(name))
 
     def stored_at(self, name: str) -> int:
         """The address of a layer's unpatched weight: another one after a model was loaded anew or moved."""
-        key = self.key(name)
-        patcher = self.patcher if name.startswith("unet.") else self.clip.patcher
-        # As get_key_patches does it, without asking for every key of the network.
-        kept = patcher.backup.get(key)
-        weight: Tensor = weight_of(self.layers()[name]) if kept is None else kept.weight
+        weight = self._stored(name)
         try:
             return weight.data_ptr()
         except RuntimeError:  # a quantised weight has no memory of its own
             return id(weight)
+
+    def _patcher_of(self, name: str) -> Any:
+        return self._unet_patcher() if name.startswith("unet.") else self.clip.patcher
+
+    def _stored(self, name: str) -> Tensor:
+        """A layer's unpatched weight, as ``get_key_patches`` finds it, without asking for every key of the network:
+        that takes longer than to recognise a base."""
+        key, patcher = self.key(name), self._patcher_of(name)
+        weight: Tensor = weight_of(self.layers()[name])
+        if key in patcher.backup:
+            weight = patcher.backup[key].weight
+        if key in getattr(patcher, "hook_backup", ()):
+            weight = patcher.hook_backup[key][0]
+        return weight
+
+    def _plain(self, name: str) -> Tensor | None:
+        """``_stored`` where it is plain numbers; ``None`` where only the host's own list of keys tells what a layer
+        holds: it converts its weight, or is lent to a training, or something is hung into the network."""
+        layer, patcher = self.layers()[name], self._patcher_of(name)
+        if self._lent or hasattr(layer, "convert_weight") or getattr(patcher, "is_injected", False):
+            return None
+        weight = self._stored(name)
+        return weight if type(weight) in (Tensor, nn.Parameter) else None
 
     def weight(self, name: str) -> Tensor:
         held = self._weights_of(name).effective(self.key(name))

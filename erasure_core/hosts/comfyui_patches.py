@@ -138,12 +138,12 @@ def bound(
         return stored.bind(model, allow_other_base, device)
     network = (model.patcher or model.clip.patcher).model
     known = _RECOGNISED.setdefault(network, set())
-    deltas = stored.bind(model, True, device)
+    deltas = stored.bind(model, bool(known), device)  # of a network that nothing is known of, at once
     places = tuple(sorted(model.stored_at(name) for name in deltas))
     seen = (manifest.base_fingerprint, tuple(manifest.base_sketch), places)
-    if seen not in known:
+    if known and seen not in known:
         deltas = stored.bind(model, False, device)
-        known.add(seen)
+    known.add(seen)
     return deltas
 
 

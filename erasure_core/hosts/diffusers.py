@@ -417,7 +417,9 @@ def _schedule(folder: Path) -> NoiseSchedule:
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     start, end, steps = (config.get(name) for name in ("beta_start", "beta_end", "num_train_timesteps"))
     kind, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
-    if kind not in ("linear", "scaled_linear") or config.get("trained_betas") or config.get("rescale_betas_zero_snr"):
+    zero_terminal = bool(config.get("rescale_betas_zero_snr"))
+    impossible = zero_terminal and prediction == "epsilon"  # in pure noise, noise tells nothing of a picture
+    if kind not in ("linear", "scaled_linear") or config.get("trained_betas") or impossible:
         raise ModelError(f"The model {folder} has a noise schedule that is not supported ({kind}, or a changed one).")
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(f"The model {folder} predicts {prediction!r}; only epsilon and v_prediction are supported.")
@@ -426,7 +428,7 @@ def _schedule(folder: Path) -> NoiseSchedule:
         raise ModelError(f"The model {folder} has a noise schedule that cannot be ({start} to {end} in {steps} steps).")
     power = 2 if kind == "scaled_linear" else 1
     betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
-    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
+    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction, zero_terminal)
 
 
 def _read(path: Path, device: torch.device, pictures: bool, prediction: str | None) -> ModelParts:

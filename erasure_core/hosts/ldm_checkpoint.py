@@ -21,6 +21,10 @@ from .ldm_keys import CLIP_SD1, CLIP_SDXL, OPEN_CLIP_SD2, OPEN_CLIP_SDXL
 TOKENIZER = Path(__file__).parent.parent / "data" / "clip_tokenizer"
 """The CLIP byte-pair vocabulary, which all three families use."""
 LATENT_SIZE = {"sd1": 64, "sd2": 96, "sdxl": 128}
+EDM_MARKS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"})
+"""Tensors by which models of EDM (Karras et al. 2022) are known, such as Playground 2.5 and CosXL."""
+MODELSPEC_NAMES = ("prediction_type", "predict_key")
+"""Under which the metadata say what is predicted, as kohya's scripts and as ComfyUI write it."""
 V_PROBE = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
@@ -108,8 +112,8 @@ def _build(
         tensors = {name: ldm_keys.as_vae_tensor(key, source.get(key)) for name, key in keys.items()}
         source.fill(vae, tensors, torch.float32)  # SDXL's autoencoder overflows in float16
     encoders = _text_encoders(source, family)
-    chosen = prediction or prediction_of(source, family)
-    return ModelParts(unet, encoders, _tokenizers(family), _schedule(chosen), vae)
+    chosen = prediction or prediction_of(source, family, metadata)
+    return ModelParts(unet, encoders, _tokenizers(family), _schedule(chosen, "ztsnr" in source.shapes), vae)
 
 
 def _empty(kind: Any, **config: Any) -> Any:
@@ -176,18 +180,19 @@ def _latent_size(metadata: Mapping[str, Any], family: str) -> int:
     return int(width[1]) // 8 if width and int(width[1]) >= 8 else LATENT_SIZE[family]
 
 
-def prediction_of(source: _Source, family: str) -> str:
+def prediction_of(source: _Source, family: str, metadata: Mapping[str, Any]) -> str:
     """``epsilon`` or ``v_prediction``. Shapes do not tell, so hosts look at marks that trainers leave.
 
-    SDXL v-prediction models carry an empty tensor ``v_pred``. SD2.1-v differs from SD2.1-base in one norm's bias, whose
-    spread is above 0.09 in the v model: that is how ComfyUI decides.
+    SDXL v-prediction models carry an empty tensor ``v_pred``; trainers also write ``v`` into the metadata. That these
+    say ``epsilon`` tells less, since that is written where nobody said anything. SD2.1-v differs from SD2.1-base in one
+    norm's bias, whose spread is above 0.09 in the v model: that is how ComfyUI decides.
 
     Raises:
-        ModelError: the model is marked as one with another noise schedule.
+        ModelError: the model is marked as one that reads its noise in yet another way.
     """
-    if "ztsnr" in source.shapes:
-        raise ModelError("its noise schedule ends in pure noise (zero terminal SNR), which is not supported")
-    if "v_pred" in source.shapes:
+    if not EDM_MARKS.isdisjoint(source.shapes):
+        raise ModelError("its noise schedule (EDM) is not supported")
+    if "v_pred" in source.shapes or "v" in (metadata.get(f"modelspec.{name}") for name in MODELSPEC_NAMES):
         return "v_prediction"
     if family == "sd2" and V_PROBE in source.shapes:
         spread = float(source.get(V_PROBE).float().std(unbiased=False))
@@ -195,9 +200,14 @@ def prediction_of(source: _Source, family: str) -> str:
     return "epsilon"
 
 
-def _schedule(prediction: str) -> NoiseSchedule:
+def _schedule(prediction: str, zero_terminal: bool) -> NoiseSchedule:
+    if zero_terminal and prediction == "epsilon":
+        raise ModelError(
+            "it is marked as one that starts from pure noise (zero terminal SNR), which a model that predicts epsilon "
+            "cannot; if it predicts v, say so"
+        )
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction)
+    return NoiseSchedule.from_alphas_cumprod(torch.cumprod(1 - betas, dim=0), prediction, zero_terminal)
 
 
 def checkpoint_tensors(parts: ModelParts) -> dict[str, Tensor]:

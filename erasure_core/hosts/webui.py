@@ -48,6 +48,8 @@ class WebuiModel:
         self.unet = self.host.unet
         self.family = _family(sd_model, self.unet)
         self.texts: list[TextSide] = text_sides(sd_model)
+        if self.family == "sdxl" and len(self.texts) == 1:
+            raise ModelError("The loaded model is SDXL's refiner, which is not supported; load SDXL's base model.")
         self.schedule: NoiseSchedule = self.host.schedule()
         side = latent_side or LATENT_SIDE[self.family]
         self.latent_shape = (4, side, side)
@@ -165,10 +167,16 @@ class WebuiModel:
 
     def _check_trainable(self) -> None:
         reason = self.host.untrainable()
+        channels = _channels(self.unet)
         weights = [p for p in self.unet.parameters() if p.dim() > 1]
         kinds = {p.dtype for p in weights}
-        if not kinds <= set(FLOATS) or any(hasattr(p, "gguf_cls") or hasattr(p, "bnb_quantized") for p in weights):
+        if not kinds <= set(FLOATS) or is_packed(self.unet):
             reason = "its weights are quantised; load it in 16 or 32 bits"
+        elif channels != 4:
+            reason = (
+                f"it reads {channels} channels, as inpainting and depth models do; load the plain model, and apply the "
+                "file here"
+            )
         elif len({p.device for p in weights}) > 1:
             reason = "its weights lie on several devices; start the web UI without low-memory options"
         elif "forward" in self.unet.__dict__:
@@ -190,21 +198,39 @@ class WebuiModel:
         return torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
 
 
+def is_packed(network: nn.Module) -> bool:
+    """Whether weights are stored in other shapes than they have (nf4, gguf)."""
+    return any(hasattr(p, "gguf_cls") or hasattr(p, "bnb_quantized") for p in network.parameters())
+
+
 def title_of(checkpoint: Any) -> str:
     """Name for people of what a host knows of a checkpoint."""
     return str(getattr(checkpoint, "name_for_extra", None) or getattr(checkpoint, "title", "unnamed"))
 
 
 def _family(sd_model: Any, unet: nn.Module) -> str:
+    """``sd1``, ``sd2`` or ``sdxl``.
+
+    Raises:
+        ModelError: it is none of these.
+    """
     families = [family for family in ("sdxl", "sd2", "sd1") if getattr(sd_model, f"is_{family}", False)]
-    first = next((p for p in unet.parameters() if p.dim() == 4), None)
-    if not families or first is None or not hasattr(unet, "input_blocks"):
+    into = next((layer for path, layer in unet.named_modules() if path.endswith(".proj_in")), None)
+    if not families or not isinstance(into, nn.Module) or not hasattr(unet, "input_blocks"):
         raise ModelError(
             "The loaded model is of a kind that is not supported; load an SD1.x, SD2.x or SDXL checkpoint."
         )
-    if first.shape[1] != 4:
-        raise ModelError("The loaded model is an inpainting or depth model; load one that reads 4 channels.")
-    return families[0]
+    if families[0] == "sdxl":
+        return "sdxl"
+    # Forge classic and reForge take SD2.x for SD1.x; only the former's blocks begin with a linear layer.
+    weight = into._parameters["weight"]
+    return "sd2" if weight is not None and weight.dim() == 2 else "sd1"
+
+
+def _channels(unet: nn.Module) -> int:
+    """What the network reads: 4 channels, or more where a picture to be changed comes along."""
+    first = next(p for p in unet.parameters() if p.dim() == 4)
+    return int(first.shape[1])
 
 
 def _size_features(latents: Tensor) -> Tensor:

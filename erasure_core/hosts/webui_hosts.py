@@ -110,8 +110,13 @@ class LdmHost:
 
         model = self.sd_model
         with devices.without_autocast():
+            if getattr(model, "is_sdxl", False):  # its first stage would draw by chance
+                first = model.first_stage_model
+                mean, _ = first.quant_conv(first.encoder(pictures.to(devices.dtype_vae))).chunk(2, dim=1)
+                likeliest: Tensor = mean * model.scale_factor
+                return likeliest
             found = model.encode_first_stage(pictures.to(devices.dtype_vae))
-            latents: Tensor = model.get_first_stage_encoding(found.mode() if hasattr(found, "mode") else found)
+            latents: Tensor = model.get_first_stage_encoding(found.mode())
         return latents
 
 
@@ -127,6 +132,7 @@ class ForgeHost:
         network = sd_model.forge_objects.unet.model.diffusion_model
         assert isinstance(network, nn.Module)
         self.unet: nn.Module = network
+        self._places: dict[int, tuple[nn.Module, nn.Module, str]] = {}
 
     def unet_now(self) -> Any:
         """The UNet that the model holds now."""
@@ -147,7 +153,13 @@ class ForgeHost:
         else:
             kind = str(sampling.prediction_type)
         sigmas = torch.as_tensor(sampling.sigmas).detach().cpu().double()
-        return NoiseSchedule.from_alphas_cumprod(1 / (sigmas**2 + 1), _prediction(kind))
+        prediction = _prediction(kind)
+        # A checkpoint's mark. These hosts stretch the schedule for each generation and put it back behind it.
+        marks = (getattr(self.sd_model, "model_config", None), self.sd_model)
+        marked = any(getattr(one, "ztsnr", False) for one in marks)
+        return NoiseSchedule.from_alphas_cumprod(
+            1 / (sigmas**2 + 1), prediction, zero_terminal=marked and prediction == "v_prediction"
+        )
 
     def precision(self) -> AbstractContextManager[None]:
         """The host's layers cast by themselves."""
@@ -187,18 +199,28 @@ class ForgeHost:
                 loader.refresh(lora_patches={}, offload_device=patcher.offload_device)
 
     def base_parameter(self, module: nn.Module, leaf: str) -> Tensor:
-        weight = self._backups().get((id(module), leaf))
-        return weight if weight is not None else _parameter(module, leaf)
+        found = self._place(module)
+        if found is not None:
+            _, root, path = found
+            backups = [backup for patched, backup in self._backup_tables() if patched is root]
+            weight = next((backup[key] for backup in backups if (key := f"{path}.{leaf}") in backup), None)
+            if weight is not None:
+                original: Tensor = getattr(weight, "weight", weight)
+                return original
+        return _parameter(module, leaf)
 
-    def _backups(self) -> dict[tuple[int, str], Tensor]:
-        """Original values of the weights that are patched now."""
-        found: dict[tuple[int, str], Tensor] = {}
-        for root, backup in self._backup_tables():
-            modules = dict(root.named_modules())
-            for key, weight in backup.items():
-                path, _, leaf = key.rpartition(".")
-                if path in modules:
-                    found[(id(modules[path]), leaf)] = getattr(weight, "weight", weight)
+    def _place(self, module: nn.Module) -> tuple[nn.Module, nn.Module, str] | None:
+        """The module, what the host patches that it is a part of, and its path there. Looked up once for all modules:
+        to name them takes as long as to check them."""
+        found = self._places.get(id(module))
+        if found is None or found[0] is not module:
+            originals = self.sd_model.forge_objects_original
+            self._places = {
+                id(part): (part, root, path)
+                for root in (originals.unet.model, originals.clip.patcher.model)
+                for path, part in root.named_modules()
+            }
+            found = self._places.get(id(module))
         return found
 
     def _backup_tables(self) -> list[tuple[nn.Module, dict[str, Any]]]:

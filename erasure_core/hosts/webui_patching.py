@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .webui import WebuiModel
+from .webui import FLOATS, WebuiModel
+from .webui_changes import Change, Effect, Expanding, changes_of
 from .webui_hosts import ForgeHost, LdmHost
-from .webui_slots import Applied, PatchView, Slot, key_of, summed
+from .webui_slots import Applied, PatchView, Slot, key_of
 from .webui_swap import exchange, exchanged, forget_all, restore, without_lora
 
 MIN_EFFECT = 0.5
@@ -24,23 +24,6 @@ MIN_EFFECT_AMONG_OTHERS = 1e-3
 
 class PatchFailed(ModelError):
     """An erasure did not get onto the model; no picture may be made."""
-
-
-class Effect:
-    """How much of a change is found in weights: <after - before, change> / <change, change> over all of them."""
-
-    def __init__(self) -> None:
-        self.found, self.whole = 0.0, 0.0
-
-    @torch.no_grad()
-    def add(self, after: Tensor, before: Tensor, change: Tensor) -> None:
-        moved = after.detach().float().cpu() - before.detach().float().cpu()
-        self.found += float((moved.double() * change).sum())
-        self.whole += float(change.double().square().sum())
-
-    @property
-    def share(self) -> float:
-        return self.found / self.whole if self.whole else 1.0
 
 
 @dataclass
@@ -79,10 +62,7 @@ class SwapPatcher:
                 raise PatchFailed("An alternative UNet is active; choose 'None' under Settings, SD Unet.")
             share = self._exchange(wanted)
             if share < MIN_EFFECT:
-                raise PatchFailed(
-                    f"The model's weights are stored so coarsely that only {share:.0%} of the erasure would be left; "
-                    "load it in 16 or 32 bits."
-                )
+                raise PatchFailed(_coarse(share))
         except BaseException:
             self.clear()
             raise
@@ -93,8 +73,9 @@ class SwapPatcher:
         self.state = _State(key_of(wanted), self._checkpoint(), places)  # first, so that a failure can be undone
         effect = Effect()
         for text in (False, True):
-            for slot, change in summed(wanted, self.view.slots, text):
-                patched = exchange(slot.module, slot.leaf, slot.owner, change)
+            for change in changes_of(wanted, self.view.slots, text):
+                slot = change.slot
+                patched = exchange(slot.module, slot.leaf, slot.owner, change.dense())
                 places.append((slot.module, slot.leaf, patched))
                 effect.add(patched, self.host.base_parameter(slot.module, slot.leaf), change)
         return effect.share
@@ -136,7 +117,7 @@ class ForgePatcher:
     def __init__(self, model: WebuiModel) -> None:
         assert isinstance(model.host, ForgeHost)
         self.model, self.host, self.view = model, model.host, PatchView(model)
-        self._sums: dict[bool, tuple[str, list[tuple[Slot, Tensor]]]] = {}
+        self._changed: dict[bool, tuple[str, list[Change]]] = {}
         self._cache: dict[bool, tuple[Any, str, Any]] = {}
         self._checked: dict[bool, tuple[str, list[tuple[nn.Module, str, Tensor]]]] = {}
 
@@ -189,30 +170,47 @@ class ForgePatcher:
         # After another generation the host may have patched anew: then the weights are others, and checked again.
         if seen_key == key and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
             return True
-        if self._effect(changes) < (MIN_EFFECT_AMONG_OTHERS if _shares(side) else MIN_EFFECT):
+        # Coarse weights may not hold less of it because there is a LoRA, too.
+        least = MIN_EFFECT_AMONG_OTHERS if _shares(side) and _all_fine(changes) else MIN_EFFECT
+        if self._effect(changes) < least:
             return False
-        self._checked[text] = (key, [(slot.module, slot.leaf, _now(slot)) for slot, _ in changes])
+        self._checked[text] = (key, [(change.slot.module, change.slot.leaf, _now(change.slot)) for change in changes])
         return True
 
-    def _changes(self, wanted: Sequence[Applied], text: bool) -> list[tuple[Slot, Tensor]]:
-        key, cached = key_of(wanted), self._sums.get(text)
+    def why_not(self, wanted: Sequence[Applied], text: bool = False) -> str:
+        """The cause where the weights themselves are why these changes are not in effect, or an empty text."""
+        changes, cached = self._changes(wanted, text), self._cache.get(text)
+        side = _side(self.objects.clip if text else self.objects.unet, text)
+        is_on = cached is not None and cached[1] == key_of(wanted) and _descends(side, _side(cached[2], text))
+        if not is_on or _all_fine(changes) or self._is_left_out(changes):
+            return ""
+        return _coarse(max(0.0, self._effect(changes)))
+
+    def _changes(self, wanted: Sequence[Applied], text: bool) -> list[Change]:
+        key, cached = key_of(wanted), self._changed.get(text)
         if cached is None or cached[0] != key:
-            cached = self._sums[text] = (key, summed(wanted, self.view.slots, text))
+            cached = self._changed[text] = (key, changes_of(wanted, self.view.slots, text))
         return cached[1]
 
-    def _effect(self, changes: Sequence[tuple[Slot, Tensor]]) -> float:
+    def _effect(self, changes: Sequence[Change]) -> float:
         """How much of the changes the weights hold, against the host's backup; 0 if one is not changed at all."""
+        if self._is_left_out(changes):
+            return 0.0
         effect = Effect()
-        for slot, change in changes:
-            now, before = _now(slot), self.host.base_parameter(slot.module, slot.leaf)
-            if change.any() and now is before:
-                return 0.0
-            effect.add(now, before, change)
+        for change in changes:
+            effect.add(_now(change.slot), self._before(change.slot), change)
         return effect.share
+
+    def _is_left_out(self, changes: Sequence[Change]) -> bool:
+        """Whether the host has not touched one of the weights that are to be changed."""
+        return any(_now(change.slot) is self._before(change.slot) and change.acts() for change in changes)
+
+    def _before(self, slot: Slot) -> Tensor:
+        return self.host.base_parameter(slot.module, slot.leaf)
 
     def clear(self) -> None:
         """Nothing of ours outlives a generation but caches; the host takes its patches off by itself."""
-        self._sums, self._cache, self._checked = {}, {}, {}
+        self._changed, self._cache, self._checked = {}, {}, {}
 
     forget = clear
 
@@ -236,17 +234,29 @@ def _now(slot: Slot) -> Tensor:
     return weight
 
 
-def _add(patcher: Any, changes: Sequence[tuple[Slot, Tensor]], name: str) -> None:
+def _all_fine(changes: Sequence[Change]) -> bool:
+    """Whether all weights have at least 16 bits."""
+    return all(_now(change.slot).dtype in FLOATS for change in changes)
+
+
+def _coarse(share: float) -> str:
+    return (
+        f"The model's weights are stored so coarsely that only {share:.0%} of the erasure would be left; load it in 16 "
+        "or 32 bits."
+    )
+
+
+def _add(patcher: Any, changes: Sequence[Change], name: str) -> None:
     """Add the changes to a patcher by the host's names.
 
     Raises:
         PatchFailed: the host did not accept all of them.
     """
     paths = {id(module): path for path, module in patcher.model.named_modules()}
-    missing = [slot for slot, _ in changes if id(slot.module) not in paths]
-    if missing:
+    if any(id(change.slot.module) not in paths for change in changes):
         raise PatchFailed("The host's patcher does not hold a layer that the erasure changes; update this extension.")
-    patches = {f"{paths[id(slot.module)]}.{slot.leaf}": ("diff", (change,)) for slot, change in changes}
+    keys = [f"{paths[id(change.slot.module)]}.{change.slot.leaf}" for change in changes]
+    patches = {key: ("diff", (Expanding(change),)) for key, change in zip(keys, changes, strict=True)}
     options: dict[str, Any] = {"patches": patches, "strength_patch": 1.0, "strength_model": 1.0}
     if "filename" in inspect.signature(patcher.add_patches).parameters:
         options["filename"] = name

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..delta import DeltaSet, inner_product
+from ..errors import ModelError
 from ..layers import is_text
-from .webui import WebuiModel
+from .webui import WebuiModel, is_packed
 
 CPU = torch.device("cpu")
 
@@ -50,9 +51,17 @@ class PatchView:
     """A loaded model as far as ``StoredErasure.bind`` needs it, with all layers that can be *patched*.
 
     ``WebuiModel.layers`` has only those that can also be trained: whose forward the host calls.
+
+    Raises:
+        ModelError: its weights are packed, so that no change can be added to them.
     """
 
     def __init__(self, model: WebuiModel) -> None:
+        if is_packed(model.unet):
+            raise ModelError(
+                "The loaded model's weights are quantised (nf4 or gguf), so no erasure can be put on them; load it in "
+                "16 or 32 bits."
+            )
         self.model = model
         self.family = model.family
         self.device = CPU
@@ -117,24 +126,6 @@ def key_of(wanted: Sequence[Applied]) -> str:
     """What decides which weights result; empty if nothing is changed."""
     parts = [f"{one.digest}:{one.unet!r}:{one.text!r}" for one in wanted if one.layers(True) or one.layers(False)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else ""
-
-
-@torch.no_grad()
-def summed(wanted: Sequence[Applied], slots: Mapping[str, Slot], text: bool) -> list[tuple[Slot, Tensor]]:
-    """The whole change of every touched parameter of one side, float32 on the CPU, at its strengths added up."""
-    totals: dict[tuple[int, str], tuple[Slot, Tensor]] = {}
-    for one in wanted:
-        for name in one.layers(text):
-            slot = slots[name]
-            parameter = slot.module._parameters[slot.leaf]
-            assert parameter is not None
-            place = (id(slot.module), slot.leaf)
-            if place not in totals:
-                totals[place] = (slot, torch.zeros(parameter.shape))
-            part = totals[place][1] if slot.rows is None else totals[place][1][slice(*slot.rows)]
-            with torch.autocast("cpu", enabled=False):  # hosts call us inside their own half precision
-                part += one.strength(name) * one.deltas[name].change().detach().view(part.shape)
-    return list(totals.values())
 
 
 class Products:

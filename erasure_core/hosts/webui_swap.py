@@ -87,13 +87,13 @@ def exchange(module: nn.Module, leaf: str, owner: nn.Module, change: Tensor) -> 
         module: holds the parameter.
         leaf: its name.
         owner: the module on which the Lora extension keeps its state.
-        change: float32, in the parameter's shape.
+        change: float32, in the parameter's shape; it is overwritten.
     """
     without_lora(owner)
     restore(module, leaf)
     original = module._parameters[leaf]
     assert original is not None
-    whole = original.detach().float() + change.to(original.device)
+    whole = change.to(original.device).add_(original.detach().float())
     patched = nn.Parameter(whole.to(original.dtype), requires_grad=original.requires_grad)
     module.__dict__.setdefault(ORIGINALS, {})[leaf] = Exchange(original, patched)
     module._parameters[leaf] = patched

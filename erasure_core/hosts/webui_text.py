@@ -107,8 +107,11 @@ class TextSide:
         """Canonical names of the linear layers whose forward the host calls."""
         unread = self._unread()
         for path, layer in self.network.named_modules():
-            # open_clip's attention reads the weight of its output layer without ever calling that layer.
-            if is_layer(layer) and not (self.is_open_clip and path.endswith("attn.out_proj")):
+            # open_clip's attention reads the weight of its output layer without ever calling that layer. Where A1111's
+            # classes drive the network, its last projection is beside it; reForge has a layer there that nothing reads.
+            is_called = not (self.is_open_clip and path.endswith("attn.out_proj"))
+            is_called &= path != "text_projection" or getattr(self.engine, "wrapped", None) is None
+            if is_layer(layer) and is_called:
                 name = self.canonical(path)
                 if name is not None and not path.startswith(unread):
                     yield name, layer

@@ -26,17 +26,19 @@ BINS = 5
 class AllButOneSettings(TextSpaceSettings, VocabularySettings):
     """Settings of All but One."""
 
-    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    replace: bool = option(
+        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
     without: str = option(
         "neutralise",
         "what the guidance becomes where nothing takes the concept's place: none, or the opposite of the concept's",
         choices=("neutralise", "hard"),
     )
-    negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0)
-    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
-    steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    negative: float = option(1.0, "hard: how far to push away from the concept", low=0.0, high=10.0, basic=True)
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True, basic=True)
+    steps: int = option(200, "optimiser steps", low=1, high=100_000, basic=True)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
-    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
     drift_weight: float = option(8.0, "lambda: weight of the unconditional constraint", low=0.0, high=1000.0)
 
 

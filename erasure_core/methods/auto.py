@@ -36,18 +36,20 @@ if TYPE_CHECKING:
 class AutoSettings(TextSpaceSettings, CheckSettings):
     """Settings of the combination."""
 
-    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
-    steps: int = option(200, "optimiser steps", low=1, high=100_000)
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True, basic=True)
+    steps: int = option(200, "optimiser steps", low=1, high=100_000, basic=True)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
-    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
+    replace: bool = option(
+        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
     without: str = option(
         "hard",
         "where nothing takes the concept's place: ignore it (neutralise) or push away from it (hard)",
         choices=("neutralise", "hard"),
     )
     negative: float = option(
-        0.5, "hard: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
+        0.5, "hard: how far to push away where nothing takes the concept's place", low=0.0, high=10.0, basic=True
     )
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
     boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)

@@ -47,13 +47,15 @@ models that cannot be asked for tokens."""
 class ClosedFormSettings(SolverSettings):
     """Settings of the closed form."""
 
-    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
+    replace: bool = option(
+        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
     damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
-    keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4)
+    keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4, basic=True)
     tolerance: float = option(
         1e-2, "share of what the change achieves that a lower rank may give up; 0 is exact", low=0.0, high=0.9
     )
-    rank: int = option(0, "largest rank of the change; 0 sets no limit", low=0, high=1024)
+    rank: int = option(0, "largest rank of the change; 0 sets no limit", low=0, high=1024, basic=True)
 
 
 def partings(model: LoadedModel, prompts: Sequence[str], replacements: Sequence[str]) -> list[int] | None:

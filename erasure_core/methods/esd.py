@@ -20,7 +20,11 @@ class TargetSettings(TrainingSettings):
     """Settings of methods that train towards ``target``."""
 
     negative: float = option(
-        0.5, "negative guidance eta: how far to push away where nothing takes the concept's place", low=0.0, high=10.0
+        0.5,
+        "negative guidance eta: how far to push away where nothing takes the concept's place",
+        low=0.0,
+        high=10.0,
+        basic=True,
     )
     negative_beside: float = option(0.0, "the same where there is an alternative to go to", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the alternative, if there is one", low=0.0, high=10.0)

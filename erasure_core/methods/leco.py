@@ -27,8 +27,10 @@ class LecoSettings(TrainingSettings):
     driver: str = option(TRAINING, "where the trajectories lead", choices=(ORIGINAL, TRAINING))
     contexts: int = option(0, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(0, "words near each word of the kept prompts that are kept too", low=0, high=100)
-    keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    negative: float = option(1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0)
+    keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
+    negative: float = option(
+        1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0, basic=True
+    )
     negative_beside: float = option(1.0, "the same where a neutral prompt is given", low=0.0, high=10.0)
     towards: float = option(1.0, "guidance towards the neutral prompt, if one is given", low=0.0, high=10.0)
 

@@ -20,7 +20,7 @@ from .registry import option, solver
 class ReceSettings(ClosedFormSettings):
     """Settings of RECE."""
 
-    rounds: int = option(2, "rounds of finding embeddings that bring the concept back", low=1, high=20)
+    rounds: int = option(2, "rounds of finding embeddings that bring the concept back", low=1, high=20, basic=True)
     search_damping: float = option(0.1, "lambda of that search: pull towards small embeddings", low=1e-8, high=1e4)
 
 

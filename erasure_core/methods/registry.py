@@ -40,13 +40,15 @@ def option(
     choices: tuple[str, ...] | None = None,
     combine: bool = False,
     neutral: bool = False,
+    basic: bool = False,
 ) -> Any:
     """One setting: its default, what it does, and its range (both ends allowed).
 
-    ``combine`` lets several choices be joined by "+"; ``neutral`` marks what changes memory or time but not the result.
+    ``combine`` lets several choices be joined by "+"; ``neutral`` marks what changes memory or time but not the result;
+    ``basic`` marks what most people may want to choose, so that front ends can fold the rest away.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "combine": combine, "neutral": neutral}
-    return field(default=default, metadata=metadata)
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "combine": combine}
+    return field(default=default, metadata=metadata | {"neutral": neutral, "basic": basic})
 
 
 KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -91,11 +93,15 @@ MOST_ACCUMULATED = 64
 class SolverSettings:
     """What every method has."""
 
-    layers: str = option("cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    layers: str = option(
+        "cross-attention-kv", "layers that change", choices=tuple(LAYER_GROUPS), combine=True, basic=True
+    )
     contexts: int = option(48, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(2, "words near each word of the kept prompts that are kept too", low=0, high=100)
-    replace: bool = option(False, "without an alternative, the likest word of your kept prompts takes the place")
-    seed: int = option(0, "random seed", low=0, high=2**53)
+    replace: bool = option(
+        False, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
+    seed: int = option(0, "random seed", low=0, high=2**53, basic=True)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,15 +111,17 @@ class SolverSettings:
 class TrainingSettings(SolverSettings):
     """What every method that trains has. Learning rates are for SD1.5's widths and scale with each layer's."""
 
-    rank: int = option(16, "rank of the change (LoRA); 0 trains full-size (dense) changes", low=0, high=1024)
-    steps: int = option(400, "optimiser steps", low=1, high=100_000)
+    rank: int = option(
+        16, "rank of the change (LoRA); 0 trains full-size (dense) changes", low=0, high=1024, basic=True
+    )
+    steps: int = option(400, "optimiser steps", low=1, high=100_000, basic=True)
     learning_rate: float = option(1e-3, "Adam learning rate for a layer of SD1.5's width", low=1e-8, high=1.0)
     cool_down: float = option(
         0.5, "share of the steps, at the end, over which the learning rate falls to nothing", low=0.0, high=1.0
     )
     batch: int = option(8, "noisy states of the concept in one step, and as many of kept prompts", low=1, high=256)
     accumulate: int = option(1, "batches summed up before an optimiser step", low=1, high=MOST_ACCUMULATED)
-    keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
+    keep_weight: float = option(2.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
     guidance: float = option(3.0, "guidance (CFG) scale at which training pictures are drawn", low=1.0, high=30.0)
     trajectories: int = option(
         48, "training pictures drawn in advance, each used at all its steps (trajectories)", low=1, high=4096

@@ -32,10 +32,12 @@ RELATED = 128
 class SageSettings(TargetSettings, TextSpaceSettings, CheckSettings):
     """Settings of SAGE."""
 
-    replace: bool = option(True, "without an alternative, the likest word of your kept prompts takes the place")
-    steps: int = option(200, "optimiser steps", low=1, high=100_000)
-    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0)
-    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True)
+    replace: bool = option(
+        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
+    steps: int = option(200, "optimiser steps", low=1, high=100_000, basic=True)
+    keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
+    layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True, basic=True)
     erase_in: str = option("noise", "where the erasing term is: predicted noise, or text", choices=("noise", "text"))
     boundary_weight: float = option(1.0, "weight of found boundary points against the concept", low=0.0, high=100.0)
     global_weight: float = option(1.0, "weight of keeping how kept prompts relate to each other", low=0.0, high=1000.0)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class VocabularySettings(TrainingSettings):
     """Settings of methods that ask the model for its words before they train."""
 
-    search: bool = option(True, "also erase the words that the model reads as the concept, and keep those near it")
+    search: bool = option(
+        True, "also erase the words that the model reads as the concept, and keep those near it", basic=True
+    )
     candidates: int = option(40, "nearest words of the vocabulary that are judged", low=1, high=1000)
     alike: float = option(0.55, "least likeness of the guidance for a word that belongs", low=-1.0, high=1.0)
     most_words: int = option(12, "most words that are found and erased", low=0, high=100)
@@ -45,13 +47,14 @@ def with_own_words(model: LoadedModel, concept: Concept, settings: VocabularySet
         found = survey(reads, concept, look, progress)
     else:
         concept, found = everyday_survey(reads, concept, look, progress)
+    if settings.replace:
+        # Before the words that were found: "pumpkin" among them does not make a thing of "orange".
+        explicit = is_explicit(concept)
+        concept = with_likest(concept, found) if named else concept
+        concept = with_known_stand_in(concept, found, explicit)
     grown = expanded(concept, found, settings.most_words)
     # What is as alike as the concept's own words and yet in doubt is not kept either: it may paint just that.
     near = [one for one in found if not (one.belongs or one.kept) and (one.near or one.likeness < settings.alike)]
     near.sort(key=lambda one: not one.near)  # those of what is kept first: they say what is meant by it
     grown = with_neighbours(model, grown, {one.word: one.near for one in near[: settings.most_neighbours]})
-    grown = replace(grown, neighbours=(*grown.neighbours, *fitting(model, kept_parts(concept))))
-    if not settings.replace:
-        return grown
-    grown = with_likest(grown, found) if named else grown
-    return with_known_stand_in(grown, found, is_explicit(concept))
+    return replace(grown, neighbours=(*grown.neighbours, *fitting(model, kept_parts(concept))))

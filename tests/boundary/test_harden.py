@@ -17,7 +17,8 @@ from erasure_core.boundary import harden as loop
 from erasure_core.cli.main import main
 from erasure_core.errors import Cancelled, InvalidConcept, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Hardening, Library, Made, make_erasure
+from erasure_core.library import Library
+from erasure_core.making import Hardening, Made, make_erasure
 from erasure_core.methods import find_method
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
@@ -57,7 +58,7 @@ def test_a_training_goes_on_while_only_erased_words_leak(
     monkeypatch.setattr(loop, "erase", noted)
     searches += [_found("ball", "Sphere"), _found("ball", "orb"), _found(), _found("globe")]
     _, _, rounds = loop.harden(pico, CONCEPT, 4, "esd", SHORT)
-    wider = replace(CONCEPT, words=(*CONCEPT.words, "orb"))
+    wider = replace(CONCEPT, words=(*CONCEPT.words, "orb"), found=("orb",))
     assert trained == [(CONCEPT, False), (CONCEPT, True), (wider, True)]
     assert [(one.leaking, one.added) for one in rounds] == [(2, ()), (2, ("orb",)), (0, ())]
 
@@ -138,7 +139,7 @@ def test_a_finished_erasing_is_not_lost_to_a_search_that_fails(
 def test_no_words_are_added_that_are_refused_together() -> None:
     """Each alone is harmless; the next search would be refused, and the round with it."""
     wider = loop.widened(Concept(("woman",)), ["girl", "nude", "lady"])
-    assert wider.words == ("woman", "girl", "lady")
+    assert wider.words == ("woman", "girl", "lady") and wider.named == ("woman",)
 
 
 SEARCH = ExploreSettings(seconds=1.0)

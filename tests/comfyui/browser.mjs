@@ -123,13 +123,38 @@ const jobs = {
     await fit();
     await page.waitForTimeout(1500);
     if (task.picture) await page.screenshot({ path: task.picture, type: "jpeg", quality: task.quality ?? 82 });
-    return { ...seen, elements: await showsElements() };
+    const vue = await page.$$eval(".lg-node", (found) => found.length);
+    return { ...seen, vue, elements: await showsElements() };
   },
 
   // The graph in the format of the API, as the front end makes it from a workflow.
   async prompt() {
     await load(task.workflow);
     return page.evaluate(async () => (await window.app.graphToPrompt()).output);
+  },
+
+  // The nodes of this pack that the canvas's menu offers.
+  async addable() {
+    const types = await page.evaluate(() =>
+      Object.values(window.LiteGraph.registered_node_types).filter((type) => !type.skip_list).map((type) => type.comfyClass));
+    return { types: types.filter((type) => type?.startsWith("ConceptErasure")) };
+  },
+
+  // How tall a node is as it is made, with everything unfolded, and folded again.
+  async fold() {
+    return page.evaluate((kind) => {
+      window.app.graph.clear();
+      const node = window.LiteGraph.createNode(kind);
+      window.app.graph.add(node);
+      const button = node.widgets.find((widget) => widget.name === "more_settings");
+      const seen = () => ({ height: node.size[1], shown: node.widgets.filter((w) => node.isWidgetVisible(w)).length, label: button.label });
+      const folded = seen();
+      button.callback();
+      const unfolded = seen();
+      button.callback();
+      const values = node.serialize().widgets_values;
+      return { folded, unfolded, again: seen(), values };
+    }, task.kind);
   },
 
   // One picture of each node, for the help pages.

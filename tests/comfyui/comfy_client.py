@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
+ENDS = ("execution_error", "execution_success", "execution_interrupted")
 START_SECONDS, RUN_SECONDS = 240.0, 3600.0
 
 
@@ -41,9 +42,10 @@ def free_port() -> int:
 
 
 class Events:
-    """A WebSocket that only listens (RFC 6455): the host's JSON messages, without the binary ones."""
+    """A WebSocket that only listens (RFC 6455): the host's JSON messages. Binary ones are kept in ``frames``."""
 
     def __init__(self, port: int) -> None:
+        self.frames: list[bytes] = []
         self.client_id = uuid.uuid4().hex
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS)
         key = base64.b64encode(os.urandom(16)).decode()
@@ -64,6 +66,26 @@ class Events:
             content = self.file.read(length)
             if first & 15 == 1:
                 yield json.loads(content)
+            elif first & 15 == 2:
+                self.frames.append(content)
+
+    def until_the_end(self) -> list[dict[str, Any]]:
+        """The messages up to that which says how the graph ended, this one included."""
+        told = []
+        for message in self:
+            told.append(message)
+            if message["type"] in ENDS:
+                return told
+        raise AssertionError("a listening socket never ends")
+
+    def previews(self) -> list[Image.Image]:
+        """The pictures in the binary messages; newer hosts send each a second time, with the node it is of."""
+        found = []
+        for frame in self.frames:
+            kind, start = int.from_bytes(frame[:4], "big"), frame.find(b"\xff\xd8\xff")
+            if kind == 1 and start >= 0:
+                found.append(Image.open(io.BytesIO(frame[start:])).convert("RGB"))
+        return found
 
     def training_step(self, step: int) -> dict[str, Any]:
         """Wait until a training has done so many steps; the message that says so."""
@@ -72,7 +94,7 @@ class Events:
             told = message["type"] == "concept_erasure.progress" and data["stage"] == "training"
             if told and data["step"] >= step:
                 return dict(data)
-            if message["type"] in ("execution_error", "execution_success", "execution_interrupted"):
+            if message["type"] in ENDS:
                 raise GraphFailed(json.dumps(message))
         raise AssertionError("a listening socket never ends")
 

@@ -13,13 +13,14 @@ import uuid
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasure_core.hosts.diffusers import DiffusersModel
+if TYPE_CHECKING:  # importing diffusers would hide what the pack's own imports cost
+    from erasure_core.hosts.diffusers import DiffusersModel
 
 Backup = namedtuple("Backup", ["weight", "inplace_update"])
 

@@ -45,7 +45,7 @@ def _record(io_type: str, allowed: tuple[str, ...]) -> type:
             if unknown:
                 raise TypeError(f"{io_type} has no keyword {unknown.pop()!r}")
             self.id, self.io_type = id, io_type
-            self.__dict__ |= {"optional": False, "default": None, "options": None, **named}
+            self.__dict__ |= {"optional": False, "default": None, "options": None, "extra_dict": {}, **named}
 
     return Record
 

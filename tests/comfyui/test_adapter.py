@@ -35,7 +35,7 @@ from erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, c
 from erasure_core.hosts.comfyui_weights import is_at, lent
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
-from erasure_core.library import request_key
+from erasure_core.making import request_key
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 from erasure_core.schedule import NoiseSchedule

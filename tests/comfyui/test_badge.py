@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from pack_nodes import PACK, Nodes
 
 PAGE = """
 const made = () => ({
@@ -85,10 +87,63 @@ console.log(JSON.stringify(told));
 def test_what_a_conversion_lost_stands_on_the_badge(tmp_path: Path) -> None:
     script = """
 const badge = new Badge();
-badge.show([{ file: "x", words: ["ball"], missing: "Not read: 3 tensors.", measured: {} }]);
+badge.show([{ file: "x", words: ["ball"], missing: "Not read: 3 tensors." }]);
 console.log(JSON.stringify(badge.root.text));
 """
     assert "missing: \nNot read: 3 tensors." in seen(tmp_path, script)
+
+
+MEASURED: dict[str, Any] = json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8"))
+"""What a Report Card wrote into a file: *cup*, erased with Combined from the bundled model."""
+
+
+def badge(nodes: Nodes, measured: dict[str, Any]) -> dict[str, Any]:
+    manifest: Any = importlib.import_module(f"{PACK}.erasure_core.manifest").Manifest
+    words = tuple(MEASURED["report_card"]["concept"])
+    about = ("auto", "a combination of our own", {}, 200, "sd1", "0dc2dfd0de0abe2b", [], "epsilon")
+    made: dict[str, Any] = importlib.import_module(f"{PACK}.nodes.badge").badge_of(
+        "cup.safetensors", manifest(words, "ball", (), *about, measured=measured)
+    )
+    return made
+
+
+def test_a_report_card_is_a_few_words_on_the_badge(nodes: Nodes, tmp_path: Path) -> None:
+    told = badge(nodes, MEASURED)
+    assert told["summary"] == (
+        "leak: named 0% of 60, other words 0% of 370, search 0% of 60, no text 53% of 15; "
+        "kept: look-alikes 62% of 8, the lowest; no protection against who has the weights"
+    )
+    assert told["measured"] == MEASURED
+    card = MEASURED["report_card"]
+    assert all(said in told["details"] for said in (*card["verdict"], *card["threat_model"]))
+    script = f"""
+const badge = new Badge();
+badge.show([{json.dumps(told)}]);
+const title = (row) => [row.title ?? "", ...row.children.flatMap(title)];
+console.log(JSON.stringify([badge.root.text, title(badge.root)]));
+"""
+    text, titles = seen(tmp_path, script)
+    assert told["summary"] in text and len(text) < 450 and "cup, mug, tea, hoop +8" in text
+    assert told["details"] in titles and ", ".join(card["concept"]) in titles
+
+
+@pytest.mark.parametrize(
+    ("measured", "summary"),
+    [
+        ({}, ""),
+        ({"report_card": {"leak": {"named": {"share": "all", "count": 1}}}}, 'report_card {"leak": {"named":'),
+        ({"report_card": [1]}, "report_card [1]"),
+        ({"clip score": 0.123456}, "clip score 0.1235"),
+        (
+            {"report_card": {**MEASURED["report_card"], "leak_judged": False, "retention": {}}},
+            "leaks could not be told; ",
+        ),
+    ],
+    ids=["nothing", "a stranger's", "a list", "another figure", "not judged"],
+)
+def test_other_figures_stay_short_too(nodes: Nodes, measured: dict[str, Any], summary: str) -> None:
+    told = badge(nodes, measured)["summary"]
+    assert told.startswith(summary) and bool(told) == bool(summary) and len(told) < 90
 
 
 def test_a_method_that_solves_at_once_promises_no_loss(tmp_path: Path) -> None:

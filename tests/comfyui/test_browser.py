@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from comfy_client import Graphs, Host
+from pack_nodes import WIDGETS
 
 ROOT = Path(__file__).parent.parent.parent
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -25,6 +26,10 @@ FAST = {
         "batch": 1,
         "preview_every": 3,
         "harden_seconds": 10,
+        "candidates": 4,
+        "check_starts": 2,
+        "check_steps": 2,
+        "text_prompts": 2,
     },
     "ConceptErasureExplore": {"resolution": 64, "seconds": 10, "states": 2, "look": 2},
     "ConceptErasureReport": {"resolution": 64, "seconds": 10, "states": 2},
@@ -68,11 +73,13 @@ def small(path: Path, graphs: Graphs) -> dict[str, Any]:
     """An example workflow on the twin, at its size and with few steps."""
     workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
+        if node["type"] == "Note":  # the front end's own
+            continue
         spec = graphs.known[node["type"]]["input"]
         fields = [
             name
             for name, (kind, *_) in {**spec.get("required", {}), **spec.get("optional", {})}.items()
-            if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+            if isinstance(kind, list) or kind in WIDGETS
         ]
         wanted = FAST.get(node["type"], FAST["Erase"] if "Erase_" in node["type"] else {})
         wanted = {**wanted, **({"ckpt_name": "twin.safetensors"} if node["type"] == "CheckpointLoaderSimple" else {})}
@@ -92,7 +99,7 @@ def test_example_workflows_run(browse: Any, host: Host, graphs: Graphs, file: st
     painted = pictures_of(host)
     seen = browse("workflow", workflow=small(path, graphs))
     assert seen["ended"] == "execution_success" and seen["problems"] == []
-    if path.stem == "erase_and_compare":
+    if path.stem in ("erase_with_combined", "erase_and_compare"):
         assert seen["lines"] >= 2 and "erase" in seen["charts"][0] and "6 / 6" in seen["charts"][0]
     if path.stem == "safety_profile":
         assert pictures_of(host) == painted, "the first run only saves the profile"
@@ -125,16 +132,53 @@ def test_what_stops_a_graph_is_a_toast(browse: Any, graphs: Graphs, file: str, h
     assert any("cannot be used" in badge for badge in seen["badges"])
 
 
-@pytest.mark.parametrize(
+LOOKS = pytest.mark.parametrize(
     "look", [{"Comfy.ColorPalette": "light"}, {"Comfy.VueNodes.Enabled": True}], ids=["light", "vue"]
 )
-def test_chart_and_badge_in_every_look(browse: Any, graphs: Graphs, file: str, look: dict[str, Any]) -> None:
-    workflow = small(ROOT / "example_workflows/erase_and_compare.json", graphs)
-    seen = browse("workflow", workflow=workflow, settings=look)
-    assert seen["ended"] == "execution_success" and seen["problems"] == []
+
+
+def check_look(seen: dict[str, Any], look: dict[str, Any], workflow: dict[str, Any]) -> None:
+    """Whether the nodes are drawn as asked; skips where the front end shows no pack's elements on such nodes."""
+    assert seen["problems"] == []
+    assert seen["vue"] == (len(workflow["nodes"]) if look.get("Comfy.VueNodes.Enabled") else 0)
     if not seen["elements"]:
         pytest.skip("this front end shows no elements of any pack on such nodes")
+
+
+@LOOKS
+def test_chart_in_every_look(browse: Any, graphs: Graphs, file: str, look: dict[str, Any]) -> None:
+    workflow = small(ROOT / "example_workflows/erase_and_compare.json", graphs)
+    seen = browse("workflow", workflow=workflow, settings=look)
+    assert seen["ended"] == "execution_success"
+    check_look(seen, look, workflow)
     assert seen["charts"]
+
+
+@LOOKS
+def test_badge_in_every_look(browse: Any, graphs: Graphs, file: str, look: dict[str, Any]) -> None:
+    workflow = small(ROOT / "example_workflows/apply_a_stack.json", graphs)
+    seen = browse("workflow", workflow=workflow, run=False, settings=look)
+    check_look(seen, look, workflow)
+    assert len(seen["badges"]) == 2 and all("ball" in badge for badge in seen["badges"])
+
+
+def test_what_only_the_server_puts_into_graphs_is_not_offered(browse: Any, graphs: Graphs) -> None:
+    internal = {"ConceptErasureRefused", "ConceptErasureServerProfile"}
+    ours = {name for name in graphs.known if name.startswith("ConceptErasure")}
+    assert internal < ours and set(browse("addable")["types"]) == ours - internal
+
+
+def test_rare_settings_are_folded_away(browse: Any, graphs: Graphs) -> None:
+    kind = "ConceptErasureErase_auto"
+    seen = browse("fold", kind=kind)
+    folded, unfolded = seen["folded"], seen["unfolded"]
+    assert folded["height"] < 900 < unfolded["height"] and folded["shown"] + 30 < unfolded["shown"]
+    assert folded["label"].startswith("More settings") and unfolded["label"].startswith("Fewer settings")
+    assert seen["again"] == folded and seen["problems"] == []
+    inputs = {name: spec for part in graphs.known[kind]["input"].values() for name, spec in part.items()}
+    count = sum(isinstance(spec[0], list) or spec[0] in WIDGETS for spec in inputs.values())
+    # Workflows store values by position: what this pack adds to a node comes last and has none.
+    assert None not in seen["values"][:count] and not any(seen["values"][count:])
 
 
 def test_the_pack_speaks_other_languages(browse: Any, graphs: Graphs, file: str) -> None:

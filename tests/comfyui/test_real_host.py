@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_client import GraphFailed, GraphRefused, Graphs, Host, make_base, picture_of, running
+from comfy_client import ROOT, Events, GraphFailed, GraphRefused, Graphs, Host, make_base, picture_of, running
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +47,12 @@ def painted(host: Host, prompt: dict[str, Any], **more: Any) -> str:
 
 def test_every_method_has_a_node(graphs: Graphs) -> None:
     assert {f"ConceptErasureErase_{name}" for name in METHODS} <= set(graphs.known)
+
+
+def test_what_only_the_server_puts_into_graphs_is_hidden(graphs: Graphs) -> None:
+    hidden = {name for name, node in graphs.known.items() if node.get("deprecated") or node.get("dev_only")}
+    ours = {name for name in hidden if name.startswith("ConceptErasure")}
+    assert ours == {"ConceptErasureRefused", "ConceptErasureServerProfile"}
 
 
 QUICK = {**SHORT, "candidates": 4, "check_every": 2, "check_starts": 2, "check_steps": 2, "warm_up": 1} | {
@@ -127,18 +133,58 @@ def test_what_an_erase_node_cannot_put_out_stops_its_branch_alone(host: Host, gr
     assert picture_of(host.wait(queued))
 
 
-def test_interrupting_and_going_on(host: Host, graphs: Graphs, plain: str) -> None:
-    graph = {**graphs.paint("erase"), **graphs.erase(**{**SHORT, "steps": 400, "seed": 5})}
+def steps_told(events: Events) -> list[int]:
+    """The steps of a training that are told from here until the graph ends."""
+    told = [message["data"] for message in events.until_the_end() if message["type"] == "concept_erasure.progress"]
+    return [data["step"] for data in told if data["stage"] == "training"]
+
+
+def test_interrupting_stops_within_a_step_and_the_same_graph_goes_on(host: Host, graphs: Graphs, plain: str) -> None:
+    graph = {**graphs.paint("erase"), **graphs.erase(**{**SHORT, "steps": 40, "seed": 5, "preview_every": 0})}
     events = host.listen()
     queued = host.queue(graph, client_id=events.client_id)
     told = events.training_step(2)
-    assert told["total"] == 400 and told["seconds_left"] > 0 and {"erase", "keep"} <= set(told["losses"][-1][1])
+    assert told["total"] == 40 and told["seconds_left"] > 0 and {"erase", "keep"} <= set(told["losses"][-1][1])
     host.interrupt()
-    events.close()
+    # The step that ran when the request came may end, and one more be told that was already on its way.
+    last = max([told["step"], *steps_told(events)])
+    assert last <= told["step"] + 2
     with pytest.raises(GraphFailed, match="interrupted"):
         host.wait(queued)
     assert list((host.base / "models/erasures").glob("*.partial"))
     assert painted(host, graphs.paint()) == plain
+    queued = host.queue(graph, client_id=events.client_id)
+    assert min(steps_told(events)) >= last, "it began anew"
+    events.close()
+    assert len(host.wait(queued)["erase"]["erasure"][0]["losses"]) == 40
+    assert not list((host.base / "models/erasures").glob("*.partial"))
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["both", "explicit"])
+def test_previews_show_the_concept_beside_a_kept_prompt_and_no_explicit_concept(
+    host: Host, graphs: Graphs, explicit: bool
+) -> None:
+    nodes = graphs.erase(**{**SHORT, "seed": 11 + explicit, "preview_every": 2})
+    nodes["concept"]["inputs"]["explicit"] = explicit
+    events = host.listen()
+    queued = host.queue({**graphs.paint("erase", steps=1), **nodes}, client_id=events.client_id)
+    events.until_the_end()
+    events.close()
+    host.wait(queued)
+    wide = [picture for picture in events.previews() if picture.width == 2 * picture.height]
+    square = [picture for picture in events.previews() if picture.width == picture.height]
+    assert (bool(wide), bool(square)) == (not explicit, explicit)
+
+
+def test_the_host_offers_every_template_with_its_picture(host: Host) -> None:
+    templates = {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
+    offered = host.get("/workflow_templates")
+    assert set(offered["concept-erasure"]) == templates
+    for name in templates:
+        address = f"/api/workflow_templates/concept-erasure/{name}"
+        assert json.loads(host.open(f"{address}.json"))["nodes"]
+        with Image.open(io.BytesIO(host.open(f"{address}.jpg"))) as picture:
+            assert picture.width > 400
 
 
 def test_a_lora_upstream_counts(host: Host, graphs: Graphs) -> None:

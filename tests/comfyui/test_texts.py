@@ -17,6 +17,9 @@ import pytest
 from conftest import ROOT
 from pack_nodes import PACK, WIDGETS, Nodes
 
+from erasure_core.boundary.searches import LEVELS
+from erasure_core.methods import RECOMMENDED
+
 DOCS = ROOT / "web" / "docs"
 
 
@@ -87,7 +90,8 @@ def test_translations_are_of_inputs_that_exist(nodes: Nodes, tool: Any, language
     schemas = tool.shown_schemas(nodes.all)
     ids = {each.id for schema in schemas.values() for each in schema.inputs}
     ids |= {f"{node_id}.{each.id}" for node_id, schema in schemas.items() for each in schema.inputs}
-    left = set(texts["nodes"]) - set(schemas) | set(texts["inputs"]) - ids
+    left = set(texts["titles"]) - {node_id.partition("Erase_")[2] for node_id in schemas}
+    left |= set(texts["nodes"]) - set(schemas) | set(texts["inputs"]) - ids
     assert not left, f"remove or rename these in tools/node_texts/{language}.json"
 
 
@@ -96,6 +100,10 @@ def test_nothing_of_a_node_is_left_in_english(nodes: Nodes, methods: dict[str, A
     """What a language lacks would be shown in English without a word."""
     texts = json.loads((tool.TEXTS / f"{language}.json").read_text(encoding="utf-8"))
     missing = [method.status for method in methods.values() if method.status not in texts["statuses"]]
+    missing += [
+        f"title of {name}" for name, method in methods.items() if texts["titles"].get(name, "") in ("", method.title)
+    ]
+    missing += [node_id for node_id, own in texts["nodes"].items() if not own.get("display_name")]
     for node_id, schema in tool.shown_schemas(nodes.all).items():
         if node_id.partition("Erase_")[2] not in methods and not texts["nodes"].get(node_id, {}).get("description"):
             missing.append(node_id)
@@ -110,9 +118,18 @@ def test_the_front_end_says_the_same_in_every_language() -> None:
     """What a language lacks would be shown in English without a word."""
     text = (ROOT / "web" / "strings.js").read_text(encoding="utf-8")
     blocks = re.findall(r"^  (\w\w): \{\n(.*?)^  \},$", text, re.MULTILINE | re.DOTALL)
-    keys = {language: re.findall(r"^    (\w+): \"", block, re.MULTILINE) for language, block in blocks}
+    keys = {language: re.findall(r"^    (\w+|\"[^\"]+\"): \"", block, re.MULTILINE) for language, block in blocks}
     assert list(keys) == ["en", "de", "zh", "ja"] and keys["en"]
     assert all(found == keys["en"] for found in keys.values())
+    assert all(f'"stage {stage}"' in keys["en"] for stage in stages_of_an_erasure())
+
+
+def stages_of_an_erasure() -> set[str]:
+    """What an Erase node says that it is doing: the stages of the core's reports, and the searches of hardening."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "erasure_core").rglob("*.py")]
+    said = {stage for source in sources for stage in re.findall(r"Report\(\"([^\"]+)\"", source)}
+    assert {"training", "trajectories"} <= said
+    return said | set(LEVELS)
 
 
 def test_the_guide_quotes_what_is_really_said() -> None:
@@ -143,3 +160,19 @@ def test_example_workflows_are_of_the_nodes_as_they_are_now(nodes: Nodes, tool: 
             if node["type"] in nodes.all:
                 schema = nodes.all[node["type"]].define_schema()
                 assert len(node["widgets_values"]) == sum(each.io_type in WIDGETS for each in schema.inputs)
+
+
+def test_a_template_uses_the_recommended_method_and_others_say_where_their_files_come_from(
+    nodes: Nodes, tool: Any
+) -> None:
+    texts = loaded("example_workflows").texts(tool.shown_schemas(nodes.all))
+    graphs = {path.stem: json.loads(text)["nodes"] for path, text in texts.items()}
+    using = {
+        name for name, graph in graphs.items() if f"ConceptErasureErase_{RECOMMENDED}" in {n["type"] for n in graph}
+    }
+    assert using
+    loading = {name for name, graph in graphs.items() if any(n["type"] == "ConceptErasureLoad" for n in graph)}
+    assert loading == {"apply_a_stack", "safety_profile"}
+    for name in loading:
+        (note,) = (node["widgets_values"][0] for node in graphs[name] if node["type"] == "Note")
+        assert any(template in note for template in using) and "models/erasures" in note

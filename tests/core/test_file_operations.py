@@ -111,9 +111,11 @@ def test_a_merge_of_one_file_scales_it(
 
 def test_a_merge_keeps_what_takes_each_words_place() -> None:
     def erasing(words: str, instead: str | None, *own: tuple[str, str]) -> Any:
-        return SimpleNamespace(words=tuple(words.split()), alternative=instead, keep=(), instead=own, groups=())
+        said, found = tuple(words.split()), ("orb", "dog")
+        return SimpleNamespace(words=said, alternative=instead, keep=(), instead=own, groups=(), found=found)
 
     merged_one = all_words([erasing("ball orb", "cube", ("orb", "egg")), erasing("cat", "ball"), erasing("dog", None)])
+    assert merged_one.named == ("ball", "cat"), "what the parts' methods added nobody named"
     assert merged_one.words == ("ball", "orb", "cat", "dog") and merged_one.alternative is None
     assert dict(merged_one.instead) == {"ball": "cube", "orb": "egg"}, "the cat's ball is erased itself"
     assert merged_one.each == (("ball", "orb"), ("cat",), ("dog",))

@@ -55,7 +55,9 @@ def test_a_colour_is_said_of_what_is_kept_and_of_everyday_things() -> None:
     assert (said[0].word, said[0].prompt, said[0].against[:2]) == ("red", "a red barn", ("a barn", "a blue barn"))
     assert len(said) == 6 and [one.prompt for one in said[1:3]] == ["a red house", "a red tree"]
     assert said == said_of_things(Concept(("red",), None, ("a blue barn",))), "no chance is in it"
+    assert "a blue barn" in said[0].other and "a barn" not in said[0].other
     own = said_of_things(Concept(("red", "blood", "scarlet"), "teal"))
+    assert "a teal house" in own[0].against and "a teal house" not in own[0].other, "no basic colour"
     assert own[0].against[:2] == ("a house", "a teal house"), "what takes its place comes first"
     assert {one.word for one in own} == {"red", "scarlet"} and not any("scarlet" in one.against[2] for one in own)
     name = said_of_things(Concept(("Ada Lovelace",)))
@@ -71,6 +73,14 @@ def test_a_thing_is_said_in_what_is_kept_and_in_everyday_scenes() -> None:
     said = said_in_scenes(Concept(("cup", "mug"), "key", ("a striped pink sword", "a cup on a table", "sunset")))
     assert [one.prompt for one in said[:3]] == ["a striped pink cup", "a striped pink mug", "a red cup"]
     assert said[0].against[:3] == ("a striped pink", "a striped pink key", "a striped pink sword")
+    alike = ("a striped pink bucket", "a red", "a mug on a shelf")
+    near = said_in_scenes(Concept(("cup", "mug"), None, ("a striped pink sword",)), alike)
+    assert near[0].against[1:4] == ("a striped pink bucket", "a striped pink shelf", "a striped pink sword")
+    colours = [f"a {colour} sword" for colour in ("pink", "white", "black", "brown", "grey")]
+    behind = [one.prompt for one in said_in_scenes(Concept(("cup",), None, (*colours, "a pink key")))]
+    assert behind[:5] == [f"a {colour} cup" for colour in ("pink", "white", "black", "brown", "grey")], "each once"
+    grown = Concept(("cup", "globe"), found=("globe",))
+    assert {one.word for one in said_in_scenes(grown)} == {"cup"}, "what the erasing added nobody asked for"
     assert said_in_scenes(Concept(("red",))) == said_in_scenes(Concept(("Ada Lovelace",))) == []
     assert {one.word for one in said_in_scenes(Concept.joined([Concept(("ball",)), Concept(("red",))]))} == {"ball"}
 

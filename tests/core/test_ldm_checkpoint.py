@@ -76,10 +76,27 @@ def test_v_prediction_marks() -> None:
     def source(tensors: dict[str, torch.Tensor]) -> _Source:
         return _Source(tensors.__getitem__, {k: v.shape for k, v in tensors.items()}, torch.float32)
 
-    assert prediction_of(source(wide), "sd2") == "v_prediction"
-    assert prediction_of(source(narrow), "sd2") == "epsilon"
-    assert prediction_of(source(wide), "sd1") == "epsilon"
-    assert prediction_of(source({"v_pred": torch.zeros(0)}), "sdxl") == "v_prediction"
+    assert prediction_of(source(wide), "sd2", {}) == "v_prediction"
+    assert prediction_of(source(narrow), "sd2", {}) == "epsilon"
+    assert prediction_of(source(wide), "sd1", {}) == "epsilon"
+    said = {kind: {"modelspec.prediction_type": kind} for kind in ("v", "epsilon")}
+    assert prediction_of(source({}), "sd1", said["v"]) == "v_prediction"
+    assert prediction_of(source({}), "sd1", {"modelspec.predict_key": "v"}) == "v_prediction"
+    for mark in ("edm_mean", "edm_vpred.sigma_max"):
+        with pytest.raises(ModelError, match="EDM"):
+            prediction_of(source({mark: torch.zeros(1), "v_pred": torch.zeros(0)}), "sdxl", {})
+    for kind in said:
+        assert prediction_of(source({"v_pred": torch.zeros(0)}), "sdxl", said[kind]) == "v_prediction"
+
+
+def test_a_checkpoint_that_starts_from_pure_noise(both: tuple[DiffusersModel, Path], tmp_path: Path) -> None:
+    _, path = both
+    marked = tmp_path / "noobs.safetensors"
+    save_file(load_file(path) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, marked)
+    schedule = DiffusersModel.load(marked, "cpu").schedule
+    assert schedule.prediction == "v_prediction" and schedule.signal[-1] == 0 and schedule.signal[-2] > 0
+    with pytest.raises(ModelError, match="if it predicts v, say so"):
+        DiffusersModel.load(marked, "cpu", prediction="epsilon")
 
 
 def test_damaged_and_foreign_files(both: tuple[DiffusersModel, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from stopping import StopAt
 
 from erasure_core import Concept
-from erasure_core import library as module
+from erasure_core import making as module
 from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
+from erasure_core.combining import converted
 from erasure_core.delta import weight_of
+from erasure_core.erasure_file import read_erasure, write_erasure
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Hardening, Library, confined, make_erasure, request_key, safe_stem
+from erasure_core.library import Library, confined, safe_stem
+from erasure_core.making import Hardening, make_erasure, request_key, training_path
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 
@@ -131,7 +135,8 @@ def test_a_damaged_file_is_made_again(pico: DiffusersModel, tmp_path: Path) -> N
     whole = made.path.read_bytes()
     made.path.write_bytes(whole[:100])
     again = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
-    assert not again.reused and again.path.read_bytes() == whole
+    assert not again.reused and again.erasure.manifest == made.erasure.manifest
+    assert made.path.read_bytes() == whole[:100]  # no file is ever overwritten
 
 
 def test_a_stopped_training_goes_on_to_the_same_file(pico: DiffusersModel, tmp_path: Path) -> None:
@@ -148,6 +153,8 @@ def test_new_names_never_take_a_file_that_is_there(tmp_path: Path) -> None:
     library = Library([tmp_path])
     library.free_path("x").write_bytes(b"1")
     assert library.free_path("x").name == "x-2.safetensors"
+    library.free_path("x").write_bytes(b"2")
+    assert library.names() == ["x.safetensors", "x-2.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["梵" * 100, "x" * 300])
@@ -162,6 +169,28 @@ def test_long_names_in_any_script_are_cut_and_still_numbered(name: str, tmp_path
 
 
 def test_a_concept_of_long_letters_keeps_the_hash_of_its_request(pico: DiffusersModel, tmp_path: Path) -> None:
-    library, concept = Library([tmp_path]), Concept(("梵" * 70,), "box")
+    concept = Concept(("梵" * 70,), "box")
     key = request_key(pico, concept, CLOSED_FORM, CLOSED_FORM.settings())
-    assert library.new_path(f"{safe_stem(concept.name)[:60]}-closed_form-{key}").stem.endswith(f"-closed_form-{key}")
+    assert training_path(Library([tmp_path]), concept, CLOSED_FORM, key).stem.endswith(f"-closed_form-{key}")
+
+
+def test_a_file_has_a_name_for_people(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, plain, other = Library([tmp_path]), CLOSED_FORM.settings(), CLOSED_FORM.settings(damping=0.2)
+    make = partial(make_erasure, library, pico, BALL, CLOSED_FORM)
+    names = [make(settings, Silent()).path.stem for settings in (plain, other, plain)]
+    assert names == ["ball", "ball-2", "ball"]
+    wished = make(CLOSED_FORM.settings(damping=0.3), Silent(), name="../Round things.safetensors")
+    assert wished.path == tmp_path / "Round_things.safetensors"
+    moved = wished.path.rename(tmp_path / "another.safetensors")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "copy.safetensors").write_bytes(moved.read_bytes())
+    again = make(CLOSED_FORM.settings(damping=0.3), Silent(), name="third")
+    assert again.reused and again.path == moved
+
+
+def test_a_converted_erasure_is_not_what_the_request_made(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    made = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    coarse = converted(pico, read_erasure(made.path), "low-rank", rank=1)
+    write_erasure(tmp_path / "a.safetensors", coarse, pico)
+    assert make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent()).path == made.path

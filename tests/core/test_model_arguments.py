@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pico import write_checkpoint, write_pico
 from PIL import Image
 
-from erasure_core import read_erasure
+from erasure_core import Concept, erase, read_erasure, sample
 from erasure_core.cli.main import main, parser
 from erasure_core.cli.model_arguments import load_chosen_model, pixels
+from erasure_core.errors import ModelError
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.methods import find_method
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,23 @@ def test_what_is_said_overrules_the_files(checkpoint: Path, pico_folders: dict[s
     assert chosen("--model", checkpoint, "--prediction", "v_prediction").schedule.prediction == "v_prediction"
     assert chosen("--model", pico_folders["sd1"], "--prediction", "v_prediction").schedule.prediction == "v_prediction"
     assert chosen("--model", pico_folders["sd2"], "--size", "64").schedule.prediction == "v_prediction"
+
+
+def test_a_model_that_starts_from_pure_noise(pico_folders: dict[str, Path], tmp_path: Path) -> None:
+    """As real v models do: it trains and paints, and is not taken for one that predicts epsilon."""
+    folder = tmp_path / "model"
+    shutil.copytree(pico_folders["sd2"], folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}))
+    model = chosen("--model", folder)
+    assert model.schedule.signal[-1] == 0
+    quick = {"steps": 2, "rank": 2, "trajectories": 2, "trajectory_steps": 2, "batch": 2, "most_words": 1}
+    settings = find_method("auto").settings(**quick)
+    _, history = erase(model, Concept(("ball",), None, ("a box",)), "auto", settings)
+    assert all(math.isfinite(value) for losses in history.losses for value in losses.values())
+    assert torch.isfinite(sample(model, ["a ball"], [0], 4)).all()
+    with pytest.raises(ModelError, match="starts from pure noise"):
+        chosen("--model", folder, "--prediction", "epsilon")
 
 
 @pytest.mark.parametrize("command", ["erase", "generate", "inspect", "merge", "convert", "bake"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, make_erasure
+from erasure_core.library import Library
+from erasure_core.making import make_erasure
 from erasure_core.methods import find_method
 from erasure_core.profile import (
     ProfileEntry,
@@ -87,7 +90,52 @@ def test_an_exchanged_file_fails_the_whole_profile(
         bind_profile(profile, library, pico)
 
 
-def test_another_base_fails(profile: SafetyProfile, library: Library, pico_models: dict[str, DiffusersModel]) -> None:
+def test_a_kind_of_model_that_nothing_is_for_fails(
+    profile: SafetyProfile, library: Library, pico_models: dict[str, DiffusersModel]
+) -> None:
+    with pytest.raises(ProfileFailed, match=r"none of its erasures is for this kind of model \(sdxl\)"):
+        bind_profile(profile, library, pico_models["sdxl"])
+
+
+def test_each_kind_of_model_gets_what_is_for_it(
+    made: Path, library: Library, pico_models: dict[str, DiffusersModel], tmp_path: Path
+) -> None:
+    large = make_erasure(
+        Library([tmp_path / "large"]), pico_models["sdxl"], Concept(("ball",)), METHOD, METHOD.settings(), Silent()
+    )
+    shutil.copy(large.path, library.new_path("large"))
+    entries = [("ball.safetensors", 1.0, 1.0), ("large.safetensors", 0.5, 0.5), ("cat.safetensors", 1.0, 1.0)]
+    both = make_profile("school", library, entries)
+    bound = {family: bind_profile(both, library, pico_models[family]) for family in ("sd1", "sdxl")}
+    named = {family: [one.entry.file for one in found] for family, found in bound.items()}
+    assert named == {"sd1": ["ball.safetensors", "cat.safetensors"], "sdxl": ["large.safetensors"]}
+    with pytest.raises(ProfileFailed, match=r"this kind of model \(sd2\)"):
+        bind_profile(both, library, pico_models["sd2"])
+    other = copy.deepcopy(pico_models["sd1"])
+    for layer in other.layers().values():
+        layer.weight.data.mul_(1.5)  # type: ignore[operator,union-attr]
+    with pytest.raises(ProfileFailed, match="another base model"):  # of one kind all must fit
+        bind_profile(both, library, other)
+    # What is left out is looked at too: nobody takes an entry out of a profile by an exchange of its file.
+    library.new_path("large").write_bytes((made / "cat.safetensors").read_bytes())
+    for family in ("sd1", "sdxl"):
+        with pytest.raises(ProfileFailed, match="not the file"):
+            bind_profile(both, library, pico_models[family])
+    shutil.copy(large.path, library.new_path("cat"))
+    shutil.copy(large.path, library.new_path("large"))
+    with pytest.raises(ProfileFailed, match="not the file"):
+        bind_profile(both, library, pico_models["sd1"])
+    library.new_path("cat").unlink()
+    with pytest.raises(ProfileFailed, match="no erasure 'cat"):
+        bind_profile(both, library, pico_models["sdxl"])
+
+
+def test_a_file_that_does_not_say_what_it_is_for_is_for_all(
+    library: Library, pico_models: dict[str, DiffusersModel]
+) -> None:
+    save_file(load_file(library.find("cat.safetensors")), library.find("cat.safetensors"))
+    profile = make_profile("plain", library, [("ball.safetensors", 1.0, 1.0), ("cat.safetensors", 1.0, 1.0)])
+    assert len(bind_profile(profile, library, pico_models["sd1"])) == 2
     with pytest.raises(ProfileFailed, match="another kind of model"):
         bind_profile(profile, library, pico_models["sdxl"])
 

@@ -52,6 +52,42 @@ def test_a_step_back_is_undone_by_a_step(schedule: NoiseSchedule, following: int
     assert (back - z).norm() > 0.1 * z.norm()
 
 
+@pytest.mark.parametrize("schedule", schedules(), ids=lambda s: s.prediction)
+def test_a_prediction_is_compared_as_noise(schedule: NoiseSchedule) -> None:
+    x0, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 250, 600, 900])
+    z, exact = schedule.add_noise(x0, noise, t), exact_prediction(schedule, x0, noise, t)
+    torch.testing.assert_close(schedule.noise_of(z, t, exact), noise, atol=1e-5, rtol=1e-5)
+
+
+def test_a_schedule_that_ends_in_pure_noise_agrees_with_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+    ours = NoiseSchedule.from_alphas_cumprod(alphas, "v_prediction", zero_terminal=True)
+    torch.testing.assert_close(ours.signal, theirs.alphas_cumprod.sqrt(), atol=1e-5, rtol=1e-4)
+    assert ours.signal[-1] == 0 and ours.noise[-1] == 1
+    theirs.set_timesteps(10)
+    assert ours.timesteps(10) == theirs.timesteps.tolist()
+    x0, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    z = noise
+    for now, following in zip(ours.timesteps(10), [*ours.timesteps(10)[1:], -1], strict=True):
+        t = torch.full((2,), now)
+        z = ours.step(z, t, torch.full((2,), following), exact_prediction(ours, x0, noise, t))
+    torch.testing.assert_close(z, x0, atol=2e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="pure noise"):
+        NoiseSchedule.from_alphas_cumprod(alphas, "epsilon", zero_terminal=True)
+
+
 def test_epsilon_step_agrees_with_diffusers() -> None:
     from diffusers import DDIMScheduler
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,13 @@ def test_the_manifest_remembers_alternatives_of_words() -> None:
     assert Manifest.from_json(several.to_json()) == several and several.concept.each == (("dog",), ("star",))
     with pytest.raises(InvalidFile, match="groups has the wrong type"):
         Manifest.from_json(several.to_json().replace('["star"]]', '"star"]'))
+    grown = replace(manifest, found=("star",))
+    assert Manifest.from_json(grown.to_json()) == grown and grown.concept.named == ("dog",)
+    with pytest.raises(InvalidFile, match="found has the wrong type"):
+        Manifest.from_json(grown.to_json().replace('"found": ["star"]', '"found": [7]'))
+    older = json.loads(manifest.to_json())
+    del older["found"]
+    assert Manifest.from_json(json.dumps(older)).concept.named == ("dog", "star"), "older files do not tell"
     with pytest.raises(InvalidFile, match="instead has the wrong type"):
         Manifest.from_json(manifest.to_json().replace('["dog", "cat"]', '["dog"]'))
 

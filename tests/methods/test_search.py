@@ -187,6 +187,56 @@ def test_words_that_are_another_things_together_do_not_belong() -> None:
     assert whole.tolist() == [True, True, True, True]
     found = belonging(judged, nothing, Survey(group=GROUP))
     assert found.tolist() == [False, False, True, True], "one that is alike to a closer word stays"
+    van = torch.tensor([0.7, 0.0, 0.71])
+    lorry = torch.tensor([0.71, 0.31, 0.63])
+    assert not belonging(steering(coin, van, lorry), nothing, Survey(group=GROUP)).any(), "0.9 to each other, 0.7 to it"
+
+
+@pytest.mark.parametrize(("word", "group"), [("ball", GROUP), ("red", Survey().group)])
+def test_words_for_a_colour_are_not_grouped(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, word: str, group: float
+) -> None:
+    """Of several rare words for blue each is alike to the others first."""
+    looks: list[Survey] = []
+    monkeypatch.setattr(surveying, "survey", lambda _, __, look, *___, **____: looks.append(look) or [])
+    everyday_survey(pico, Concept((word,)), Survey(), Silent())
+    assert [look.group for look in looks] == [group]
+
+
+def test_a_colour_is_said_of_things_where_no_prompt_to_keep_tells(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: set[str] = set()
+    encode = pico.encode
+    monkeypatch.setattr(pico, "encode", lambda prompts: said.update(prompts) or encode(prompts))
+
+    def told(word: str, *keep: str) -> set[str]:
+        said.clear()
+        look = Survey(candidates=1, states=1)
+        if keep:
+            survey(pico, Concept((word,), None, keep), look)
+        else:
+            everyday_survey(pico, Concept((word,)), look, Silent())
+        return {prompt for prompt in said if word in prompt.split()}
+
+    assert told("red") == {"red", "a red house", "a red car"}
+    assert told("red", "a dog on a mat") == {"red", "a dog on a red"}, "what the user keeps tells how it is said"
+    assert "a photo of a ball" in told("ball")
+
+
+def test_a_colour_that_steers_two_things_otherwise_is_told(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def directions(_: Any, words: list[str], *__: Any) -> torch.Tensor:
+        rows = {"red": [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], "blue": [1.0, 0.1, 1.0, 0.0, 0.0, 1.0]}
+        return torch.tensor([rows.get(word, [0.0, 1.0, 0.5, 1.0, 0.5, 1.0]) for word in words])
+
+    monkeypatch.setattr(surveying, "_directions", directions)
+    _, found = everyday_survey(pico, Concept(("red",)), Survey(candidates=1), Silent())
+    steady = {one.word: one.steady for one in found}
+    assert steady["blue"] == pytest.approx(0.0) and steady["green"] == pytest.approx(1.0)
+    kept = survey(pico, Concept(("red",), None, ("a blue house", "a green tree")), Survey(candidates=1))
+    assert all(one.steady == 1.0 for one in kept), "prompts to keep say colours in whatever sentences"
 
 
 def test_a_word_that_the_model_does_not_know_is_not_found(
@@ -295,6 +345,12 @@ def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None
     green = NearWord("green", 0.24, False)
     indigo = NearWord("indigo", 0.65, False)
     assert with_known_stand_in(Concept(("blue",)), [indigo, green], explicit=False).alternative == "green"
+    unsteady = replace(green, steady=0.25)
+    black = NearWord("black", 0.19, False, strength=0.65)
+    assert with_known_stand_in(Concept(("blue",)), [unsteady, black], explicit=False).alternative == "black"
+    assert with_known_stand_in(Concept(("blue",)), [unsteady], explicit=False).alternative == "green", (
+        "sooner than none"
+    )
     kite, arrow = NearWord("kite", 0.75, False, True), NearWord("arrow", 0.31, False, True)
     assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
     assert with_likest(Concept(("tent",)), [kite, replace(kite, word="hut", likeness=0.9)]).alternative == "kite"
@@ -372,6 +428,7 @@ def test_found_words_join_the_concept_and_neighbours_are_kept(pico: DiffusersMod
     assert expanded(several, found, 5).words == ("ball", "dog", "sphere"), "what takes another's place is not erased"
     grown = expanded(Concept(("ball",), None, ("a red sphere",)), found, 5)
     assert grown.words == ("ball", "orb"), "a word of a kept prompt is not erased"
+    assert grown.named == ("ball",) and grown.found == ("orb",)
     listed = Concept(("ball",), None, ("masterpiece, a sphere, studio light",))
     assert expanded(listed, found, 5).words == ("ball", "orb"), "neither is one with a comma behind it"
     kept = with_neighbours(pico, Concept(("dog",)), {"box": ""})
@@ -399,6 +456,18 @@ def test_the_models_own_words_are_erased_too(pico: DiffusersModel, monkeypatch: 
     told = method.prepare(pico, concept, method.settings(), Silent())
     assert told.words == ("ball", "orb") and told.neighbours == ("a cat",)
     assert method.prepare(pico, concept, method.settings(search=False), Silent()) is concept
+
+
+def test_what_takes_the_place_is_of_the_kind_of_the_users_words(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orange is a fruit too, and so is what the model paints alike; who erases the colour gets a colour."""
+    found = [NearWord("pumpkin", 0.9, True), NearWord("car", 0.5, False, True), NearWord("pink", 0.4, False)]
+    monkeypatch.setattr(vocabulary, "everyday_survey", lambda _, concept, *__: (concept, found))
+    method = find_method("auto")
+    assert method.prepare is not None
+    told = method.prepare(pico, Concept(("orange",)), method.settings(), Silent())
+    assert told.words == ("orange", "pumpkin") and told.alternative == "pink"
 
 
 def test_auto_without_prompts_to_keep_takes_a_word_instead(pico: DiffusersModel) -> None:

@@ -25,11 +25,26 @@ const fill = (id, value) => at(id).locator("textarea, input[type=number]").first
 // Gradio 3.41 gives the id of an HTML block to the block and to what is in it.
 const text = async (id) => (await at(id).first().innerText()).trim();
 
+// A text is the whole choice; both gradios put a mark before the ones that are chosen.
 async function choose(id, value) {
+  const whole = value instanceof RegExp ? value : new RegExp(`^\\W*${value}\\s*$`);
   await at(id).locator("input").first().click();
-  await at(id).locator("ul li").filter({ hasText: value }).first().click();
+  await at(id).locator("ul li").filter({ hasText: whole }).first().click();
   await page.keyboard.press("Escape");
 }
+
+async function says(id, words, timeout = 900000) {
+  const found = ([id, source]) => new RegExp(source).test(document.querySelector(`#concept_erasure_${id}`).innerText);
+  await page.waitForFunction(found, [id, words.source], { timeout });
+  return text(id);
+}
+
+async function opened(id) {
+  await at(id).locator("button, .label-wrap").first().click();
+  await page.waitForTimeout(500);
+}
+
+const tab = (name) => page.locator("#tabs > .tab-nav button", { hasText: new RegExp(`^\\s*${name}\\s*$`, "i") }).first();
 
 async function open(name) {
   await page.locator("#concept_erasure_tabs .tab-nav button", { hasText: new RegExp(`^\\s*${name}\\s*$`) }).first().click();
@@ -48,12 +63,61 @@ const framed = async (name, frame) => {
   await page.screenshot({ path: `${task.folder}/${name}.jpg`, type: "jpeg", quality: 80 });
 };
 
-// Erases with the method that trains nothing; a word as a stranger might write it comes back as text.
+// Erases with the method that trains nothing, with something sensible in its place and a name.
 async function erase() {
   await open("Erase");
-  await fill("words", `${HOSTILE}\nstar`);
+  await fill("words", "ball");
+  await fill("instead", "box");
+  await fill("keep", "a red star\na blue cube");
+  await fill("name", "toy");
   await choose("method", "closed_form");
   await fill("size", 64);
+  await at("start").click();
+  const seen = { said: await says("last_job", /Wrote toy[^]*same noise/) };
+  seen.shown = await page.locator("#concept_erasure_before_after img").evaluate((image) => image.naturalWidth);
+  seen.harden = (await at("harden").locator("input[type=range]").boundingBox()).width;
+  await picture("erase");
+  await tab("txt2img").click();
+  await opened("panel_txt2img");
+  await at("name_txt2img_1").locator("input").first().click();
+  seen.listed = await at("name_txt2img_1").locator("ul li").allInnerTexts();
+  await page.keyboard.press("Escape");
+  await tab("Concept Erasure").click();
+  return seen;
+}
+
+// A training that is interrupted, saved as it is, and thrown away.
+async function trained() {
+  await fill("words", "cube");
+  await fill("name", "");
+  await choose("method", "esd");
+  await opened("settings_esd");
+  const few = { batch: 1, trajectories: 1, trajectory_steps: 2, rank: 2 };
+  for (const [name, value] of Object.entries({ ...few, steps: 2000 })) await fill(`esd_${name}`, value);
+  await at("start").click();
+  const now = () => fetch("/concept-erasure/v1/last-job").then((answer) => answer.json());
+  const trains = (job) => job.title.includes("cube") && job.stage === "training" && job.step > 2;
+  const until = Date.now() + 900000;
+  while (Date.now() < until && !trains(await page.evaluate(now))) await page.waitForTimeout(1000);
+  await at("interrupt").click();
+  const seen = { stopped: await says("last_job", /cube[^]*stopped[^]*discard it/) };
+  await at("save_unfinished").click();
+  seen.saved = await says("result", /Wrote/);
+  await at("discard").click();
+  seen.discarded = await says("result", /discarded/);
+  await choose("method", "auto");
+  await opened("settings_auto");
+  const short = { ...few, steps: 4, warm_up: 1, check_every: 2, check_starts: 1, check_steps: 2 };
+  for (const [name, value] of Object.entries(short)) await fill(`auto_${name}`, value);
+  await at("start").click();
+  seen.auto = await says("last_job", /Wrote cube\.safetensors/, 1800000);
+  return seen;
+}
+
+// A word as a stranger might write it comes back as text.
+async function strange() {
+  await choose("method", "closed_form");
+  await fill("words", `${HOSTILE}\nstar`);
   await at("start").click();
   const ended = (word) => {
     const said = document.querySelector("#concept_erasure_last_job").innerText;  // until then, of the job before
@@ -62,7 +126,6 @@ async function erase() {
   await page.waitForFunction(ended, HOSTILE, { timeout: 900000 });
   const seen = { job: await text("last_job") };
   seen.live = await page.locator("#concept_erasure_live").count();
-  await picture("erase");
   await page.reload({ waitUntil: "domcontentloaded" });
   await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
   await page.waitForTimeout(3000);
@@ -80,26 +143,48 @@ async function library() {
   await at("check").click();
   await page.waitForFunction(() => /Fit/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
   seen.fit = await text("library_message");
-  await choose("chosen", "img_src");
+  await choose("chosen", /img_src/);
   await at("delete").click();
   await page.waitForFunction(() => /Tick the box/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
   seen.refused = await text("library_message");
   await at("sure").locator("input").check();
   await at("delete").click();
   await page.waitForFunction(() => /was deleted/.test(document.querySelector("#concept_erasure_library_message").innerText), null, { timeout: 60000 });
-  await page.waitForTimeout(2000);
+  const fewer = (rows) => document.querySelectorAll("#concept_erasure_table tbody tr").length < rows;
+  await page.waitForFunction(fewer, seen.rows, { timeout: 60000 });
+  await page.waitForTimeout(1000);
   seen.left = await page.locator("#concept_erasure_table tbody tr").count();
   seen.sure = await at("sure").locator("input").isChecked();
   seen.broken = await page.evaluate(() => window.broken === undefined);
   await picture("library");
+  const done = async (button, words) => {
+    await at(button).click();
+    const said = await says("library_message", words);
+    await page.waitForTimeout(2000);
+    return said;
+  };
+  await fill("search", "TOY");
+  await page.waitForTimeout(2000);
+  seen.searched = await page.locator("#concept_erasure_table tbody tr").allInnerTexts();
+  await fill("search", "");
+  await choose("chosen", "toy");
+  await fill("new_name", "plaything");
+  seen.renamed = await done("rename", /is now plaything/);
+  await at("import_file").locator("input[type=file]").setInputFiles(task.file);
+  await page.waitForFunction(() => /brought/.test(document.querySelector("#concept_erasure_import_file").innerText), null, { timeout: 60000 });
+  seen.imported = await done("import", /was imported/);
+  await choose("chosen", "brought");
+  seen.exported = await done("export", /is now a LoRA/);
+  await fill("profile_name", "playground");
+  await choose("profile_files", "plaything");
+  seen.profile = await done("profile_make", /was written/);
   return seen;
 }
 
 async function panel() {
-  await page.locator("#tabs > .tab-nav button", { hasText: /^\s*txt2img\s*$/i }).first().click();
+  await tab("txt2img").click();
   await page.waitForTimeout(1000);
-  await at("panel_txt2img").locator("button, .label-wrap").first().click();
-  await page.waitForTimeout(500);
+  await opened("panel_txt2img");
   await at("enabled_txt2img").locator("input").check();
   await page.locator("#txt2img_prompt textarea").first().fill("a red ball");
   for (const [id, value] of [["steps", 3], ["width", 64], ["height", 64]]) {
@@ -209,7 +294,7 @@ try {
   await page.goto(task.url, { waitUntil: "domcontentloaded", timeout: 180000 });
   await page.locator("#tabs > .tab-nav button", { hasText: "Concept Erasure" }).click({ timeout: 120000 });
   await page.waitForTimeout(1500);
-  const seen = { erase: await erase(), library: await library() };
+  const seen = { erase: await erase(), trained: await trained(), strange: await strange(), library: await library() };
   Object.assign(seen, { explore: await explore(), interrupted: await interrupted(), report: await report() });
   seen.panel = await panel();
   console.log(JSON.stringify({ ...seen, problems, outside }));

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fake_texts import forge_engines, ldm_engines, learned_conditioning
 from torch import Tensor, nn
 
 from erasure_core.hosts.diffusers import DiffusersModel
@@ -44,32 +45,21 @@ class LdmUnet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
         # On CPUs the hosts' last convolution may leave its output in this order, which cannot be viewed as rows.
-        return self.inner[0](x, timesteps, context, return_dict=False)[0].contiguous(memory_format=torch.channels_last)
+        return self._predicted(x, timesteps, context, y).contiguous(memory_format=torch.channels_last)
 
-
-class Engine:
-    """The host's text object: what ``FrozenCLIPEmbedderWithCustomWords`` and Forge's engine have in common."""
-
-    def __init__(self, encoder: nn.Module, tokenizer: Any) -> None:
-        self.wrapped = types.SimpleNamespace(transformer=_prefixed(encoder), tokenizer=tokenizer)
-        self.encoder, self.tokenizer = encoder, tokenizer
-        self.id_start, self.id_end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.id_pad = tokenizer.pad_token_id
-
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, truncation=False, add_special_tokens=False)["input_ids"]
-
-    def encode_with_transformers(self, tokens: Tensor) -> Tensor:
-        return self.encoder(tokens).last_hidden_state
-
-
-def _prefixed(encoder: nn.Module) -> nn.Module:
-    """transformers 5 dropped ``text_model.``; A1111's transformers have it."""
-    if hasattr(encoder, "text_model"):
-        return encoder
-    outer = nn.Module()
-    outer.text_model = encoder
-    return outer
+    def _predicted(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None) -> Tensor:
+        unet: Any = self.inner[0]
+        if unet.config.addition_embed_type is None:
+            return unet(x, timesteps, context, return_dict=False)[0]
+        assert y is not None and y.shape == (len(x), unet.config.projection_class_embeddings_input_dim)
+        width = 6 * unet.config.addition_time_embed_dim
+        added = {"text_embeds": y[:, :-width], "time_ids": y[:, -width:]}
+        # The hosts' callers embed the sizes, diffusers' network does it by itself.
+        embed, unet.add_time_proj = unet.add_time_proj, nn.Identity()
+        try:
+            return unet(x, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
+        finally:
+            unet.add_time_proj = embed
 
 
 class Checkpoint:
@@ -78,15 +68,21 @@ class Checkpoint:
 
 
 class SdModel(nn.Module):
-    """What A1111 has in ``shared.sd_model``."""
-
-    is_sd1, is_sd2, is_sdxl, parameterization = True, False, False, "eps"
+    """What A1111 has in ``shared.sd_model``: of SD1.x and SD2.x ldm's object, of SDXL sgm's."""
 
     def __init__(self, source: DiffusersModel, name: str = "one.safetensors") -> None:
         super().__init__()
+        say_family(self, source)
+        self.parameterization = "v" if source.schedule.prediction == "v_prediction" else "eps"
         self.model = nn.Module()
         self.model.diffusion_model = LdmUnet(source.unet)
-        self.cond_stage_model = Engine(source.text_encoders[0], source.tokenizers[0])
+        self.engines = ldm_engines(source)
+        if self.is_sdxl:
+            # Behind the text encoders stand those of the picture's size.
+            self.conditioner = types.SimpleNamespace(embedders=[*self.engines, object(), object(), object()])
+            self.cond_stage_model = self.conditioner
+        else:
+            self.cond_stage_model = self.engines[0]
         self.alphas_cumprod_original = source.schedule.signal.double() ** 2
         # What the host paints with: cast down, and rescaled to end without signal where a setting asks for it.
         self.alphas_cumprod = (self.alphas_cumprod_original * 0.9).half()
@@ -94,20 +90,39 @@ class SdModel(nn.Module):
         self.text = source.text_encoders[0]
         self.vae = [source.vae]  # in a list: tests compare what is trained
 
+    def get_learned_conditioning(self, prompts: list[str], side: int = 64) -> Any:
+        return learned_conditioning(self.engines, prompts, side)
+
     def decode_first_stage(self, latents: Tensor) -> Tensor:
         vae = self.vae[0]
         return vae.decode(latents / vae.config.scaling_factor).sample
 
     def encode_first_stage(self, pictures: Tensor) -> Any:
-        return self.vae[0].encode(pictures).latent_dist
+        found = self.vae[0].encode(pictures).latent_dist
+        # sgm's first stage draws by chance, and scales.
+        return found.sample() * self.vae[0].config.scaling_factor if self.is_sdxl else found
 
     def get_first_stage_encoding(self, latents: Tensor) -> Tensor:
-        return latents * self.vae[0].config.scaling_factor
+        return latents if self.is_sdxl else latents * self.vae[0].config.scaling_factor
+
+    @property
+    def first_stage_model(self) -> Any:
+        vae = self.vae[0]
+        return types.SimpleNamespace(encoder=vae.encoder, quant_conv=vae.quant_conv)
+
+    @property
+    def scale_factor(self) -> float:
+        return float(self.vae[0].config.scaling_factor)
 
     def load(self, state: dict[str, Tensor], name: str) -> None:
         """Another checkpoint of the same architecture: copied into the same Parameter objects, as A1111 does."""
         self.load_state_dict(state)
         self.sd_checkpoint_info, self.sd_model_checkpoint = Checkpoint(name), name
+
+
+def say_family(model: Any, source: DiffusersModel) -> None:
+    for family in ("sd1", "sd2", "sdxl"):
+        setattr(model, f"is_{family}", source.family == family)
 
 
 class Lora:
@@ -203,13 +218,21 @@ class OldPatcher:
     def patch(self) -> None:
         for key, kept in self.patches.items():
             weight = self.backup[key] = self.model.get_parameter(key)
-            whole = weight + sum(strength * change for strength, (_, (change,)), _ in kept)
-            set_parameter(self.model, key, nn.Parameter(whole, requires_grad=False))
+            set_parameter(self.model, key, merged(weight, [(strength, change) for strength, (_, (change,)), _ in kept]))
 
     def unpatch(self) -> None:
         for key, weight in self.backup.items():
             set_parameter(self.model, key, weight)
         self.backup = {}
+
+
+def merged(weight: Tensor, patches: list[tuple[float, Tensor]]) -> nn.Parameter:
+    """The hosts add in 32 bits, move what they add, and round to what the weight was stored in."""
+    whole = weight.float()
+    for strength, change in patches:
+        assert change.shape == whole.shape
+        whole = whole + strength * change.to(whole.device).to(whole.dtype)
+    return nn.Parameter(whole.to(weight.dtype), requires_grad=False)
 
 
 MOVED = "on a GPU a weight that was made in inference mode breaks when it is moved outside of it"
@@ -259,27 +282,46 @@ class Loader:
                 weight = self.model.get_parameter(key)
                 self.backup.setdefault(key, weight)
                 if not self.is_broken:
-                    set_parameter(self.model, key, nn.Parameter(weight + strength * change, requires_grad=False))
+                    set_parameter(self.model, key, merged(weight, [(strength, change)]))
         self.loaded = wanted
+
+
+class EPS:
+    """ldm_patched's kinds of what a network predicts: classes, of which a model's sampling is made."""
+
+
+class V_PREDICTION(EPS):
+    pass
 
 
 class ForgeModel:
     """What Forge has in ``shared.sd_model``: made in inference mode, like the host's loader."""
 
-    is_sd1, is_sd2, is_sdxl = True, False, False
-
     def __init__(self, source: DiffusersModel, name: str = "one.safetensors", patcher: Any = Patcher) -> None:
+        say_family(self, source)
         unet = nn.Module()
         unet.diffusion_model = LdmUnet(source.unet)
         sigmas = source.schedule.noise.double() / source.schedule.signal.double()
-        unet.predictor = types.SimpleNamespace(sigmas=sigmas, prediction_type="epsilon")
-        self.text_processing_engine = Engine(source.text_encoders[0], source.tokenizers[0])
+        is_old = patcher is OldPatcher
+        self.engines = forge_engines(source, is_old)
+        if is_old:
+            kind = V_PREDICTION if source.schedule.prediction == "v_prediction" else EPS
+            unet.model_sampling = type("ModelSampling", (kind,), {"sigmas": sigmas})()
+            # These hosts ask an object that they have replaced before, and take SD2.x for SD1.x.
+            self.is_sd1, self.is_sd2 = not self.is_sdxl, False
+            if self.is_sdxl:
+                self.conditioner = types.SimpleNamespace(embedders=[*self.engines, object()])
+            else:
+                self.cond_stage_model = self.engines[0]
+        else:
+            unet.predictor = types.SimpleNamespace(sigmas=sigmas, prediction_type=source.schedule.prediction)
+            for end, engine in zip(("_l", "_g") if self.is_sdxl else ("",), self.engines, strict=True):
+                setattr(self, f"text_processing_engine{end}", engine)
         text = nn.Module()
-        text.clip_l = self.text_processing_engine.wrapped.transformer
-        clip = types.SimpleNamespace(patcher=patcher(text))
-        clip.clone = lambda: types.SimpleNamespace(patcher=clip.patcher.clone(), clone=clip.clone)
+        for part, engine in zip(("clip_l", "clip_g"), self.engines, strict=False):
+            setattr(text, part, engine.network)
         memory.current_loaded_models.clear()
-        self.forge_objects = Objects(patcher(unet), clip)
+        self.forge_objects = Objects(patcher(unet), clip_of(patcher(text)))
         self.forge_objects_original = self.forge_objects.shallow_copy()
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
         self.sd_checkpoint_info = Checkpoint(name)
@@ -289,10 +331,22 @@ class ForgeModel:
                     if parameter is not None:
                         module._parameters[leaf] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
 
+    def get_learned_conditioning(self, prompts: list[str], side: int = 64) -> Any:
+        with torch.inference_mode():
+            memory.load_model_gpu(self.forge_objects.clip.patcher)
+        return learned_conditioning(self.engines, prompts, side)
+
     def prepare(self) -> None:
         """What Forge does right before it samples: load the network with the patches of the patcher in use."""
         with torch.inference_mode():
             memory.load_model_gpu(self.forge_objects.unet)
+
+
+def clip_of(patcher: Any) -> Any:
+    """Forge's text object around a patcher."""
+    clip = types.SimpleNamespace(patcher=patcher)
+    clip.clone = lambda: clip_of(clip.patcher.clone())
+    return clip
 
 
 class Objects:

@@ -75,7 +75,7 @@ def generate(host: SimpleNamespace, prompt: str = PROMPT, panel: tuple[Any, ...]
     return picture
 
 
-def sampled(p: fakes.Processing, host: SimpleNamespace, cond: Tensor) -> Tensor:
+def sampled(p: fakes.Processing, host: SimpleNamespace, cond: Any) -> Tensor:
     """One step of sampling with the model that the host has loaded now."""
     sd_model, x = host.shared.sd_model, torch.ones(1, 4, 8, 8)
     params = fakes.Params(p, x, cond)
@@ -83,10 +83,19 @@ def sampled(p: fakes.Processing, host: SimpleNamespace, cond: Tensor) -> Tensor:
         host.gate.check_step(params)
     host.last = p
     if getattr(host, "kind", "") == "classic":  # reForge takes the prompts from the callback, but not the latent
-        params.x, cond = x, params.text_cond * 1.0
-    unet = sd_model.forge_objects.unet.model if hasattr(sd_model, "forge_objects") else sd_model.model
+        params.x, cond = x, params.text_cond
     with torch.no_grad():
-        return unet.diffusion_model(params.x * 1.0, torch.tensor([500]), cond)
+        return predicted(sd_model, params.x * 1.0, torch.tensor([500]), cond)
+
+
+def predicted(sd_model: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """The host's call of its network, with what it has read the prompts as."""
+    unet = sd_model.forge_objects.unet.model if hasattr(sd_model, "forge_objects") else sd_model.model
+    reads = unet.diffusion_model.inner[0].conv_in.weight.shape[1]
+    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, reads - 4))  # an inpainting model's mask and picture: empty
+    if sd_model.is_sdxl:
+        return unet.diffusion_model(x, t, cond["crossattn"] * 1.0, cond["vector"])
+    return unet.diffusion_model(x, t, cond * 1.0)
 
 
 def hires(host: SimpleNamespace, switch: Any, back: Any, prompt: str = PROMPT, hr_prompt: str = "") -> Tensor:
@@ -112,18 +121,13 @@ class NoPicture(Exception):
     pass
 
 
-def conditioning(p: fakes.Processing, host: SimpleNamespace) -> Tensor:
+def conditioning(p: fakes.Processing, host: SimpleNamespace) -> Any:
     """The host's cache: the same prompt is not encoded again with the same checkpoint."""
     model = host.shared.sd_model
     key = (PROMPT, model.sd_checkpoint_info.filename)
     if p.cached_c[0] != key:
-        engine = getattr(model, "text_processing_engine", None) or model.cond_stage_model
-        if hasattr(model, "forge_objects"):
-            with torch.inference_mode():
-                fakes.memory.load_model_gpu(model.forge_objects.clip.patcher)
-        ids = engine.tokenizer([PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
         with torch.no_grad():
-            p.cached_c[:] = [key, engine.encode_with_transformers(ids)]
+            p.cached_c[:] = [key, model.get_learned_conditioning([PROMPT])]
     return p.cached_c[1]
 
 

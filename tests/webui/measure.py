@@ -2,11 +2,13 @@
 
     PYTHON measure.py step MODEL        a training step through the web UI's adapter on a fake host, against stand-alone
     PYTHON measure.py start             loading the extension and building its pages on a fake host, without gradio
-    PYTHON measure.py host CHECKPOINT   all four figures on the real host in WEBUI_PATH that has loaded this checkpoint
+    PYTHON measure.py toggle            switching on and off on fake hosts, with weights of SD1.5's true sizes
+    PYTHON measure.py host CHECKPOINT   all of them on the real host in WEBUI_PATH that has loaded this checkpoint
 
 Prints JSON. PYTHON has diffusers; the host runs with WEBUI_PYTHON and WEBUI_ARGS as in ``test_real_hosts.py``. Times
 are CPU seconds of the process that works, so that other work on the machine does not count; only the host's own record
-of its start is by the clock. For "toggle" to mean anything the checkpoint must have SD1.5's true size.
+of its start is by the clock. For "toggle" on a real host to mean anything the checkpoint must have SD1.5's true size;
+what is switched on a text encoder has the prompt encoded anew, which is a part of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -21,11 +24,23 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SETTINGS = {"trajectories": 6, "trajectory_steps": 4, "batch": 2, "rank": 16, "start": "nothing"}
+WORDS = {
+    "layers": "text-encoder",
+    "trajectories": 2,
+    "trajectory_steps": 2,
+    "batch": 1,
+    "steps": 2,
+    "learning_rate": 0.01,
+}
+KEYS_AND_VALUES = [(width, 768) for width, count in ((320, 5), (640, 5), (1280, 6)) for _ in range(2 * count)]
+TEXT = [shape for _ in range(12) for shape in (*[(768, 768)] * 4, (3072, 768), (768, 3072))]
+"""Shapes of the layers that erasures of SD1.5 change: 19 and 85 million weights."""
 FEW, MANY, ROUNDS, STARTS, PAINTED = 4, 24, 3, 3, 7
 SIDE, KEEP, PROMPT = 64, "a red box", "a red ball"
 SCRIPT, PAGES = "load scripts/concept_erasure.py", "create ui"
@@ -99,6 +114,72 @@ def start() -> dict[str, float]:
     return {"script": times[1] - times[0], "pages_without_gradio": times[2] - times[1], "all": times[2] - times[0]}
 
 
+def toggle() -> dict[str, Any]:
+    sys.modules.update(_fakes().install(Path(tempfile.gettempdir())))
+    sys.modules["backend.memory_management"] = _fakes().memory
+    found: dict[str, Any] = {}
+    for kind in ("a1111", "forge", "classic"):
+        for part, shapes in (("unet", KEYS_AND_VALUES), ("text_encoder", TEXT)):
+            times = [_toggled(kind, part, shapes) for _ in range(ROUNDS)]
+            found[f"{kind}, {part}"] = {
+                "on": statistics.median(on for on, _ in times),
+                "off": statistics.median(off for _, off in times),
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+    return found
+
+
+def _toggled(kind: str, part: str, shapes: list[tuple[int, int]]) -> tuple[float, float]:
+    """CPU seconds of putting a change of rank 16 on, with what the fake host does for it, and of taking it off."""
+    import torch
+    from torch import nn
+
+    from erasure_core.delta import DeltaSet, LowRankDelta
+    from erasure_core.hosts.webui_hosts import host_of
+    from erasure_core.hosts.webui_patching import patcher_for
+    from erasure_core.hosts.webui_slots import Applied
+
+    torch.set_num_threads(1)
+    unet = nn.Module()
+    unet.layers = nn.ModuleList(nn.Linear(inputs, rows, bias=False) for rows, inputs in shapes).requires_grad_(False)
+    deltas = {
+        f"{part}.layers.{place}": LowRankDelta(torch.randn(16, inputs), 0.01 * torch.randn(rows, 16)).requires_grad_(
+            False
+        )
+        for place, (rows, inputs) in enumerate(shapes)
+    }
+    root, text = nn.Module(), part == "text_encoder"
+    root.diffusion_model = unet
+    if kind == "a1111":
+        sd_model: Any = nn.Module()
+        sd_model.model = root
+    else:
+        made, objects = _fakes().Patcher if kind == "forge" else _fakes().OldPatcher, _fakes().Objects
+        _fakes().memory.current_loaded_models.clear()
+        sd_model = SimpleNamespace(forge_objects=objects(made(root), _fakes().clip_of(made(root))))
+        sd_model.forge_objects_original = sd_model.forge_objects.shallow_copy()
+    layers = dict(zip(deltas, unet.layers, strict=True))
+    model = SimpleNamespace(
+        sd_model=sd_model, host=host_of(sd_model), unet=unet, family="sd1", texts=[], layers=lambda: layers
+    )
+    patcher: Any = patcher_for(model)  # type: ignore[arg-type]  # as much of one as patching takes
+
+    def switch(*wanted: Applied) -> float:
+        start = time.process_time()
+        if kind == "a1111":
+            patcher.apply(wanted)
+        else:
+            sd_model.forge_objects = sd_model.forge_objects_original.shallow_copy()
+            patcher.apply(wanted, text=text)
+            with torch.inference_mode():
+                objects = sd_model.forge_objects
+                _fakes().memory.load_model_gpu(objects.clip.patcher if text else objects.unet)
+        assert patcher.in_effect(wanted) if kind == "a1111" else patcher.in_effect(wanted, text=text)
+        return time.process_time() - start
+
+    return switch(Applied("one", "digest", DeltaSet(deltas))), switch()
+
+
 def seconds_of(pid: int) -> float:
     """CPU seconds of a process so far, on Linux."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -120,15 +201,23 @@ def _erased(web: Any, **given: Any) -> tuple[float, str]:
     return seconds_of(web.process.pid) - before, Path(answer["file"]).stem
 
 
-def _painted(web: Any, *prompts: str) -> float:
-    """CPU seconds of one generation, of several with these prompts in turn; the first ones are left out."""
-    times = []
+def _painted(web: Any, *prompts: str) -> list[float]:
+    """CPU seconds of a generation of each prompt, of several with these in turn; the first ones are left out."""
+    times: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for turn in range(PAINTED):
         for prompt in prompts:
             before = seconds_of(web.process.pid)
             assert web.paint(prompt) is not None, web.said
-            times += [seconds_of(web.process.pid) - before] if turn else []
-    return statistics.median(times)
+            times[prompt] += [seconds_of(web.process.pid) - before] if turn else []
+    return [statistics.median(each) for each in times.values()]
+
+
+def _switched(web: Any, name: str) -> dict[str, float]:
+    """CPU seconds that a generation takes longer which has to switch an erasure on, and off."""
+    erase = f"{PROMPT}<erase:{name}:1>"
+    (without,), (erased,) = _painted(web, PROMPT), _painted(web, erase)
+    on, off = _painted(web, erase, PROMPT)
+    return {"on": on - erased, "off": off - without}
 
 
 def host(checkpoint: str) -> dict[str, Any]:
@@ -147,13 +236,12 @@ def host(checkpoint: str) -> dict[str, Any]:
                 web, method="esd", settings={**SETTINGS, "steps": steps, "seed": seed})[0])  # fmt: skip
             found["step"] = _compared(in_host, per_step(trained(stand_alone(checkpoint))))
             _, ball = _erased(web)
-            erase = f"{PROMPT}<erase:{ball}:1>"
-            same = statistics.mean([_painted(web, PROMPT), _painted(web, erase)])
-            found["toggle_seconds"] = _painted(web, erase, PROMPT) - same
-            without = _painted(web, PROMPT)
+            _, words = _erased(web, method="esd", settings=WORDS)
+            found["toggle_seconds"] = {"unet": _switched(web, ball), "text_encoder": _switched(web, words)}
+            (without,) = _painted(web, PROMPT)
         write_profile(library, make_profile("studio", Library([library]), [(f"{ball}.safetensors", 1.0, 1.0)]))
         with _started(*ours, "--concept-erasure-profile", "studio") as web:
-            found["profile"] = {"seconds": _painted(web, PROMPT), "seconds_without": without}
+            found["profile"] = {"seconds": _painted(web, PROMPT)[0], "seconds_without": without}
             found["profile"]["ratio"] = found["profile"]["seconds"] / without
     found["start"] = _starts()
     return found
@@ -180,5 +268,5 @@ def _starts() -> dict[str, float]:
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT))
-    work: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "start": start, "host": host}
+    work: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "start": start, "toggle": toggle, "host": host}
     print(json.dumps(work[sys.argv[1]](*sys.argv[2:]), indent=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import json
 import os
@@ -92,21 +93,38 @@ class WebUi:
             time.sleep(2)
         raise RuntimeError(f"the host did not start; see {self.log.name}")
 
-    def reload_ui(self) -> None:
-        """The button "Reload UI". It has no route; its event is found in the page's own description and sent as the
-        page sends it, to gradio 3 or 4."""
+    def press(self, elem_id: str, *data: Any, waits: bool = True) -> list[str]:
+        """Press a button that has no route: its event is found in the page's own description and sent as the page sends
+        it, to gradio 3 or 4. Returns its outputs, of HTML the text."""
         page = self.get("/config")[1]
-        (button,) = [
-            one["id"] for one in page["components"] if one["props"].get("elem_id") == "settings_restart_gradio"
-        ]
+        (button,) = [one["id"] for one in page["components"] if one["props"].get("elem_id") == elem_id]
         (event,) = [
             event | {"place": place}
             for place, event in enumerate(page["dependencies"])
-            if event["backend_fn"] and event["targets"] in ([button], [[button, "click"]])
+            if event["backend_fn"]
+            and event["targets"] in ([button], [[button, "click"]])
+            and event.get("trigger", "click") == "click"
         ]
-        sent = {"data": [], "fn_index": event.get("id", event["place"]), "session_hash": "reload"}
-        route = "/run/predict" if page["version"].startswith("3.") else "/queue/join"
-        assert self.post(route, sent)[0] == 200
+        session = f"test{time.monotonic_ns()}"
+        sent = {"data": [*data], "fn_index": event.get("id", event["place"]), "session_hash": session}
+        is_old = page["version"].startswith("3.")
+        status, answer = self.post("/run/predict" if is_old else "/queue/join", sent)
+        assert status == 200, answer
+        if not waits:
+            return []
+        return [html.unescape(str(one)) for one in (answer["data"] if is_old else self._queued(session))]
+
+    def _queued(self, session: str) -> Any:
+        with urllib.request.urlopen(f"{self.base}/queue/data?session_hash={session}", timeout=1500) as stream:
+            for line in stream:
+                told = json.loads(line[5:]) if line.startswith(b"data:") else {}
+                if told.get("msg") == "process_completed":
+                    return told["output"]["data"]
+        raise RuntimeError("the host ended the event without an answer")
+
+    def reload_ui(self) -> None:
+        """The button "Reload UI"."""
+        self.press("settings_restart_gradio", waits=False)
         time.sleep(RELOAD_SECONDS)
         self._wait(OURS)
 
@@ -136,12 +154,17 @@ class WebUi:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    def paint(self, prompt: str, **given: Any) -> str | None:
-        """Hash of the pixels of a picture; ``None`` if none came out, whichever way."""
+    def pictures(self, prompt: str, **given: Any) -> list[Image.Image]:
+        """What comes out, whichever way; why nothing did is in ``said``."""
         body = {"prompt": prompt, "seed": 1, "steps": 3, "width": 64, "height": 64, "sampler_name": "DDIM"} | given
         status, answer = self.post("/sdapi/v1/txt2img", body)
         self.said = answer if status != 200 else answer["info"]
-        return pixels(answer["images"][0]) if status == 200 and answer["images"] else None
+        encoded = answer["images"] if status == 200 else []
+        return [Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in encoded]
+
+    def paint(self, prompt: str, **given: Any) -> str | None:
+        """Hash of the pixels of the first picture; ``None`` if none came out."""
+        return next(map(pixels, self.pictures(prompt, **given)), None)
 
     def erase(self, word: str, **given: Any) -> tuple[int, Any]:
         """Erase at once, with small pictures and one prompt to keep, unless told otherwise: what users get by default
@@ -150,9 +173,8 @@ class WebUi:
         return self.post("/concept-erasure/v1/erase", {"words": [word]} | quick | given)
 
 
-def pixels(encoded: str) -> str:
+def pixels(picture: Image.Image) -> str:
     """Hash of a picture without its metadata, which holds the prompt."""
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 

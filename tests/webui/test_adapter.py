@@ -277,6 +277,27 @@ def test_training_is_refused_where_it_would_be_wrong(
             raise AssertionError("it must not come this far")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda unet: unet.to(torch.float8_e4m3fn), "quantised"),
+        (lambda unet: setattr(next(unet.parameters()), "gguf_cls", object), "quantised"),
+        (lambda unet: setattr(next(unet.parameters()), "bnb_quantized", True), "quantised"),
+        (lambda unet: unet.__dict__.__setitem__("forward", lambda *a: None), "replaced its forward"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_training_is_refused_on_the_forge_family_too(
+    kind: str, spoil: Any, message: str, request: pytest.FixtureRequest
+) -> None:
+    model = WebuiModel(request.getfixturevalue(kind).model)
+    spoil(model.unet)
+    before = _weights(model.unet)
+    with pytest.raises(ModelError, match=message), model.trainable():
+        raise AssertionError("it must not come this far")
+    assert all(torch.equal(tensor.float(), before[name].float()) for name, tensor in model.unet.state_dict().items())
+
+
 def test_models_of_other_kinds_are_refused(a1111: SimpleNamespace) -> None:
     a1111.model.is_sd1 = False
     with pytest.raises(ModelError, match="not supported"):

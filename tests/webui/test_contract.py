@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import importlib
 import sys
 import types
@@ -219,6 +221,46 @@ def test_the_panel_tells_that_a_hires_prompts_networks_went_on(extension: Extens
         fakes.Processing([PROMPT]), False, batch_number=0, prompts=[], seeds=[], subseeds=[], extra_network_data=data
     )
     assert seen == [data]
+
+
+def test_values_of_the_panel_have_their_places_in_requests_for_good(extension: Extension) -> None:
+    """API clients send them by place: a new one may stand at the end only."""
+    extension.start_ui()
+    for is_img2img, tab in ((False, "txt2img"), (True, "img2img")):
+        slots = [f"{kind}_{tab}_{place}" for place in (1, 2, 3, 4) for kind in ("name", "strength")]
+        named = [control.given["elem_id"] for control in extension.script.ui(is_img2img)]
+        assert named == [f"concept_erasure_{what}" for what in (f"enabled_{tab}", *slots, f"rest_{tab}")]
+    assert [value_of(control) for control in extension.script.ui(False)] == [False, *["None", 1.0] * 4, ""]
+
+
+@pytest.mark.parametrize(("api", "nowebui"), [(False, False), (True, False), (False, True)])
+def test_a_host_that_only_serves_its_api_has_routes_and_tags(extension: Extension, api: bool, nowebui: bool) -> None:
+    """Started with --nowebui it builds no pages and asks for no settings page."""
+    given = extension.made["modules.shared"].cmd_opts  # type: ignore[attr-defined]
+    given.api, given.nowebui = api, nowebui
+    extension.callbacks.fire("before_ui")
+    extension.callbacks.fire("app_started", None, extension.app)
+    assert bool(extension.app.routes) == (api or nowebui)
+    assert "erase" in extension.made["modules.extra_networks"].extra_network_registry  # type: ignore[attr-defined]
+    assert "concept_erasure_profile" in extension.made["modules.shared"].opts.options  # type: ignore[attr-defined]
+    if nowebui:
+        listed = extension.app.routes["GET", "/concept-erasure/v1/erasures"]()
+        assert {"ball", "words"} <= {Path(one["name"]).stem for one in listed}
+
+
+def test_options_are_there_before_anything_can_be_imported(extension: Extension) -> None:
+    content = (ROOT / "preload.py").read_text()
+    assert not [node for node in ast.walk(ast.parse(content)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found: dict[str, Any] = {}
+    exec(compile(content, "preload.py", "exec"), found)  # noqa: S102  # as the hosts do it
+    parser = argparse.ArgumentParser()
+    found["preload"](parser)
+    shared, places = extension.made["modules.shared"], sys.modules["concept_erasure_webui.places"]
+    shared.cmd_opts = parser.parse_args([])  # type: ignore[attr-defined]
+    assert not places.is_in_force() and places.folder().name == "erasures"  # type: ignore[attr-defined]
+    sent = ["--concept-erasure-profile", "studio", "--concept-erasure-dir", "elsewhere"]
+    shared.cmd_opts = parser.parse_args(sent)  # type: ignore[attr-defined]
+    assert (places.locked_profile(), places.folder()) == ("studio", Path("elsewhere"))  # type: ignore[attr-defined]
 
 
 def test_a_request_brings_no_settings_of_ours_along(extension: Extension) -> None:

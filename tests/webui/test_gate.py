@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 import torch
 from generation import PROMPT, NoPicture, expected, generate, write_negated
 
+from erasure_core import Concept, erase
 from erasure_core.delta import DeltaSet, DenseDelta
 from erasure_core.errors import DeviceOutOfMemory
 from erasure_core.hosts import webui_patching, webui_swap
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_patching import PatchFailed
 from erasure_core.hosts.webui_slots import Applied
 from erasure_core.hosts.webui_swap import exchange
+from erasure_core.methods.esd import EsdSettings
 from erasure_core.profile import make_profile, write_profile
 
 
@@ -85,6 +89,16 @@ def _use_profile(web: SimpleNamespace, library: Path, *names: str) -> None:
     profile = make_profile("studio", web.places.library(), [(f"{name}.safetensors", 1.0, 1.0) for name in names])
     write_profile(library, profile, overwrite=True)
     web.shared.opts.concept_erasure_profile = "studio"
+
+
+def test_a_profile_gives_each_kind_of_model_its_own(web: SimpleNamespace, library: Path) -> None:
+    """A school paints with an SD1.5 and an SDXL checkpoint."""
+    base, erased = generate(web), generate(web, f"{PROMPT}<erase:ball>")
+    _use_profile(web, library, "other", "ball")
+    assert torch.equal(generate(web), erased) and not torch.equal(erased, base)
+    _use_profile(web, library, "other")
+    with pytest.raises(NoPicture, match="none of its erasures is for this kind of model"):
+        generate(web)
 
 
 def test_a_profile_that_is_not_whole_stops_everything(web: SimpleNamespace, library: Path) -> None:
@@ -179,8 +193,7 @@ def test_a_host_that_lost_the_erasure_before_a_step_paints_nothing_unerased(web:
         if web.kind == "a1111":
             web.session.SESSION.patcher().clear()
         else:
-            web.model.forge_objects = web.model.forge_objects_original.shallow_copy()
-            web.model.prepare()
+            _reset(web)
 
     if web.kind == "a1111":  # put back in time
         assert torch.equal(generate(web, f"{PROMPT}<erase:ball>", before_step=lose), erased)
@@ -260,8 +273,6 @@ def test_another_checkpoint_in_the_same_objects(a1111: SimpleNamespace, library:
 def test_a_switch_to_a_cached_checkpoint_that_nobody_tells_of(
     a1111: SimpleNamespace, source: DiffusersModel, library: Path
 ) -> None:
-    import copy
-
     fakes.Processing.cached_c[:] = [None, None]
     other = copy.deepcopy(source)
     erased = generate(a1111, f"{PROMPT}<erase:ball>")
@@ -275,8 +286,6 @@ def test_a_switch_to_a_cached_checkpoint_that_nobody_tells_of(
 def test_a_refiner_that_takes_over_is_erased_too_or_nothing_is_painted(
     a1111: SimpleNamespace, source: DiffusersModel, library: Path
 ) -> None:
-    import copy
-
     fakes.Processing.cached_c[:] = [None, None]
     erased = generate(a1111, f"{PROMPT}<erase:ball>")
     second = fakes.SdModel(copy.deepcopy(source), "copy.safetensors")
@@ -376,3 +385,61 @@ def test_what_is_exchanged_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _small(layer: Any) -> DenseDelta:
     return DenseDelta(1e-4 * torch.ones(layer.weight.shape))
+
+
+@pytest.mark.parametrize("is_beside_a_lora", [False, True])
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_coarse_weights_are_told_as_the_cause(
+    kind: str, is_beside_a_lora: bool, request: pytest.FixtureRequest, library: Path
+) -> None:
+    web = request.getfixturevalue(kind)
+    fakes.Processing.cached_c[:] = [None, None]
+    patcher = web.model.forge_objects_original.unet
+    for path, layer in patcher.model.named_modules():
+        if path.endswith(("attn2.to_k", "attn2.to_v")):
+            coarse = layer.weight.detach().to(torch.float8_e4m3fn)
+            layer._parameters["weight"] = torch.nn.Parameter(coarse, requires_grad=False)
+            if is_beside_a_lora:
+                style = {f"{path}.weight": ("diff", (torch.zeros(coarse.shape),))}
+                given = {"filename": f"style {path}"} if kind == "forge" else {}
+                patcher.add_patches(patches=style, **given)
+    with pytest.raises(web.gate.Refused, match=r"so coarsely that only \d+% of the erasure would be left"):
+        generate(web, f"{PROMPT}<erase:ball:0.001>")
+    with pytest.raises(web.gate.Refused, match="not on the model that is painting"):  # that is another cause
+        generate(web, panel=(True, "ball", 1.0), before_step=lambda: _reset(web))
+
+
+def _reset(web: SimpleNamespace) -> None:
+    web.model.forge_objects = web.model.forge_objects_original.shallow_copy()
+    web.model.prepare()
+
+
+def test_packed_weights_take_no_erasure(web: SimpleNamespace, library: Path) -> None:
+    base = generate(web)
+    packed = next(p for p in web.session.WebuiModel(web.model).unet.parameters() if p.dim() > 1)
+    packed.gguf_cls = object
+    assert torch.equal(generate(web), base)
+    with pytest.raises(NoPicture, match=r"quantised \(nf4 or gguf\)"):
+        generate(web, f"{PROMPT}<erase:ball>")
+
+
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_what_was_first_used_in_inference_mode_serves_everywhere(
+    kind: str, request: pytest.FixtureRequest, source: DiffusersModel, library: Path
+) -> None:
+    """In it the Forge family calls the hooks of a generation; buttons and routes run outside of it."""
+    pristine = copy.deepcopy(source)
+    web = request.getfixturevalue(kind)
+    web.kind = kind
+    fakes.Processing.cached_c[:] = [None, None]
+    both = f"{PROMPT}<erase:ball><erase:words:0.5>"
+    with torch.inference_mode():
+        erased, words = generate(web, both), generate(web, f"{PROMPT}<erase:words>")
+    assert torch.equal(generate(web, both), erased)
+    torch.testing.assert_close(words, expected(pristine, library, "words"), rtol=1e-4, atol=1e-5)
+    settings = EsdSettings(steps=2, batch=1, trajectories=1, trajectory_steps=2, rank=2, layers="text-encoder+full")
+    wanted, _ = erase(pristine, Concept(("ball",)), "esd", settings)
+    made, _ = erase(WebuiModel(web.model, latent_side=8), Concept(("ball",)), "esd", settings)
+    for name in wanted.deltas:
+        torch.testing.assert_close(made.deltas[name].change(), wanted.deltas[name].change(), rtol=1e-2, atol=1e-5)
+    assert torch.equal(generate(web, both), erased)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from trainings import SHORT, interrupt_after, request
 
 from erasure_core import Concept
@@ -18,7 +21,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidSettings, OutputError
 from erasure_core.hosts.webui import WebuiModel
-from erasure_core.library import Hardening
+from erasure_core.making import Hardening
 from erasure_core.methods import find_method
 from erasure_core.progress import Report
 
@@ -75,17 +78,18 @@ def test_erasures_and_loras_come_off_before_a_training(
     assert (library / again.file).read_bytes() == made
 
 
+@pytest.mark.parametrize("flag", ["interrupted", "stopping_generation"])
 def test_interrupt_then_go_on(
-    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     wanted = (library / jobs.run_erase(request(jobs, **SHORT)).file).read_bytes()
-    for path in library.glob("ball-esd-*"):
+    for path in library.glob("ball-2*"):
         path.unlink()
     with monkeypatch.context() as patch:
-        interrupt_after(jobs, patch, 3, a1111.shared.state)
+        interrupt_after(jobs, patch, 3, a1111.shared.state, flag)
         stopped = jobs.run_erase(request(jobs, **SHORT))
     assert (stopped.status, stopped.step) == ("stopped", 3)
-    a1111.shared.state.interrupted = False
+    setattr(a1111.shared.state, flag, False)
     done = jobs.run_erase(request(jobs, **SHORT))
     assert done.status == "done" and (library / done.file).read_bytes() == wanted
 
@@ -123,6 +127,36 @@ def test_nothing_is_previewed_while_a_profile_is_in_force(jobs: Any, a1111: Simp
 def test_what_must_not_be_shown_is_not_previewed(jobs: Any, word: str, shown: list[str]) -> None:
     preview = importlib.import_module("concept_erasure_webui.preview")
     assert preview.prompts(Concept((word,), keep=("naked people", "a box"))) == shown
+
+
+def test_what_is_done_is_painted_without_and_with_it(
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
+    wanted = replace(request(jobs, "closed_form"), compares=True)
+    job = jobs.run_erase(wanted)
+    sheet = Image.open(io.BytesIO(base64.b64decode(job.picture))).convert("RGB")
+    upper, lower = sheet.crop((0, 0, 2 * SIDE, SIDE)), sheet.crop((0, SIDE, 2 * SIDE, 2 * SIDE))
+    assert sheet.size == (2 * SIDE, 2 * SIDE) and upper.tobytes() != lower.tobytes()
+    assert job.status == "done" and "a ball" in job.painted
+    assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
+    show = importlib.import_module("concept_erasure_webui.show")
+    jobs.JOBS.last = None  # a new start of the web UI
+    assert job.picture in show.job(jobs.JOBS.shown())
+    update = jobs.HostProgress.update
+
+    def stopped(self: Any, report: Any) -> None:
+        update(self, report)
+        a1111.shared.state.interrupted = report.stage == "sampling"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.HostProgress, "update", stopped)
+        job = jobs.run_erase(wanted)
+    assert job.status == "done" and not job.picture and "not painted before and after: Stopped" in job.message
+    a1111.shared.state.interrupted = False
+    importlib.import_module("concept_erasure_webui.shelf").save_profile("studio", ["words"], 1.0)
+    a1111.shared.opts.concept_erasure_profile = "studio"
+    assert not jobs.run_erase(wanted).picture
 
 
 def test_hardening_is_recorded_and_told(jobs: Any, a1111: SimpleNamespace, library: Path) -> None:

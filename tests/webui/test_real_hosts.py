@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -18,8 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
-from real_host import WebUi, installed, interpreter
+from PIL import Image, ImageChops, ImageStat
+from real_host import WebUi, installed, interpreter, pixels
+
+from erasure_core.library import read_manifest
+from erasure_core.profile import profile_path, read_profile
 
 FOLDER = Path(os.environ.get("WEBUI_PATH", ""))
 pytestmark = pytest.mark.skipif(
@@ -59,14 +65,21 @@ def web(library: Path) -> Iterator[WebUi]:
 
 @pytest.fixture(scope="module")
 def ball(web: WebUi, library: Path) -> str:
-    """The tag's name of an erasure made by the host, and a LoRA beside it."""
+    """The tag's name of an erasure made by the host, and another one exported as a LoRA."""
     status, answer = web.erase("ball", keep=["a red box"])
     assert status == 200, answer
-    status, other = web.erase("red", alternative="blue")
+    assert answer["file"] == "ball.safetensors"
+    status, other = web.erase("red", alternative="blue", name="style")
     assert status == 200, other
-    shutil.copy(library / other["file"], library / "lora" / "style.safetensors")
-    web.post("/sdapi/v1/refresh-loras", {})
+    assert "<lora:style:1>" in exported(web, "style")
     return Path(answer["file"]).stem
+
+
+def exported(web: WebUi, name: str) -> str:
+    """What the Library says to the button that exports an erasure."""
+    (said,) = web.press("concept_erasure_export", name)
+    web.post("/sdapi/v1/refresh-loras", {})
+    return said
 
 
 def test_tag_panel_and_lora_in_any_order(web: WebUi, ball: str) -> None:
@@ -83,6 +96,36 @@ def test_tag_panel_and_lora_in_any_order(web: WebUi, ball: str) -> None:
     assert "Concept erasure" in web.said
     assert {web.paint(wanted["erase"]) for _ in range(10)} == {first["erase"]}
     assert web.paint(P) == first["base"]
+
+
+def test_a_lora_paints_as_the_erasure_that_it_was_exported_from(web: WebUi, ball: str, library: Path) -> None:
+    base, erased, lora = (web.pictures(P + tag)[0] for tag in ("", "<erase:style:1>", "<lora:style:1>"))
+    assert difference(erased, lora) < difference(base, erased) / 20
+    settings = {"rank": 0, "steps": 2, "batch": 1, "trajectories": 1, "trajectory_steps": 2}
+    status, made = web.erase("ball", **SHORT, settings=settings, name="whole")  # a full-size one
+    assert status == 200 and made["status"] == "done", made
+    error = re.search(r"relative error of the conversion (\S+): <lora:whole:1>", exported(web, "whole"))
+    assert error and float(error[1]) < 1e-2
+    erased, lora = (web.pictures(P + tag)[0] for tag in ("<erase:whole:1>", "<lora:whole:1>"))
+    assert difference(erased, lora) < difference(base, erased) / 20
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference of the pixels, of 255."""
+    return float(sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3)
+
+
+def test_cells_of_a_plot_are_painted_as_by_tags(web: WebUi, ball: str) -> None:
+    plots = [one for one in web.get("/sdapi/v1/script-info")[1] if one["name"] == "x/y/z plot"]
+    fields = next(one for one in plots if not one["is_img2img"])["args"]
+    axis = next(one for one in fields if one["label"] == "X type")["choices"].index("[Concept Erasure] name:strength")
+    values = f"None, {ball}:1, {ball}:0.5"
+    wanted = {"X type": axis, "X values": values, "Draw legend": False, "Include Sub Images": True,
+              "Use text inputs instead of dropdowns": True, "Y type": 0, "Z type": 0}  # fmt: skip
+    sent = [wanted.get(one["label"], one["value"]) for one in fields]
+    grid, *cells = web.pictures(P, script_name="x/y/z plot", script_args=sent)
+    tags = ("", f"<erase:{ball}:1>", f"<erase:{ball}:0.5>")
+    assert [pixels(cell) for cell in cells] == [web.paint(P + tag) for tag in tags] and grid.width == 3 * 64
 
 
 def test_what_cannot_be_erased_gives_no_picture(web: WebUi, ball: str, library: Path) -> None:
@@ -126,7 +169,55 @@ def test_other_checkpoints_are_refused_and_leave_no_trace(web: WebUi, ball: str)
     assert (web.paint(P), web.paint(erase)) == (base, erased)
 
 
-def test_a_training_waits_its_turn_and_can_be_interrupted(web: WebUi, ball: str) -> None:
+@pytest.fixture
+def sibling(web: WebUi) -> Iterator[str]:
+    """The title of another checkpoint of the same base: only its last layer differs, so that erasures fit."""
+    loaded = web.get("/sdapi/v1/options")[1]["sd_model_checkpoint"]
+    own = Path(next(one["filename"] for one in web.get("/sdapi/v1/sd-models")[1] if one["title"] == loaded))
+    made = own.with_name("concept-erasure-sibling.safetensors")
+    configuration = own.with_suffix(".yaml")
+    try:
+        shutil.copy(own, made)
+        _change_last_layer(made)
+        if configuration.exists():
+            shutil.copy(configuration, made.with_suffix(".yaml"))
+        assert web.post("/sdapi/v1/refresh-checkpoints", {})[0] == 200
+        yield next(one["title"] for one in web.get("/sdapi/v1/sd-models")[1] if made.stem in one["title"])
+    finally:
+        made.unlink(missing_ok=True)
+        made.with_suffix(".yaml").unlink(missing_ok=True)
+        web.post("/sdapi/v1/refresh-checkpoints", {})
+
+
+def _change_last_layer(path: Path) -> None:
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))["model.diffusion_model.out.2.weight"]
+        start, stop = entry["data_offsets"]
+        kind = {"F16": "<f2", "F32": "<f4"}[entry["dtype"]]
+        file.seek(8 + length + start)
+        values = numpy.frombuffer(file.read(stop - start), kind)
+        file.seek(8 + length + start)
+        file.write((values * 0.8).astype(kind).tobytes())
+
+
+def test_a_checkpoint_of_the_same_base_and_back(web: WebUi, ball: str, sibling: str) -> None:
+    own, erase = web.get("/sdapi/v1/options")[1]["sd_model_checkpoint"], f"{P}<erase:{ball}:1>"
+    first = (web.paint(P), web.paint(erase))
+    assert web.post("/sdapi/v1/options", {"sd_model_checkpoint": sibling})[0] == 200  # with the erasure on the model
+    second = (web.paint(erase), web.paint(P))
+    assert None not in (*first, *second) and len({*first, *second}) == 4
+    assert web.paint(erase) == second[0]
+    assert web.post("/sdapi/v1/options", {"sd_model_checkpoint": own})[0] == 200
+    assert (web.paint(erase), web.paint(P)) == first[::-1]
+    web.paint(P)
+    assert web.post("/sdapi/v1/options", {"sd_model_checkpoint": sibling})[0] == 200  # and without
+    assert (web.paint(P), web.paint(erase)) == second[::-1]
+    assert web.post("/sdapi/v1/options", {"sd_model_checkpoint": own})[0] == 200
+    assert (web.paint(P), web.paint(erase)) == first
+
+
+def test_a_training_waits_its_turn_and_can_be_interrupted(web: WebUi, ball: str, library: Path) -> None:
     base = web.paint(P)
     answers: list[tuple[int, object]] = []
     settings = {"steps": 2000, "batch": 1, "trajectories": 1, "trajectory_steps": 2, "rank": 2}
@@ -145,8 +236,15 @@ def test_a_training_waits_its_turn_and_can_be_interrupted(web: WebUi, ball: str)
     queued.join(600)
     assert answers[0][0] == 200 and answers[0][1]["status"] == "stopped"  # type: ignore[index]
     assert painted == [base] and web.paint(P) == base  # the model is as it was
+    (said,) = web.press("concept_erasure_save_unfinished", None)
+    assert re.search(r"Wrote star-unfinished.safetensors after \d+ steps", said), said
+    assert web.paint(f"{P}<erase:star-unfinished:1>") not in (None, base)
     again = web.erase("star", **SHORT, settings=settings | {"steps": 2})
     assert again[0] == 200 and again[1]["status"] == "done"
+    (state,) = library.glob("*.partial")
+    (said,) = web.press("concept_erasure_discard", None)
+    assert "was discarded" in said and not state.exists()
+    assert web.paint(f"{P}<erase:star-unfinished:1>") not in (None, base)
 
 
 def _trains_star(job: dict[str, object] | None) -> bool:
@@ -216,24 +314,39 @@ def test_hardening_adds_what_leaks(web: WebUi, ball: str) -> None:
     assert len(made[0]["manifest"]["settings"]["harden"]) == 1
 
 
-def test_the_tab_in_a_real_browser(web: WebUi, ball: str, tmp_path: Path) -> None:
+def test_the_tab_in_a_real_browser(web: WebUi, ball: str, library: Path, tmp_path: Path) -> None:
     chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     if not os.environ.get("PLAYWRIGHT_CORE") or not Path(chromium).exists() or shutil.which("node") is None:
         pytest.skip("needs node, a chromium and PLAYWRIGHT_CORE (the folder of the npm package playwright-core)")
     folder = os.environ.get("WEBUI_PICTURES", str(tmp_path))
-    task = {"url": web.base, "folder": folder, "erasure": ball, "seconds": 90}
+    brought = shutil.copy(library / "style.safetensors", tmp_path / "brought.safetensors")
+    task = {"url": web.base, "folder": folder, "erasure": ball, "seconds": 90, "file": str(brought)}
     command = ["node", str(Path(__file__).with_name("browser.mjs")), json.dumps(task)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=6000, check=False)
     seen = json.loads(ran.stdout or json.dumps({"error": ran.stderr}))
     assert "error" not in seen, (seen, folder)
     assert seen["problems"] == [] and seen["outside"] == []
     made = seen["erase"]
+    assert "<erase:toy:1>" in made["said"] and made["shown"] == 2 * 64 and made["harden"] > 200
+    assert any("toy" in listed for listed in made["listed"])  # without "Refresh list"
+    trained = seen["trained"]
+    assert "save it as it is" in trained["stopped"] and "Wrote cube-unfinished.safetensors" in trained["saved"]
+    assert "was discarded" in trained["discarded"] and not list(library.glob("cube-esd-*.partial"))
+    manifest = read_manifest(library / "cube.safetensors")
+    assert manifest and (manifest.method, manifest.steps_done) == ("auto", 4) and "cube" in manifest.words
+    made = seen["strange"]
     assert "<img src=x" in made["job"] and "done" in made["job"] and made["broken"] and made["live"] == 1
     assert made["afterReload"] == made["job"] and "Loaded: " in made["model"]
     shelf = seen["library"]
     assert "<img src=x" in shelf["table"] and shelf["broken"] and "Tick the box" in shelf["refused"]
     assert "Fit: " in shelf["fit"]
     assert shelf["left"] == shelf["rows"] - 1 and not shelf["sure"]
+    assert len(shelf["searched"]) == 1 and "toy.safetensors" in shelf["searched"][0]
+    assert (library / "plaything.safetensors").exists() and not (library / "toy.safetensors").exists()
+    assert (library / "brought.safetensors").read_bytes() == Path(brought).read_bytes()
+    assert "<lora:brought:1>" in shelf["exported"] and (library / "lora" / "brought.safetensors").exists()
+    profile = read_profile(profile_path(library, "playground"))
+    assert [entry.file for entry in profile.entries] == ["plaything.safetensors"]
     panel = seen["panel"]
     assert "No picture was made" in panel["empty"] and f"Concept erasure: {ball}:1" in panel["erased"].replace('"', "")
     assert panel["prompt"] == f"a red ball<erase:{ball}:1:0>" and float(panel["strength"]) == 0.5
@@ -287,13 +400,22 @@ def test_a_pinned_profile_and_passwords(web: WebUi, ball: str, library: Path) ->
         assert host.paint(P) == erased != base
         assert host.paint(P, override_settings={"concept_erasure_profile": "None"}) == erased
         assert host.paint(P, alwayson_scripts={"concept erasure": {"args": [False]}}) == erased
-        for auth in ("me:wrong", "you:secret"):
-            assert host.get("/concept-erasure/v1/erasures", auth)[0] == 401
-            for route in ("explorations", "reports", "reports/one"):
-                assert host.get(f"/concept-erasure/v1/{route}", auth)[0] == 401
-            for route in ("erase", "explore", "report", "interrupt"):
-                assert host.post(f"/concept-erasure/v1/{route}", {"words": ["x"]}, auth)[0] == 401
-        (library / f"{ball}.safetensors").unlink()
+        paths = host.get("/openapi.json")[1]["paths"]
+        ours = {(kind, path) for path in paths if path.startswith("/concept-erasure/") for kind in paths[path]}
+        assert len(ours) == 11
+        for auth in ("", "me:wrong", "you:secret", "me:"):
+            for kind, path in ours:
+                route = path.replace("{name}", "one")
+                status, _ = host.get(route, auth) if kind == "get" else host.post(route, {"words": ["x"]}, auth)
+                assert status == 401, (kind, path, auth)
+        assert host.get("/concept-erasure/v1/erasures")[0] == 200
+        pinned_file = library / f"{ball}.safetensors"
+        content = pinned_file.read_bytes()
+        shutil.copy(library / "style.safetensors", pinned_file)  # sound, of the same base, and another
+        assert host.paint(P) is None and "studio" in host.said
+        pinned_file.write_bytes(content)
+        assert host.paint(P) == erased
+        pinned_file.unlink()
         assert host.paint(P) is None
     finally:
         host.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_changes import as_erasure, random_deltas
+from safetensors.torch import load_file, save_file
 
+from erasure_core.combining import converted
+from erasure_core.erasure_file import read_erasure, write_erasure
 from erasure_core.errors import ErasureError, InvalidSettings, OutputError, WrongBase
+from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.hosts.webui import WebuiModel
 from erasure_core.methods import METHODS, find_method
 
 
@@ -149,6 +155,25 @@ def test_the_loss_is_drawn(package: Any) -> None:
     assert drawn.count("<polyline") == 2 and len(drawn) < 20_000
 
 
+def test_a_full_size_change_is_exported_as_a_lora_of_low_rank(
+    a1111: SimpleNamespace, source: DiffusersModel, package: Any, library: Path
+) -> None:
+    """Some hosts' LoRA loaders read no ".diff", or read it and skip what they do not know."""
+    deltas = random_deltas(source, "cross-attention-kv", dense=True)
+    write_erasure(library / "whole.safetensors", as_erasure(source, deltas), source)
+    assert all(key.endswith(".diff") for key in load_file(library / "whole.safetensors"))
+    package("shelf").export_lora("whole")
+    exported = library.parent / "Lora" / "whole.safetensors"
+    assert {key.rpartition(".lora_")[2] for key in load_file(exported) if ".lora_" in key} == {
+        "up.weight",
+        "down.weight",
+    }
+    assert not [key for key in load_file(exported) if key.endswith(".diff")]
+    found = read_erasure(exported).bind(source)
+    for name in deltas:
+        torch.testing.assert_close(found[name].change(), deltas[name].change(), rtol=1e-2, atol=1e-3)
+
+
 def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
     shelf = package("shelf")
     assert "sphere" in shelf.rename("ball", "sphere")
@@ -176,7 +201,7 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
         with pytest.raises(ErasureError, match="pinned"):
             shelf.export_lora("sphere")
     a1111.shared.cmd_opts.concept_erasure_profile = None
-    assert "<lora:sphere:1>" in shelf.export_lora("sphere")
+    assert "LoRA, the file as it is: <lora:sphere:1>" in shelf.export_lora("sphere")
     assert (library.parent / "Lora" / "sphere.safetensors").read_bytes() == (
         library / "sphere.safetensors"
     ).read_bytes()
@@ -184,6 +209,19 @@ def test_the_shelf(a1111: SimpleNamespace, package: Any, library: Path) -> None:
     for name in (None, "None", "sphere", "../studio", "/etc/passwd"):
         with pytest.raises(ErasureError):
             shelf.chosen(name)
+
+
+@torch.no_grad()
+def test_exporting_a_dense_erasure_tells_its_error(a1111: SimpleNamespace, package: Any, library: Path) -> None:
+    model = WebuiModel(a1111.model)
+    dense = converted(model, read_erasure(library / "ball.safetensors"), "dense")
+    write_erasure(library / "whole.safetensors", dense, model)
+    said = re.search(r"relative error of the conversion (\S+): <lora:whole:1>", package("shelf").export_lora("whole"))
+    lora = read_erasure(library.parent / "Lora" / "whole.safetensors").bind(model)
+    changes = [(lora[name].change(), dense.deltas[name].change()) for name in dense.deltas]
+    error = sum((got - meant).norm() ** 2 for got, meant in changes) ** 0.5
+    size = sum(meant.norm() ** 2 for _, meant in changes) ** 0.5
+    assert said and 0 < float(error / size) <= 2 * float(said[1]) < 2e-3
 
 
 def test_which_erasures_fit_the_loaded_checkpoint(a1111: SimpleNamespace, package: Any, library: Path) -> None:

@@ -46,6 +46,9 @@ def page(a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_event_fits_its_handler(page: fake_gradio.Page) -> None:
     assert len(page.events) > 20
     for component, work, inputs, _, script in page.events:
+        if work is None:
+            assert script, component.given
+            continue
         try:
             inspect.signature(work).bind(*inputs)
         except TypeError as error:
@@ -54,7 +57,7 @@ def test_every_event_fits_its_handler(page: fake_gradio.Page) -> None:
             assert inputs[0].given["label"].endswith(" task"), script
     script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
     used = {script for *_, script in page.events if script}
-    assert all(f"function {name}(" in script for name in used) and len(used) == 5
+    assert all(f"function {name}(" in script for name in used) and len(used) == 6
 
 
 def test_the_page_is_built_before_the_model_is_loaded(a1111: SimpleNamespace, page: fake_gradio.Page) -> None:
@@ -99,6 +102,15 @@ def test_labels_and_ids_are_unique_and_known_to_the_script(page: fake_gradio.Pag
     script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
     for name in ("explore_progress", "report_progress", "purify_progress", "explore_live", "map", "selected", "tabs"):
         assert f"concept_erasure_{name}" in script and page.of(name)
+
+
+def test_the_panels_know_a_new_file_at_once(page: fake_gradio.Page) -> None:
+    panel = sys.modules["concept_erasure_webui.panel"].ConceptErasureScript()  # type: ignore[attr-defined]
+    panel.ui(False), panel.ui(True)
+    told = [component for component, *_, script in page.events if script == "concept_erasure_refresh_panels"]
+    assert len(told) == 7  # after an erasing, what was saved of one, and all that the Library does
+    script = (Path(__file__).parents[2] / "javascript" / "concept_erasure.js").read_text(encoding="utf-8")
+    assert "'concept_erasure_refresh_' + tab" in script and page.of("refresh_txt2img") and page.of("refresh_img2img")
 
 
 def test_lists_are_read_again_when_a_sub_tab_is_opened(page: fake_gradio.Page, library: Path) -> None:
@@ -240,8 +252,9 @@ HEAD = ["ball", "", "", "closed_form", "As set", 0]
 def shown_values(page: fake_gradio.Page) -> list[Any]:
     """What the settings' widgets of the Erase form hold when it is opened, in the order of API arguments."""
     (event,) = [e for e in page.events if e[4] == "concept_erasure_submit"]
-    assert [c.given["elem_id"] for c in event[2][-2:]] == ["concept_erasure_preset", "concept_erasure_concept_pictures"]
-    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-2]]
+    last = [c.given["elem_id"].removeprefix("concept_erasure_") for c in event[2][-4:]]
+    assert last == ["preset", "concept_pictures", "name", "compare"]
+    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-4]]
 
 
 def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
@@ -253,6 +266,18 @@ def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page)
     for rounds, seconds, preview in ((99, 60, 0), (1, 0, 0), (1, None, 0), (0, 60, -1), ("x", 60, 0)):
         with pytest.raises(InvalidSettings):
             tab.request_of(*HEAD, rounds, seconds, preview, *values)
+
+
+def test_a_file_can_be_named(part: Any, page: fake_gradio.Page, routes: Any, library: Path) -> None:
+    tab, values = part("erase_tab"), shown_values(page)
+    assert tab.request_of(*HEAD, 0, 60, 0, *values, "None", None).name == ""  # as it was sent before there was a name
+    asked = tab.request_of(*HEAD, 0, 60, 0, *values, "None", None, "toy", True)
+    assert (asked.name, asked.compares) == ("toy", True)
+    body = {"words": ["ball"], "method": "closed_form", "side": 64}
+    assert routes.erase(body | {"name": "my toy"})["file"] == "my_toy.safetensors"
+    again = routes.erase(body)
+    assert again["file"] == "my_toy.safetensors" and "<erase:my_toy:1>" in again["message"]
+    assert routes.erase(body | {"settings": {"damping": 0.2}})["file"] == "ball-2.safetensors"  # ball is another's
 
 
 def test_a_preset_comes_first_and_then_what_the_user_changed(part: Any, page: fake_gradio.Page) -> None:
@@ -403,6 +428,7 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
         ("erase", {"words": ["ball"], "harden": 99}, 422),
         ("erase", {"words": ["ball"], "harden": "x"}, 422),
         ("erase", {"words": ["ball"], "preset": "nothing"}, 422),
+        ("erase", {"words": ["ball"], "name": ["ball"]}, 422),
         ("erase", {"words": ["ball"], "settings": ["steps"]}, 422),
         ("erase", {"words": ["ball"], "alternative": 7}, 422),
         ("erase", {"words": ["ball"], "alternative": ["box"]}, 422),

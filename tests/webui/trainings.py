@@ -18,13 +18,16 @@ def request(jobs: Any, method: str = "esd", **settings: Any) -> Any:
     return jobs.Request(Concept(("ball",)), chosen, chosen.settings(**settings), 8)
 
 
-def interrupt_after(jobs: Any, monkeypatch: pytest.MonkeyPatch, steps: int, state: Any) -> None:
-    """The user presses Interrupt when so many training steps are done."""
+def interrupt_after(
+    jobs: Any, monkeypatch: pytest.MonkeyPatch, steps: int, state: Any, flag: str = "interrupted"
+) -> None:
+    """The user presses Interrupt when so many training steps are done; hosts that are set to interrupt after the
+    present picture say so by another flag."""
     update = jobs.HostProgress.update
 
     def counted(self: Any, report: Any) -> None:
         update(self, report)
         if report.stage == "training" and report.step >= steps:
-            state.interrupted = True
+            setattr(state, flag, True)
 
     monkeypatch.setattr(jobs.HostProgress, "update", counted)
