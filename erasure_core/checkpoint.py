@@ -78,7 +78,7 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
     for name, pool in trainer.pools.items():
         tensors |= {f"pool.{name}.{key}": value for key, value in pool.tensors().items()}
     tensors |= {f"state.{key}": value for key, value in trainer.state.tensors.items()}
-    history = asdict(trainer.history) | {"losses": _table(trainer.history.losses), "seconds": trainer.seconds}
+    history = asdict(trainer.history) | {"losses": _table(trainer.history.losses)}
     metadata = {
         "format": FORMAT,
         "identity": trainer.identity,
@@ -140,6 +140,5 @@ def _restore(tensors: dict[str, Tensor], metadata: dict[str, str], trainer: Trai
     trainer.history.losses = _from_table(history["losses"])
     trainer.history.residual_guidance = [(step, value) for step, value in history["residual_guidance"]]
     trainer.history.figures = [(step, figures) for step, figures in history["figures"]]
-    trainer.history.seconds = float(history.get("seconds", 0.0))
     trainer.loss_scale = float(metadata["loss_scale"])
     trainer.step, trainer.prepared = int(metadata["step"]), int(metadata["prepared"])

@@ -10,7 +10,6 @@ from typing import Any
 
 from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
-from .cost import Meter
 from .delta import DeltaSet
 from .effort import foreseen, within_memory
 from .erasure_file import Erasure
@@ -76,7 +75,7 @@ def erase(
         raise InvalidSettings(f"The method {chosen.name} takes {chosen.settings.__name__}, not {wrong}.")
     _check_layers(model, chosen, settings, start)
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
-    named, meter = bool(concept.keep), Meter(model.device)
+    named = bool(concept.keep)
     try:
         with telling_memory(), model.trainable():
             concept = _complete(model, concept, chosen, settings, progress)
@@ -84,10 +83,8 @@ def erase(
             with telling_memory(), model.trainable():
                 solved = chosen.solve(model, concept, settings, progress)
             deltas, history = solved.to(model.device), History()
-            prepared = meter.seconds()
         else:
             assert isinstance(settings, TrainingSettings)
-            prepared = meter.seconds()
             settings = foreseen(settings, model, checkpoint is not None and checkpoint.exists(), progress)
             (deltas, history), settings = within_memory(
                 lambda fitting: train(
@@ -111,7 +108,7 @@ def erase(
     if not named and isinstance(settings, TrainingSettings) and not settings.keep_weight:
         concept = replace(concept, keep=(), neighbours=())  # nobody asked to keep them, and nothing kept them
     manifest = describe(model, deltas, concept, chosen.name, chosen.status, asdict(settings), steps_done)
-    return Erasure(deltas, replace(manifest, cost=meter.cost(prepared + history.seconds))), history
+    return Erasure(deltas, manifest), history
 
 
 def _complete(

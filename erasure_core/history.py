@@ -14,14 +14,12 @@ GROWN = 10.0
 @dataclass
 class History:
     """What happened in training: loss terms per step, the residual guidance where it was measured, and figures that
-    the method itself took, each with its step; sentences on the concept that its user should read; and
-    the seconds that it took, in all runs of a training that was gone on with."""
+    the method itself took, each with its step; and sentences on the concept that its user should read."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     residual_guidance: list[tuple[int, float]] = field(default_factory=list)
     figures: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def moved_away(history: History) -> bool:

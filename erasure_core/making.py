@@ -320,9 +320,7 @@ def _history(path: Path) -> History:
         losses = [_numbers(terms) for terms in raw["losses"]]
         residual = [(int(step), float(value)) for step, value in raw["residual_guidance"]]
         figures = [(int(step), _numbers(found)) for step, found in raw.get("figures", [])]
-        return History(
-            losses, residual, figures, [str(note) for note in raw.get("notes", [])], float(raw.get("seconds", 0.0))
-        )
+        return History(losses, residual, figures, [str(note) for note in raw.get("notes", [])])
     except (InvalidFile, OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
 

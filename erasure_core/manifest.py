@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from math import inf
 from typing import Any
 
 from .concept import Concept
@@ -41,8 +40,6 @@ class Manifest:
         prediction: ``epsilon``, ``v_prediction`` or ``flow``.
         dtype: in which the change is stored.
         storage_error: ||stored - trained|| / ||trained|| of the whole change.
-        cost: ``seconds`` of preparing and training and, of a GPU, ``peak_bytes`` of its memory; empty in older files
-            and where nothing was trained.
         measured: figures with their threat model; empty where nothing was measured.
         request: hash of all that decided the content, by which the same request finds the file again under any name;
             empty for files that no library made.
@@ -66,7 +63,6 @@ class Manifest:
     found: tuple[str, ...] = ()
     dtype: str = "float32"
     storage_error: float = 0.0
-    cost: dict[str, float] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     request: str = ""
     product_version: str = ""
@@ -150,8 +146,6 @@ def _check_types(raw: dict[str, Any]) -> None:
     checks = {name: is_text(raw.get(name, "")) for name in TEXTS}
     checks |= {name: isinstance(raw.get(name, {}), dict) for name in ("settings", "measured")}
     checks |= {name: is_number(raw.get(name, 0)) and raw.get(name, 0) >= 0 for name in ("steps_done", "storage_error")}
-    cost = raw.get("cost", {})
-    checks["cost"] = isinstance(cost, dict) and all(is_number(value) and 0 <= value < inf for value in cost.values())
     for name in ("words", "keep", "found"):
         texts = raw.get(name, [])
         checks[name] = isinstance(texts, list) and all(isinstance(item, str) for item in texts)

@@ -18,7 +18,6 @@ from .broken_model import check_model
 from .checkpoint import identity, load_checkpoint, save_checkpoint
 from .concept import TEMPLATES, Concept, worded
 from .concept_pictures import ConceptPictures
-from .cost import Stopwatch
 from .delta import DeltaSet, new_deltas
 from .errors import (
     Cancelled,
@@ -134,7 +133,6 @@ def train(
             if checkpoint is not None and checkpoint.exists():
                 load_checkpoint(checkpoint, trainer)
             trainer.run()
-    trainer.history.seconds = trainer.seconds
     return trainer.deltas, trainer.history
 
 
@@ -169,18 +167,13 @@ class Trainer:
         self.trains_text = any(is_text(name) for name in self.layers)
         groups = rate_groups(self.layers, self.deltas, settings.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99))
-        self.step, self.history, self._watch = 0, History(), Stopwatch()
+        self.step, self.history = 0, History()
         self.state, self.prepared = method.state(self), 0
         self.pools: dict[str, TrajectoryPool] = {}
         self.loss_scale = HALF_LOSS_SCALE if model.dtype == torch.float16 else MIN_LOSS_SCALE
         self._updating = self._all_ran = False
         self._encoded: Conditioning | None = None
         self._places: dict[str, int] = {}
-
-    @property
-    def seconds(self) -> float:
-        """What the training took so far, with the earlier runs that it goes on from."""
-        return self.history.seconds + self._watch.seconds()
 
     def run(self) -> None:
         """Train on from the present state; raises as ``train``."""

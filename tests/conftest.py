@@ -20,7 +20,6 @@ from pico import write_pico
 from quick import quicken
 
 import erasure_core.boundary  # noqa: F401  what the searches are shortened in
-from erasure_core import cost
 from erasure_core.hosts.diffusers import DiffusersModel
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -62,14 +61,6 @@ def pico_models(pico_folders: dict[str, Path]) -> dict[str, DiffusersModel]:
 def pico(pico_models: dict[str, DiffusersModel]) -> DiffusersModel:
     """The SD1.x pico model."""
     return pico_models["sd1"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def still_clock() -> Iterator[None]:
-    """What an erasing took is part of its file, and files are compared byte by byte."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "clock", lambda: 0.0)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,6 @@ from typing import Any
 from .. import guard
 from ..concept import ARTICLES, MAX_LENGTH, Concept, without_contradictions
 from ..concept_pictures import ConceptPictures
-from ..cost import together
 from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
@@ -118,10 +117,7 @@ def harden(
             break
         concept = wider
         following = _next(settings, number)
-        spent = erasure.manifest.cost
         erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
-        cost = together(spent, erasure.manifest.cost)
-        erasure = replace(erasure, manifest=replace(erasure.manifest, cost=cost))
         finished(_recorded(erasure, done))
     return _recorded(erasure, done), history, tuple(done)
 

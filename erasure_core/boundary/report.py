@@ -12,7 +12,6 @@ import torch
 
 from .. import guard
 from ..concept import TEMPLATES, Concept, worded
-from ..cost import cost_text
 from ..delta import DeltaSet
 from ..erasing import applied
 from ..manifest import Manifest
@@ -347,7 +346,6 @@ def _about(file: Subjected, exploration: Exploration) -> dict[str, Any]:
             "method": manifest.method,
             "method status": manifest.method_status,
             "steps": manifest.steps_done,
-            "cost of making it": cost_text(manifest.cost) or "not recorded",
             "base": f"{manifest.family}, fingerprint {manifest.base_fingerprint[:16]}",
             "settings": manifest.settings,
             "product version": manifest.product_version,

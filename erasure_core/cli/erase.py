@@ -218,7 +218,6 @@ def run(options: argparse.Namespace) -> None:
         "steps": manifest.steps_done,
         "bytes": options.out.stat().st_size,
         "seconds": round(time.monotonic() - started, 2),
-        "cost": manifest.cost,
         "figures": figures,
     }
     if options.json:

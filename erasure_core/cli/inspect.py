@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..chosen_words import in_place
-from ..cost import cost_text
 from ..delta import LowRankDelta
 from ..erasure_file import StoredErasure, read_erasure
 from ..errors import WrongBase
@@ -73,7 +72,6 @@ def _as_text(described: dict[str, Any]) -> str:
         "kept": f"{len(manifest['keep'])} prompts",
         "method": f"{method.title if method else manifest['method']} ({manifest['method_status']})",
         "steps": manifest["steps_done"],
-        "took": cost_text(manifest["cost"]) or "(not recorded)",
         "base": f"{manifest['family']}, fingerprint {manifest['base_fingerprint'][:16]}",
         "stored as": f"{manifest['dtype']}, relative error {manifest['storage_error']:.1e}",
         "measured": "" if manifest["measured"] else "nothing yet",

@@ -63,21 +63,6 @@ def test_a_training_goes_on_while_only_erased_words_leak(
     assert [(one.leaking, one.added) for one in rounds] == [(2, ()), (2, ("orb",)), (0, ())]
 
 
-def test_the_cost_is_that_of_all_rounds(
-    pico: DiffusersModel, searches: list[Exploration], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    erase = loop.erase
-
-    def costly(*given: Any, **named: Any) -> Any:
-        erasure, history = erase(*given, **named)
-        return replace(erasure, manifest=replace(erasure.manifest, cost={"seconds": 5.0, "peak_bytes": 7})), history
-
-    monkeypatch.setattr(loop, "erase", costly)
-    searches += [_found("orb"), _found("")]
-    erasure, _, rounds = loop.harden(pico, CONCEPT, 2, "esd", SHORT)
-    assert len(rounds) == 2 and erasure.manifest.cost == {"seconds": 10.0, "peak_bytes": 7}
-
-
 def test_what_no_prompt_says_does_not_keep_the_loop_going(pico: DiffusersModel, searches: list[Exploration]) -> None:
     searches += [_found(""), _found("globe")]
     _, _, rounds = loop.harden(pico, CONCEPT, 2, "esd", SHORT)
