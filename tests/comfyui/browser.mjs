@@ -73,7 +73,7 @@ async function load(workflow) {
   await page.waitForTimeout(1200);
   // Other values than the file's, by the widgets' names; what is left empty stays so.
   await page.evaluate((values) => {
-    for (const node of window.app.graph.nodes)
+    for (const node of window.app.graph.nodes.filter((each) => each.type !== "Note"))
       for (const widget of node.widgets ?? [])
         if (widget.name in values && widget.value !== "") widget.value = values[widget.name];
   }, task.values ?? {});
