@@ -63,12 +63,11 @@ def text(found: dict[str, Any]) -> str:
 
 
 def erasing(graphs: Any) -> dict[str, Any]:
-    """Nodes that leave a file and a profile in the lists."""
+    """Nodes that leave a file in the lists."""
     return {
         "base": graphs.paint()["base"],
         **graphs.erase("closed_form"),
         "save": graphs.node("Save", erasure=["erase", 2]),
-        "keep": graphs.node("SaveSafetyProfile", erasure=["erase", 2]),
     }
 
 
@@ -81,6 +80,7 @@ def results(host: Any) -> dict[str, Any]:
     quick = {**links, "vae": ["base", 2], "seconds": 10, "states": 2, "resolution": 64}
     graph = {
         **erasing(graphs),
+        "keep": graphs.node("SaveSafetyProfile", erasure=["erase", 2]),
         "inspect": graphs.node("Inspect", erasure=["erase", 2]),
         "explore": graphs.node("Explore", **{**quick, "searches": "words", "look": 4}),
         "map": graphs.node("BoundaryMap", boundary=["explore", 0]),
@@ -104,9 +104,12 @@ def browse(host: Any, job: str, **task: Any) -> dict[str, Any]:
 def picture_workflows(host: Any, names: list[str]) -> None:
     from comfy_client import Graphs
 
-    made = host.run(erasing(Graphs(host)))["save"]["erasure"][0]["file"]
+    graphs = Graphs(host)
+    made = host.run(erasing(graphs))["save"]["erasure"][0]["file"]
     for name in ("first.safetensors", "second.safetensors"):  # as the workflows call them
         shutil.copy(host.base / "models/erasures" / made, host.base / "models/erasures" / name)
+    load = graphs.node("Load", file="first.safetensors")
+    host.run({"load": load, "keep": graphs.node("SaveSafetyProfile", erasure=["load", 0])})
     for path in (node_texts.ROOT / "example_workflows" / f"{name}.json" for name in names):
         workflow, picture = json.loads(path.read_text(encoding="utf-8")), str(path.with_suffix(".jpg"))
         seen = browse(host, "workflow", workflow=workflow, values=WORKFLOW_VALUES, picture=picture)

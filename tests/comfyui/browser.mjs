@@ -72,10 +72,11 @@ async function load(workflow) {
   await page.evaluate((data) => window.app.loadGraphData(data), workflow);
   await page.waitForTimeout(1200);
   // Other values than the file's, by the widgets' names; what is left empty stays so.
+  // Numbers and texts of the same name are different things.
   await page.evaluate((values) => {
     for (const node of window.app.graph.nodes.filter((each) => each.type !== "Note"))
       for (const widget of node.widgets ?? [])
-        if (widget.name in values && widget.value !== "") widget.value = values[widget.name];
+        if (widget.value !== "" && typeof widget.value === typeof values[widget.name]) widget.value = values[widget.name];
   }, task.values ?? {});
   // Nodes of the files are as tall as their contents only once they exist.
   await page.evaluate(() => {
