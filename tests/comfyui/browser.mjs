@@ -71,6 +71,13 @@ const fit = () =>
 async function load(workflow) {
   await page.evaluate((data) => window.app.loadGraphData(data), workflow);
   await page.waitForTimeout(1200);
+  // Other values than the file's, by the widgets' names; what is left empty stays so.
+  // Numbers and texts of the same name are different things.
+  await page.evaluate((values) => {
+    for (const node of window.app.graph.nodes.filter((each) => each.type !== "Note"))
+      for (const widget of node.widgets ?? [])
+        if (widget.value !== "" && typeof widget.value === typeof values[widget.name]) widget.value = values[widget.name];
+  }, task.values ?? {});
   // Nodes of the files are as tall as their contents only once they exist.
   await page.evaluate(() => {
     let columns = new Map();
@@ -157,28 +164,34 @@ const jobs = {
     }, task.kind);
   },
 
-  // One picture of each node, for the help pages.
+  // One picture of each node, for the help pages; results: what some of them are told when they have run.
   async nodes() {
     for (const kind of task.kinds) {
-      await page.evaluate((name) => {
-        window.app.graph.clear();
-        const node = window.LiteGraph.createNode(name);
-        window.app.graph.add(node);
-        node.pos = [0, 0];
-        const size = node.computeSize();
-        node.setSize([Math.max(360, size[0]), size[1]]);
-      }, kind);
-      await page.waitForTimeout(500);
-      await fit();
-      await page.waitForTimeout(700);
-      const box = await page.evaluate(() => {
-        const [node] = window.app.graph.nodes;
-        const { ds, canvas } = window.app.canvas;
-        const room = canvas.getBoundingClientRect();
-        const x = room.left + (node.pos[0] + ds.offset[0]) * ds.scale;
-        const y = room.top + (node.pos[1] - 32 + ds.offset[1]) * ds.scale;
-        return { x: x - 8, y: y - 6, width: node.size[0] * ds.scale + 16, height: (node.size[1] + 32) * ds.scale + 14 };
-      });
+      const box = await page.evaluate(
+        async ([name, told]) => {
+          window.app.graph.clear();
+          const node = window.LiteGraph.createNode(name);
+          window.app.graph.add(node);
+          if (told) node.onExecuted(told);
+          await new Promise((done) => setTimeout(done, told ? 4000 : 1500)); // what it asks of the server
+          const [width, height] = node.computeSize();
+          const { ds, canvas, ctx } = window.app.canvas;
+          ctx.font = node.titleFontStyle;
+          const titled = ctx.measureText(node.title).width + 80; // longer titles are cut
+          node.setSize([Math.max(360, node.size[0], width, titled), Math.max(node.size[1], height)]);
+          const room = canvas.getBoundingClientRect();
+          ds.scale = Math.min(1.12, 720 / node.size[0]);
+          node.pos = [0, 0];
+          ds.offset[0] = (100 - room.left) / ds.scale;
+          ds.offset[1] = (150 - room.top) / ds.scale;
+          window.app.canvas.setDirty(true, true);
+          const title = window.LiteGraph.NODE_TITLE_HEIGHT;
+          const [w, h] = [node.size[0] * ds.scale, (node.size[1] + title) * ds.scale];
+          return { x: 92, y: 142 - title * ds.scale, width: w + 16, height: h + 16 };
+        },
+        [kind, task.results?.[kind]],
+      );
+      await page.waitForTimeout(1000);
       await page.screenshot({ path: `${task.folder}/${kind}.jpg`, type: "jpeg", quality: 70, clip: box });
     }
     return { made: task.kinds.length };

@@ -228,6 +228,19 @@ def make_base(base: Path, checkpoint: Path) -> Path:
     return base
 
 
+def twin(folder: Path) -> Path:
+    """The proving ground's model as a checkpoint that hosts load; PROVING_GROUND_TWIN names one made before."""
+    made = os.environ.get("PROVING_GROUND_TWIN", "")
+    if made:
+        return Path(made)
+    from proving_ground.painting import load_model
+    from proving_ground.widen import widen_model, write_twin
+
+    path = folder / "twin.safetensors"
+    write_twin(path, widen_model(load_model()))
+    return path
+
+
 def sampler(
     model: list[Any], clip: list[Any], prompt: str = "a red ball", seed: int = 1, steps: int = 4
 ) -> dict[str, Any]:

@@ -84,16 +84,8 @@ def comfyui_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def twin(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The proving ground's model as a checkpoint that hosts load; PROVING_GROUND_TWIN names one made before."""
-    made = os.environ.get("PROVING_GROUND_TWIN", "")
-    if made:
-        return Path(made)
-    from proving_ground.painting import load_model
-    from proving_ground.widen import widen_model, write_twin
-
-    path = tmp_path_factory.mktemp("twin") / "twin.safetensors"
-    write_twin(path, widen_model(load_model()))
-    return path
+    """The proving ground's model as a checkpoint."""
+    return comfy_client.twin(tmp_path_factory.mktemp("twin"))
 
 
 @pytest.fixture(scope="session")

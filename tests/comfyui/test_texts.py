@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -147,6 +148,33 @@ def test_the_guide_quotes_what_is_really_said() -> None:
     ]
     quotes = [quote for symptom in symptoms for quote in re.findall(r'"([^"]+)"', symptom)]
     assert len(quotes) > 8 and not [quote for quote in quotes if not any(quote in text for text in said)]
+
+
+def test_pictures_show_the_nodes_as_they_are_now(nodes: Nodes, tool: Any) -> None:
+    """A picture does not say what it shows; beside the tool that makes all of them lies what it was then."""
+    pictures = loaded("node_pictures")
+    found = json.loads(pictures.text(pictures.shown(tool.shown_schemas(nodes.all))))
+    then = json.loads(pictures.SHOWN.read_text(encoding="utf-8"))
+    stale = [node_id for node_id in {**found, **then} if found.get(node_id) != then.get(node_id)]
+    assert not stale, f"the pictures of {', '.join(stale)} are stale: run {pictures.COMMAND} with a real ComfyUI"
+    assert {path.stem for path in (DOCS / "pictures").glob("*.jpg")} == set(found)
+    for node_id in found:
+        page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+        assert f"](pictures/{node_id}.jpg)" in page, f"{node_id}.md does not show its picture"
+
+
+def test_a_stale_picture_is_noticed(nodes: Nodes, tool: Any) -> None:
+    """A default that is changed, a setting that is no longer folded away, an input that is new."""
+    pictures = loaded("node_pictures")
+    schema = nodes.all["ConceptErasureErase_auto"].define_schema()
+    seen = [pictures.shown({"Erase": schema})["Erase"]]
+    next(each for each in schema.inputs if each.id == "steps").default += 1
+    seen.append(pictures.shown({"Erase": schema})["Erase"])
+    next(each for each in schema.inputs if each.extra_dict.get("advanced")).extra_dict.clear()
+    seen.append(pictures.shown({"Erase": schema})["Erase"])
+    schema.inputs.append(nodes.all["ConceptErasureLoad"].define_schema().inputs[-1])
+    seen.append(pictures.shown({"Erase": schema})["Erase"])
+    assert all(one != other for one, other in itertools.pairwise(seen))
 
 
 def test_example_workflows_are_of_the_nodes_as_they_are_now(nodes: Nodes, tool: Any) -> None:
