@@ -89,7 +89,8 @@ def test_every_entry_works_with_what_was_imported_at_load(extension: Extension) 
     extension.start_ui()
     page = page_of(extension)
     assert len(page.events) > 20
-    for component, work, inputs, _, _ in list(page.events):
+    events = [event for event in page.events if event[1] is not None]  # the others run in the browser alone
+    for component, work, inputs, _, _ in events:
         extension.made["modules.shared"].state.begin()  # the buttons "Interrupt" are pressed as well
         answer = str(work(*map(value_of, inputs)))
         assert "unexpected error" not in answer.lower(), (component.given, answer)
