@@ -243,6 +243,7 @@ def host(checkpoint: str) -> dict[str, Any]:
         with _started(*ours, "--concept-erasure-profile", "studio") as web:
             found["profile"] = {"seconds": _painted(web, PROMPT)[0], "seconds_without": without}
             found["profile"]["ratio"] = found["profile"]["seconds"] / without
+    print(json.dumps(found), file=sys.stderr)  # what was measured so far is not lost where a start fails
     found["start"] = _starts()
     return found
 
@@ -253,9 +254,12 @@ def _starts() -> dict[str, float]:
 
     def records(ready: str) -> dict[str, float]:
         with _started(ready=ready) as web:
-            status, told = web.get("/internal/profile-startup")
-            assert status == 200, told
-            return dict(told["records"])
+            while True:  # the host answers before it has summed up its start
+                status, told = web.get("/internal/profile-startup")
+                assert status == 200, told
+                if told is not None and told.get("records") is not None:
+                    return dict(told["records"])
+                time.sleep(0.5)
 
     without = [records("/sdapi/v1/cmd-flags") for _ in range(STARTS)]
     with installed(Path(os.environ["WEBUI_PATH"])):
