@@ -49,7 +49,7 @@ class Preview:
             return None
         seeds = [0] * len(self.prompts)
         latents = sample(self.model, self.prompts, seeds, STEPS, GUIDANCE, progress=_Asking(progress))
-        return _side_by_side(as_pictures(self.model.decode(latents)))
+        return _sheet([as_pictures(self.model.decode(latents))])
 
 
 def before_and_after(model: WebuiModel, concept: Concept, deltas: DeltaSet, progress: Progress) -> str:
@@ -61,9 +61,9 @@ def before_and_after(model: WebuiModel, concept: Concept, deltas: DeltaSet, prog
         for erasures in ([], [(deltas, 1.0)]):
             with applied(model, erasures):
                 latents = sample(model, asked, [0] * len(asked), STEPS, GUIDANCE, progress=progress)
-            rows.append(_side_by_side(as_pictures(model.decode(latents))))
+            rows.append(as_pictures(model.decode(latents)))
     content = io.BytesIO()
-    _one_below_the_other(rows).save(content, "JPEG", quality=85)
+    _sheet(rows).save(content, "JPEG", quality=85)
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -80,19 +80,11 @@ class _Asking:
         return self.progress.cancelled()
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (sum(one.width for one in pictures), pictures[0].height))
-    left = 0
-    for one in pictures:
-        sheet.paste(one, (left, 0))
-        left += one.width
-    return sheet
-
-
-def _one_below_the_other(rows: Sequence[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (rows[0].width, sum(one.height for one in rows)))
-    top = 0
-    for one in rows:
-        sheet.paste(one, (0, top))
-        top += one.height
+def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of one size, in rows."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
+    for down, row in enumerate(rows):
+        for right, picture in enumerate(row):
+            sheet.paste(picture, (right * width, down * height))
     return sheet

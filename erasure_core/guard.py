@@ -115,7 +115,11 @@ def _is_glued(text: str) -> bool:
 
 def names_minor(text: str) -> bool:
     """Whether a text speaks of somebody under age."""
-    return _holds(MINORS, _adults().sub(" ", without_accents(text))) or _holds(BOTH, text) or tells_young_age(text)
+    return _holds(BOTH, text) or _is_of_minors(text)
+
+
+def _is_of_minors(text: str) -> bool:
+    return _holds(MINORS, _adults().sub(" ", without_accents(text))) or tells_young_age(text)
 
 
 def is_sexual(text: str) -> bool:
@@ -126,7 +130,7 @@ def is_sexual(text: str) -> bool:
 def is_forbidden(*texts: str) -> bool:
     """Whether texts that would meet in one prompt or picture combine minors with sexual content."""
     together = " , ".join(texts)
-    return _holds(BOTH, together) or _is_glued(together) or (names_minor(together) and is_sexual(together))
+    return _holds(BOTH, together) or _is_glued(together) or (_is_of_minors(together) and _holds(SEXUAL, together))
 
 
 def is_explicit_prompt(text: str) -> bool:
