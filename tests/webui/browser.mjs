@@ -105,12 +105,14 @@ async function trained() {
   seen.saved = await says("result", /Wrote/);
   await at("discard").click();
   seen.discarded = await says("result", /discarded/);
+  await fill("name", "block");
   await choose("method", "auto");
   await opened("settings_auto");
   const short = { ...few, steps: 4, warm_up: 1, check_every: 2, check_starts: 1, check_steps: 2 };
   for (const [name, value] of Object.entries(short)) await fill(`auto_${name}`, value);
   await at("start").click();
-  seen.auto = await says("last_job", /Wrote cube\.safetensors/, 1800000);
+  seen.auto = await says("last_job", /Wrote block\.safetensors/, 1800000);
+  await fill("name", "");
   return seen;
 }
 

@@ -332,7 +332,7 @@ def test_the_tab_in_a_real_browser(web: WebUi, ball: str, library: Path, tmp_pat
     trained = seen["trained"]
     assert "save it as it is" in trained["stopped"] and "Wrote cube-unfinished.safetensors" in trained["saved"]
     assert "was discarded" in trained["discarded"] and not list(library.glob("cube-esd-*.partial"))
-    manifest = read_manifest(library / "cube.safetensors")
+    manifest = read_manifest(library / "block.safetensors")
     assert manifest and (manifest.method, manifest.steps_done) == ("auto", 4) and "cube" in manifest.words
     made = seen["strange"]
     assert "<img src=x" in made["job"] and "done" in made["job"] and made["broken"] and made["live"] == 1
