@@ -40,7 +40,7 @@ AT_MOST = (*ALL_LEAKS, DRIFT)
 HARDEST = "striped"
 """The concept that is erased with most trouble. What is missed beside it is told in a column of its own."""
 BASELINE = "esd"
-"""No method may be worse than this one both in leak and in retention."""
+"""No method may be worse than this one both in leak and in retention; its own variants are not held against it."""
 HALVED = ("co_erasing", "co_erasing without pictures")
 """The first one leaks at most half as much as the second, by each of ``BY_PICTURES``."""
 BY_PICTURES = ("unnamed", "descriptions", SEARCHED)
@@ -107,7 +107,8 @@ def relative_rows(results: Sequence[Result]) -> list[list[str]]:
     methods that are held against another one, over the concepts that both were measured on."""
     untouched = {row["concept"]: row for row in results if row["method"] == UNTOUCHED}
     measured_ones = dict.fromkeys(row["method"] for row in results)
-    pairs = [(method, BASELINE, LEAKS) for method in measured_ones if method not in (BASELINE, UNTOUCHED)]
+    others = [method for method in measured_ones if method != UNTOUCHED and not method.startswith(BASELINE)]
+    pairs = [(method, BASELINE, LEAKS) for method in others]
     lines = []
     for method, other, leaks in [*pairs, *((*HALVED, (name,)) for name in BY_PICTURES)]:
         one, two = _pair(results, method, other)

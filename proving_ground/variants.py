@@ -49,7 +49,7 @@ ROWS: dict[str, Variant] = {
 """Methods side by side."""
 
 ABLATIONS: dict[str, Variant] = {
-    "esd with replacing": _variant("esd", replace=True),
+    "esd without replacing": _variant("esd", replace=False),
     "sage without search": _variant("sage", search=False),
     "sage without self-check": _variant("sage", check_every=0),
     "sage without relations": _variant("sage", global_weight=0.0),
@@ -70,7 +70,7 @@ ABLATIONS: dict[str, Variant] = {
     "auto without text": _variant("auto", text_weight=0.0, text_erase_weight=0.0),
     "auto, fast": _variant("auto", steps=100, refresh=100),
 }
-"""Methods without one of their parts, with one more or with less work, for a few concepts."""
+"""Methods without one of their parts or with less work, for a few concepts."""
 
 VARIANTS = ROWS | ABLATIONS
 

@@ -26,9 +26,6 @@ BINS = 5
 class AllButOneSettings(TextSpaceSettings, VocabularySettings):
     """Settings of All but One."""
 
-    replace: bool = option(
-        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
-    )
     without: str = option(
         "neutralise",
         "what the guidance becomes where nothing takes the concept's place: none, or the opposite of the concept's",

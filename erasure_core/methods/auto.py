@@ -40,9 +40,6 @@ class AutoSettings(TextSpaceSettings, CheckSettings):
     steps: int = option(200, "optimiser steps", low=1, high=100_000, basic=True)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
-    replace: bool = option(
-        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
-    )
     without: str = option(
         "hard",
         "where nothing takes the concept's place: ignore it (neutralise) or push away from it (hard)",

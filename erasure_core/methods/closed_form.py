@@ -47,9 +47,6 @@ models that cannot be asked for tokens."""
 class ClosedFormSettings(SolverSettings):
     """Settings of the closed form."""
 
-    replace: bool = option(
-        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
-    )
     damping: float = option(0.1, "lambda: pull towards the old weights", low=1e-8, high=1e4)
     keep_weight: float = option(1.0, "weight of each kept token against a concept token", low=0.0, high=1e4, basic=True)
     tolerance: float = option(

@@ -34,9 +34,6 @@ class CoErasingSettings(TargetSettings, TextSpaceSettings, VocabularySettings):
     steps: int = option(250, "optimiser steps", low=1, high=100_000, basic=True)
     trajectory_steps: int = option(10, "sampling steps of each of them", low=1, high=1000)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
-    replace: bool = option(
-        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
-    )
     text_share: float = option(0.4, "share of the steps that erase by text alone, first", low=0.0, high=1.0)
     picture_share: float = option(0.35, "share of the second stage's trajectories with pictures", low=0.0, high=1.0)
     own_pictures: int = option(8, "pictures the model makes of the concept, where none are given", low=1, high=1024)

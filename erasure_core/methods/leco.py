@@ -28,6 +28,9 @@ class LecoSettings(TrainingSettings):
     contexts: int = option(0, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(0, "words near each word of the kept prompts that are kept too", low=0, high=100)
     keep_weight: float = option(0.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
+    replace: bool = option(
+        False, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+    )
     negative: float = option(
         1.0, "guidance_scale of a prompt file: how far to push away", low=0.0, high=10.0, basic=True
     )

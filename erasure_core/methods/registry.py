@@ -99,7 +99,7 @@ class SolverSettings:
     contexts: int = option(48, "training prompts that say the concept inside your kept prompts", low=0, high=1000)
     neighbours: int = option(2, "words near each word of the kept prompts that are kept too", low=0, high=100)
     replace: bool = option(
-        False, "without an alternative, the likest word of your kept prompts takes the place", basic=True
+        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
     )
     seed: int = option(0, "random seed", low=0, high=2**53, basic=True)
 

@@ -32,9 +32,6 @@ RELATED = 128
 class SageSettings(TargetSettings, TextSpaceSettings, CheckSettings):
     """Settings of SAGE."""
 
-    replace: bool = option(
-        True, "without an alternative, the likest word of your kept prompts takes the place", basic=True
-    )
     steps: int = option(200, "optimiser steps", low=1, high=100_000, basic=True)
     keep_weight: float = option(4.0, "weight of the retention of kept prompts", low=0.0, high=1000.0, basic=True)
     layers: str = option("text-encoder", "layers that change", choices=tuple(LAYER_GROUPS), combine=True, basic=True)
