@@ -497,7 +497,7 @@ def test_routes_refuse_with_a_sentence(
         ("erase", {"method": {}}, "method is an object; it must be a text."),
         ("erase", {"words": ["x" * 5000]}, "characters"),
         ("erase", {"words": [str(n) * 100 for n in range(5000)]}, ""),
-        ("erase", {"x" * 5000: 1}, "is not a field of this request; it has alternative, harden"),
+        ("erase", {"x" * 5000: 1}, "is not a field of this request; it has alternative, effort, harden"),
         ("erase", {"side": ""}, "side is ''; it must be a number."),
         ("erase", {"side": {}}, "side is an object; it must be a number."),
         ("erase", {"side": True}, "side is True; it must be a number."),

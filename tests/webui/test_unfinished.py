@@ -98,7 +98,7 @@ def test_an_interrupted_training_keeps_its_effort(
     done = jobs.run_erase(wanted)
     assert done.status == "done" and len(done.losses) == steps and f"{effort}: " in done.message
     made = read_erasure(library / done.file).manifest
-    assert made is not None and made.settings["batch"] == saved.settings["batch"] == (1 if effort == "low-vram" else 2)
+    assert made is not None and made.settings["batch"] == saved.settings["batch"] == 1
     assert not jobs.unfinished()
 
 
