@@ -1,4 +1,4 @@
-"""The sub-tab "Erase": concept, pictures, method, preset, all settings; progress, and what becomes of an interrupt."""
+"""The sub-tab "Erase": what to erase and how, all settings; progress, and what becomes of an interrupt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from modules import call_queue
 from erasure_core.boundary import ExploreSettings
 from erasure_core.concept import Concept
 from erasure_core.concept_pictures import reads_pictures
+from erasure_core.effort import BALANCED, EFFORTS, effort_of, not_defaults
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.making import Hardening
 from erasure_core.methods import METHODS, RECOMMENDED, find_method
@@ -42,6 +43,8 @@ def build(blocks: Any) -> explore_tab.Form:
                                      elem_id=f"{PREFIX}_method")  # fmt: skip
                 preset = gr.Dropdown([NONE, *PRESETS], value=NONE, label="Preset for this kind of concept",
                                      elem_id=f"{PREFIX}_preset")  # fmt: skip
+                effort = gr.Dropdown(list(EFFORTS), value=BALANCED, label="Effort: work and memory of the training",
+                                     elem_id=f"{PREFIX}_effort")  # fmt: skip
                 length = gr.Dropdown(list(form.LENGTHS), value="As set", label="Length", elem_id=f"{PREFIX}_length")
                 size = gr.Number(0, label="Side of the training pictures in pixels (0: the family's own)",
                                  elem_id=f"{PREFIX}_size")  # fmt: skip
@@ -82,14 +85,15 @@ def build(blocks: Any) -> explore_tab.Form:
                 last = gr.HTML(show.job(jobs.JOBS.shown()), elem_id=f"{PREFIX}_last_job")
             with gr.Column(elem_id=f"{PREFIX}_live"):
                 gr.HTML(LIVE_STYLE)
-    method.change(_chosen_method, inputs=[method, preset], outputs=[about, *groups])
-    preset.change(about_method, inputs=[method, preset], outputs=[about])
+    method.change(_chosen_method, inputs=[method, preset, effort], outputs=[about, *groups, effort])
+    for choice in (preset, effort):
+        choice.change(about_method, inputs=[method, preset, effort], outputs=[about])
     # API clients send these by place: what is new goes behind what was there.
     head = [task_box("Erase"), words, instead, keep, method, length, size, rounds, seconds, preview]
     ended = start.click(
         call_queue.wrap_gradio_gpu_call(erase, extra_outputs=[""]),
         _js="concept_erasure_submit",
-        inputs=[*head, *values, preset, pictures, called, compare],
+        inputs=[*head, *values, preset, pictures, called, compare, effort],
         outputs=[last, result],
         show_progress=False,
     )
@@ -114,16 +118,21 @@ def _unfinished() -> Any:
     return gr.update(choices=jobs.unfinished(), value=None)
 
 
-def about_method(name: str, preset: str | None) -> str:
+def about_method(name: str, preset: str | None, effort: str | None = None) -> str:
     method = find_method(name)
     reads = "" if reads_pictures(method) else " It does not read pictures."
-    chosen = form.about_preset(preset, method)
+    chosen = filter(None, (form.about_preset(preset, method), form.about_effort(effort)))
     said = show.message(f"{method.title}: {method.reference}. Ours: {method.status}.{reads}")
-    return said + (show.message(chosen) if chosen else "")
+    return "".join([said, *map(show.message, chosen)])
 
 
-def _chosen_method(name: str, preset: str | None) -> list[Any]:
-    return [about_method(name, preset), *(gr.update(visible=other == name) for other in METHODS)]
+def _chosen_method(name: str, preset: str | None, effort: str | None = None) -> list[Any]:
+    """What method and effort do, which settings are shown, and whether there are efforts."""
+    trains = find_method(name).solve is None
+    # What is not seen must not be chosen.
+    efforts = gr.update(visible=True) if trains else gr.update(visible=False, value=BALANCED)
+    said = about_method(name, preset, effort if trains else None)
+    return [said, *(gr.update(visible=other == name) for other in METHODS), efforts]
 
 
 def erase(task: str, *values: Any) -> list[str]:
@@ -156,19 +165,20 @@ def request_of(
         size: of the training pictures, pixels.
         rounds, seconds: of hardening.
         preview: steps between two previews.
-        values: the settings of all methods in a row, then, if they are sent, preset, pictures, the file's name, and
-            whether to paint before and after.
+        values: the settings of all methods in a row, then, if they are sent, preset, pictures, the file's name,
+            whether to paint before and after, and the effort.
 
     Raises:
         ErasureError: something in it cannot be used.
     """
     own, added = values[: form.count()], values[form.count() :]
-    preset, files, name, compares = (*added, *[None] * 4)[:4]
+    preset, files, name, compares, effort = (*added, *[None] * 5)[:5]
     concept = Concept(tuple(lines(words)), instead.strip() or None, tuple(lines(keep)))
     chosen = find_method(method)
     start, stop = form.offsets()[chosen.name]
     kind = None if preset in (None, "", NONE) else str(preset)
     settings = form.settings_of(chosen, own[start:stop], form.LENGTHS.get(length, 1.0), kind)
+    work = effort_of(None if effort in (None, "", BALANCED) else str(effort), chosen, not_defaults(settings))
     try:
         asked, every = int(rounds or 0), int(preview or 0)
         search = ExploreSettings(seconds=float(seconds), seed=settings.seed) if asked else None
@@ -177,5 +187,5 @@ def request_of(
     hardening = Hardening(asked, search) if search is not None else None
     shown = given_pictures.from_uploads(files)
     return jobs.Request(
-        concept, chosen, settings, latent_side(size), hardening, every, shown, str(name or ""), bool(compares)
+        concept, chosen, settings, latent_side(size), hardening, every, shown, str(name or ""), bool(compares), work
     )

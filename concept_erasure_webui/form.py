@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from erasure_core.effort import BALANCED, EFFORTS
 from erasure_core.errors import InvalidSettings
 from erasure_core.methods import METHODS, Method, SolverSettings
 from erasure_core.presets import PRESETS, preset_settings
@@ -73,6 +74,13 @@ def about_preset(preset: str | None, method: Method) -> str:
     sets = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in preset_settings(preset, method).items())
     does = f"Sets {sets}, where you leave the field as it is." if sets else f"Sets nothing for {method.title}."
     return f"{PRESETS[preset].title}: {PRESETS[preset].reason} {does}"
+
+
+def about_effort(effort: str | None) -> str:
+    """What an effort does to the settings; an empty text for the usual one."""
+    if effort not in EFFORTS or effort == BALANCED:
+        return ""
+    return f"Effort {effort}: {EFFORTS[effort]}. Fields that you changed stay as they are, unless memory is short."
 
 
 def _value(setting: Field[Any], value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modules import errors
@@ -14,6 +14,7 @@ from erasure_core.checkpoint import checkpoint_path
 from erasure_core.chosen_words import chosen_words, sentence
 from erasure_core.concept import Concept, left_out
 from erasure_core.concept_pictures import reads_pictures
+from erasure_core.effort import Effort
 from erasure_core.errors import Cancelled, ErasureError, InvalidFile, InvalidSettings, OutputError
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import SUFFIX
@@ -43,6 +44,7 @@ class Request:
         pictures: of the concept, for methods that read them.
         name: of the file; empty for the concept's.
         compares: whether the concept and a kept prompt are painted without and with the erasure when it is done.
+        effort: as of ``make_erasure``.
 
     Raises:
         InvalidSettings: rounds or preview steps out of range.
@@ -57,6 +59,7 @@ class Request:
     pictures: tuple[Image.Image, ...] = ()
     name: str = ""
     compares: bool = False
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         rounds = self.hardening.rounds if self.hardening is not None else 0
@@ -128,7 +131,7 @@ def _noted() -> Job | None:
 def run_erase(request: Request) -> Job:
     """Erase a concept from the loaded model; never raises for what a user can cause. Call it under the host's queue."""
     job = JOBS.last = Job(f"Erasing {request.concept.name!r} with {request.method.title}")
-    progress = HostProgress(job, getattr(request.settings, "steps", 1), JOBS.note)
+    progress = HostProgress(job, getattr(_settings(request), "steps", 1), JOBS.note)
     try:
         model = loaded_model(request.latent_side)
         preview = Preview(model, request.concept, request.preview_every)
@@ -136,10 +139,14 @@ def run_erase(request: Request) -> Job:
         library, hardening = places.library(), request.hardening
         pictures = concept_pictures(model, request.pictures) if reads_pictures(request.method) else None
         # What is gone on with is the training, the same one whatever hardening follows.
-        key = request_key(model, *_parts(request), pictures)
+        key = request_key(model, *_parts(request), pictures, effort=request.effort)
         job.output = str(training_path(library, request.concept, request.method, key))
         made = make_erasure(
-            library, model, *_parts(request), progress, pictures=pictures, hardening=hardening, name=request.name
+            *(library, model, *_parts(request), progress),
+            pictures=pictures,
+            hardening=hardening,
+            name=request.name,
+            effort=request.effort,
         )
         job.losses = made.history.losses
         job.file, job.status = made.path.name, "done"
@@ -201,6 +208,11 @@ def _parts(request: Request) -> tuple[Concept, Method, SolverSettings]:
     return request.concept, request.method, request.settings
 
 
+def _settings(request: Request) -> SolverSettings:
+    """What is trained with, as far as what was asked decides it."""
+    return request.effort.settings(request.settings)
+
+
 def unfinished() -> list[str]:
     """Names of the trainings that ended before their end and can be gone on with, the newest first: those of earlier
     starts too, but not where others use this web UI."""
@@ -239,7 +251,8 @@ def save_stopped(name: str | None = None) -> str:
             "it, or discard it."
         )
     target = places.library().free_path(f"{plain_name(request.name, request.concept)}-unfinished")
-    steps = save_unfinished(loaded_model(request.latent_side), *_parts(request), checkpoint_path(output), target)
+    asked = (request.concept, request.method, _settings(request))
+    steps = save_unfinished(loaded_model(request.latent_side), *asked, checkpoint_path(output), target)
     return f"Wrote {target.name} after {steps} steps. The state is kept; the same request goes on with it."
 
 

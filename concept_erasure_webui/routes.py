@@ -20,6 +20,7 @@ from erasure_core.boundary import ExploreSettings
 from erasure_core.boundary.report import ReportSettings
 from erasure_core.boundary.subject import GUIDANCE
 from erasure_core.concept import Concept
+from erasure_core.effort import EFFORTS, effort_of
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.library import SUFFIX
 from erasure_core.making import Hardening
@@ -92,7 +93,8 @@ def erasures() -> list[dict[str, Any]]:
 
 
 def methods() -> list[dict[str, Any]]:
-    """All methods with the default settings."""
+    """All methods with the default settings, and the efforts that they can be told to take; none where they solve at
+    once."""
     return [
         {
             "name": m.name,
@@ -100,6 +102,7 @@ def methods() -> list[dict[str, Any]]:
             "reference": m.reference,
             "status": m.status,
             "settings": asdict(m.settings()),
+            "efforts": list(EFFORTS) if m.solve is None else [],
         }
         for m in METHODS.values()
     ]
@@ -150,25 +153,27 @@ def _answer(job: Job) -> dict[str, Any]:
 
 def erase(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Erase a concept; answers when it is done. Fields: words, alternative, keep, method, settings, side (pixels),
-    harden (rounds), harden_seconds, harden_guidance, preset, pictures (base64, never paths), name (of the file)."""
+    harden (rounds), harden_seconds, harden_guidance, preset, effort, pictures (base64, never paths), name (of the
+    file)."""
     request = _asked(_erasing, body)
     return _answer(_in_turn(lambda: jobs.run_erase(request)))
 
 
 def _erasing(body: dict[str, Any]) -> jobs.Request:
     known = {"words", "alternative", "keep", "method", "settings", "side", "harden", "preset", "pictures"}
-    asked = Fields(body, known | {"harden_seconds", "harden_guidance", "name"})
+    asked = Fields(body, known | {"harden_seconds", "harden_guidance", "name", "effort"})
     named = asked.name("method")
     method = find_method(RECOMMENDED if named is None else named)
     concept = Concept(asked.texts("words"), asked.text("alternative"), asked.texts("keep"))
     settings = _method_settings(method, body.get("settings", {}), asked.name("preset"))
+    effort = effort_of(asked.name("effort"), method, body.get("settings", {}))
     rounds = asked.whole("harden", 0)
     seconds, guidance = asked.number("harden_seconds", 60), asked.number("harden_guidance", GUIDANCE)
     search = ExploreSettings(seconds=seconds, guidance=guidance, seed=settings.seed)
     hardening = Hardening(rounds, search) if rounds else None
     pictures = given_pictures.from_base64(asked.texts("pictures"))
     name = asked.name("name") or ""
-    return jobs.Request(concept, method, settings, _side(asked), hardening, pictures=pictures, name=name)
+    return jobs.Request(concept, method, settings, _side(asked), hardening, pictures=pictures, name=name, effort=effort)
 
 
 def _method_settings(method: Method, given: object, preset: str | None) -> SolverSettings:

@@ -14,16 +14,17 @@ from .delta import weight_of
 from .errors import InvalidSettings, OtherTraining, OutOfMemory
 from .layers import select
 from .memory import PREDICTING, USABLE, free_memory
-from .methods.registry import MOST_ACCUMULATED, TrainingSettings
+from .methods.registry import MOST_ACCUMULATED, Method, SolverSettings, TrainingSettings
 from .model import LoadedModel
 from .progress import Progress, Report
 from .sampling import scaled_sides
 
+BALANCED, LOW_VRAM = "balanced", "low-vram"
 EFFORTS = {
     "fast": "half the optimiser steps, all trajectories of a training drawn at once, in ten steps each",
-    "balanced": "the method's defaults",
+    BALANCED: "the method's defaults",
     "thorough": "twice the optimiser steps, trajectories and batch",
-    "low-vram": "the method's defaults, in pieces that fit the free memory of the device",
+    LOW_VRAM: "the method's defaults, in pieces that fit the free memory of the device",
 }
 KEPT = {"sd1": (190_000, 62_000), "sd2": (190_000, 62_000), "sdxl": (330_000, 40_000)}
 """Bytes that training keeps for each latent pixel of a picture, in 16 bits: with all activations, and with those of
@@ -43,6 +44,72 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Effort:
+    """The work that a training was asked to take.
+
+    Args:
+        name: one of ``EFFORTS``.
+        asked: names of settings that the user gave, which only a lack of memory changes.
+
+    Raises:
+        InvalidSettings: there is no such effort.
+    """
+
+    name: str = BALANCED
+    asked: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.name not in EFFORTS:
+            raise InvalidSettings(f"There is no effort {self.name!r}; choose from {', '.join(EFFORTS)}.")
+
+    def settings(self, settings: SolverSettings) -> SolverSettings:
+        """The settings as far as what was asked decides them, which is all but what low-vram finds in the memory."""
+        if not isinstance(settings, TrainingSettings):
+            return settings
+        changed: dict[str, Any] = {}
+        if self.name == "fast":
+            steps = settings.steps if "steps" in self.asked else max(1, settings.steps // 2)
+            # Drawn once, a pool has to hold what all the others would: what it lacks is not protected.
+            draws = -(-settings.steps // settings.refresh)
+            short, many = min(settings.trajectory_steps, FAST_STEPS), _times(draws, settings, "trajectories")
+            changed = {"steps": steps, "refresh": steps, "trajectories": many, "trajectory_steps": short}
+        if self.name == "thorough":
+            changed = {name: _times(2, settings, name) for name in ("steps", "trajectories", "batch")}
+        return replace(settings, **{name: value for name, value in changed.items() if name not in self.asked})
+
+    @property
+    def rest(self) -> Effort:
+        """What ``settings`` leaves to be picked when the memory is looked at."""
+        return self if self.name == LOW_VRAM else Effort()
+
+
+def effort_of(name: str | None, method: Method, asked: Collection[str] = (), called: str = "effort") -> Effort:
+    """The effort that a user has chosen for a method.
+
+    Args:
+        name: one of ``EFFORTS``; ``None`` where none was chosen.
+        method: what it is for.
+        asked: as of ``Effort``.
+        called: what the front end calls the choice.
+
+    Raises:
+        InvalidSettings: there is no such effort, or the method solves at once.
+    """
+    if name is None:
+        return Effort()
+    if method.solve is not None:
+        raise InvalidSettings(
+            f"{called} is for methods that train, and {method.name} solves its equations at once; leave it out."
+        )
+    return Effort(name, frozenset(asked))
+
+
+def not_defaults(settings: SolverSettings) -> frozenset[str]:
+    """Names of the settings that are not at their defaults: what a form shows unchanged was not chosen by its user."""
+    return frozenset(f.name for f in fields(settings) if getattr(settings, f.name) != f.default)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Settings, and one sentence that says what was picked."""
 
@@ -56,6 +123,7 @@ def plan(
     model: LoadedModel,
     free: int | None = None,
     asked: Collection[str] = (),
+    goes_on: bool = False,
 ) -> Plan:
     """Settings of an effort, from a method's settings.
 
@@ -65,25 +133,17 @@ def plan(
         model: the loaded model.
         free: bytes of free memory; measured if not given.
         asked: names of settings that the user gave, which only a lack of memory changes.
+        goes_on: as of ``foreseen``.
 
     Raises:
         InvalidSettings: there is no such effort.
     """
-    if effort not in EFFORTS:
-        raise InvalidSettings(f"There is no effort {effort!r}; choose from {', '.join(EFFORTS)}.")
-    if effort == "low-vram":
-        return _fitting(settings, model, free_memory(model.device) if free is None else free)
-    changed: dict[str, Any] = {}
-    if effort == "fast":
-        steps = settings.steps if "steps" in asked else max(1, settings.steps // 2)
-        # Drawn once, a pool has to hold what all the others would: what it lacks is not protected.
-        draws = -(-settings.steps // settings.refresh)
-        short, many = min(settings.trajectory_steps, FAST_STEPS), _times(draws, settings, "trajectories")
-        changed = {"steps": steps, "refresh": steps, "trajectories": many, "trajectory_steps": short}
-    if effort == "thorough":
-        changed = {name: _times(2, settings, name) for name in ("steps", "trajectories", "batch")}
-    settings = replace(settings, **{name: value for name, value in changed.items() if name not in asked})
-    return Plan(settings, f"{effort}: {settings.steps} steps of {settings.batch}, {EFFORTS[effort]}.")
+    wanted = Effort(effort, frozenset(asked))
+    if effort == LOW_VRAM:
+        return _fitting(settings, model, free_memory(model.device) if free is None else free, goes_on)
+    chosen = wanted.settings(settings)
+    assert isinstance(chosen, TrainingSettings)
+    return Plan(chosen, f"{effort}: {chosen.steps} steps of {chosen.batch}, {EFFORTS[effort]}.")
 
 
 def _times(factor: int, settings: TrainingSettings, name: str) -> Any:
@@ -131,19 +191,22 @@ def _smaller(settings: TrainingSettings) -> TrainingSettings | None:
     return None
 
 
-def _fitting(settings: TrainingSettings, model: LoadedModel, free: int | None) -> Plan:
-    usable = int(USABLE * free) if free is not None else 0
+def _fitting(settings: TrainingSettings, model: LoadedModel, free: int | None, goes_on: bool) -> Plan:
+    usable, asked = int(USABLE * free) if free is not None else 0, settings
     while needed(settings, model) > usable and (smaller := _smaller(settings)) is not None:
         settings = smaller
+    pieces = (
+        f"{settings.batch} at a time ({settings.accumulate} batches a step), pictures at {settings.picture_scale:.0%} "
+        "of their sides"
+    )
+    if goes_on:
+        settings = replace(asked, checkpointing=settings.checkpointing)
+        pieces = "batches and pictures as in the training that is gone on with"
     each = PREDICTING * model.dtype.itemsize // 2 * _pixels(model, settings.picture_scale)
     settings = replace(settings, max_batch=max(1, min(settings.max_batch, usable // each)))
     found = "an unknown amount of" if free is None else f"{free / 2**30:.1f} GiB of"
     again = "activations computed again" if settings.checkpointing else "all activations kept"
-    return Plan(
-        settings,
-        f"low-vram: with {found} free memory, {settings.batch} at a time ({settings.accumulate} batches a step), "
-        f"pictures at {settings.picture_scale:.0%} of their sides, {again}.",
-    )
+    return Plan(settings, f"low-vram: with {found} free memory, {pieces}, {again}.")
 
 
 def foreseen(

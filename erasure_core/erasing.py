@@ -11,7 +11,7 @@ from typing import Any
 from .concept import Concept, check_alternatives, check_words, without_contradictions
 from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
-from .effort import foreseen, within_memory
+from .effort import BALANCED, Effort, foreseen, plan, within_memory
 from .erasure_file import Erasure
 from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory, telling_memory
 from .fingerprint import fingerprint, sketch
@@ -45,6 +45,7 @@ def erase(
     save_every: float = SAVE_EVERY,
     pictures: ConceptPictures | None = None,
     start: DeltaSet | None = None,
+    effort: Effort | None = None,
 ) -> tuple[Erasure, History]:
     """Erase a concept from a loaded model. The model itself is not changed.
 
@@ -58,6 +59,8 @@ def erase(
         save_every: seconds between two saves of that state.
         pictures: of the concept, for methods that read them; without, those make their own.
         start: a finished change that a training goes on from; a closed form needs none.
+        effort: how much work a training takes, in the place of what the settings say; what it picks is a note in the
+            history.
 
     Returns:
         The erasure, and the training's history (empty for a closed form).
@@ -85,7 +88,9 @@ def erase(
             deltas, history = solved.to(model.device), History()
         else:
             assert isinstance(settings, TrainingSettings)
-            settings = foreseen(settings, model, checkpoint is not None and checkpoint.exists(), progress)
+            goes_on = checkpoint is not None and checkpoint.exists()
+            settings = _planned(model, settings, effort or Effort(), goes_on, progress)
+            settings = foreseen(settings, model, goes_on, progress)
             (deltas, history), settings = within_memory(
                 lambda fitting: train(
                     model, concept, chosen, fitting, progress, checkpoint, save_every, pictures, start
@@ -109,6 +114,19 @@ def erase(
         concept = replace(concept, keep=(), neighbours=())  # nobody asked to keep them, and nothing kept them
     manifest = describe(model, deltas, concept, chosen.name, chosen.status, asdict(settings), steps_done)
     return Erasure(deltas, manifest), history
+
+
+def _planned(
+    model: LoadedModel, settings: TrainingSettings, effort: Effort, goes_on: bool, progress: Progress
+) -> TrainingSettings:
+    """The settings of an effort; a note says what it picked."""
+    if effort.name == BALANCED:
+        return settings
+    # Only there the memory is what a training finds: hosts make room for the model on entering, and some copy it.
+    with telling_memory(), model.trainable():
+        picked = plan(effort.name, settings, model, asked=effort.asked, goes_on=goes_on)
+    progress.update(Report("training", 0, picked.settings.steps, note=picked.sentence))
+    return picked.settings
 
 
 def _complete(

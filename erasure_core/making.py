@@ -23,6 +23,7 @@ from .boundary.harden import Finished, harden, rounds_of
 from .checkpoint import checkpoint_path, identity
 from .concept import Concept
 from .concept_pictures import ConceptPictures
+from .effort import Effort
 from .erasure_file import Erasure, read_erasure, write_erasure
 from .errors import Cancelled, ErasureError, InvalidFile, OutputError, is_out_of_memory
 from .fingerprint import SAMPLES
@@ -88,16 +89,26 @@ def request_key(
     settings: SolverSettings,
     pictures: ConceptPictures | None = None,
     hardening: Hardening | None = None,
+    effort: Effort | None = None,
 ) -> str:
     """A hash of all that decides what an erasure becomes, 12 hexadecimal digits."""
-    return _key(_request(model, concept, method, settings, pictures), hardening)
+    return _key(_request(model, concept, method, settings, pictures, effort or Effort()), hardening)
 
 
 def _request(
-    model: LoadedModel, concept: Concept, method: Method, settings: SolverSettings, pictures: ConceptPictures | None
+    model: LoadedModel,
+    concept: Concept,
+    method: Method,
+    settings: SolverSettings,
+    pictures: ConceptPictures | None,
+    effort: Effort,
 ) -> str:
+    """What was asked for. What low-vram picks is no part of it: the same request must find its file again, and its
+    training, whatever is free by then."""
+    settings = effort.settings(settings)
     layers = select(model.layers(), settings.layers)
-    return identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
+    wanted = identity(model, concept, method.name, settings, layers, pictures) + model_state(model)
+    return wanted + ("" if effort.rest == Effort() else effort.name)
 
 
 def _key(request: str, hardening: Hardening | None) -> str:
@@ -130,6 +141,7 @@ def make_erasure(
     pictures: ConceptPictures | None = None,
     hardening: Hardening | None = None,
     name: str = "",
+    effort: Effort | None = None,
 ) -> Made:
     """Erase a concept and write the file, or find the file that the same request has made before.
 
@@ -147,12 +159,13 @@ def make_erasure(
             erasure before it, with a note in its history.
         name: of a new file, with a number behind it where that is taken; by default the concept's. A file that is
             found keeps the name that it has.
+        effort: as of ``erase``.
 
     Raises:
         InvalidConcept: the guard refuses the search that hardening asks for.
         ErasureError: as ``erase`` and ``write_erasure``; after Cancelled or OutOfMemory the state is kept.
     """
-    request = _request(model, concept, method, settings, pictures)
+    request = _request(model, concept, method, settings, pictures, effort or Effort())
     stages = [None] if hardening is None else [replace(hardening, rounds=n) for n in range(hardening.rounds + 1)]
     keys = [_key(request, stage) for stage in stages]
     trainings = [training_path(library, concept, method, key) for key in keys]
@@ -161,9 +174,8 @@ def make_erasure(
 
     def erased() -> Made:
         checkpoint = checkpoint_path(trainings[0])
-        erasure, history, _ = harden(
-            model, concept, 0, method.name, settings, None, progress, checkpoint, save_every, pictures
-        )
+        how = (method.name, settings, None, progress, checkpoint, save_every, pictures)
+        erasure, history, _ = harden(model, concept, 0, *how, effort=effort)
         made = order.written(0, erasure, history)
         checkpoint.unlink(missing_ok=True)
         return made
@@ -171,7 +183,7 @@ def make_erasure(
     def searched(before: Erasure, finished: Finished) -> Erasure:
         assert hardening is not None
         how = (method.name, settings, hardening.search, progress, None, save_every, pictures)
-        return harden(model, concept, hardening.rounds, *how, finished=finished, start=before)[0]
+        return harden(model, concept, hardening.rounds, *how, finished=finished, start=before, effort=effort)[0]
 
     def first() -> Made:
         return order.once(0, erased)

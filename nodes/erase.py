@@ -13,6 +13,7 @@ from ..erasure_core.boundary.explore import ExploreSettings
 from ..erasure_core.chosen_words import chosen_words, sentence
 from ..erasure_core.concept import Concept, left_out
 from ..erasure_core.concept_pictures import ConceptPictures, reads_pictures
+from ..erasure_core.effort import effort_of, not_defaults
 from ..erasure_core.erasing import applied
 from ..erasure_core.erasure_file import read_erasure
 from ..erasure_core.errors import Cancelled
@@ -22,6 +23,7 @@ from ..erasure_core.making import Hardening, Made, make_erasure
 from ..erasure_core.methods import METHODS, Method, TrainingSettings
 from ..erasure_core.safe_files import read_tensors
 from .badge import badge_of, hardened
+from .efforts import effort_widget
 from .host import CATEGORY, PREFIX, ConceptRequest, ConceptType, ErasureType, Item, as_image, library, say, working
 from .pictures import adapter_widget, concept_pictures, vision_link
 from .presets import preset_widget, with_preset
@@ -75,6 +77,7 @@ def _schema(method: Method) -> io.Schema:
                 tooltip="For pictures before and after; without it none are made, and what takes preview says so.",
             ),
             *([vision_link()] if reads_pictures(method) else []),
+            *([effort_widget()] if trains else []),
         ],
         outputs=[
             io.Model.Output("erased_model", display_name="model", tooltip="The model with the erasure applied."),
@@ -106,6 +109,7 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
         loaded = ComfyModel(model, clip, others.get("vae"), others["resolution"])
         progress = NodeProgress(node_id, loaded, concept, others.get("preview_every", 0))
         settings, replaced = with_preset(method, settings_from(method.settings, others), others.get("preset", NONE))
+        effort = effort_of(others.get("effort"), method, not_defaults(settings))
         shown_pictures = _pictures_of(method, loaded, concept, others)
         hardening = _hardening(concept, others)
         try:
@@ -113,6 +117,7 @@ def _execute(cls: Any, method: Method, model: Any, clip: Any, concept: ConceptRe
                 *(library(), loaded, concept.concept, method, settings, progress),
                 pictures=shown_pictures,
                 hardening=hardening,
+                effort=effort,
             )
         except Cancelled as stopped:
             say(node_id, str(stopped))  # the host's own end of an interrupted graph says nothing of what is kept

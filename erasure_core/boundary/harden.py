@@ -10,6 +10,7 @@ from typing import Any
 from .. import guard
 from ..concept import ARTICLES, MAX_LENGTH, Concept, without_contradictions
 from ..concept_pictures import ConceptPictures
+from ..effort import Effort
 from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
@@ -63,6 +64,7 @@ def harden(
     notify: TellRound = lambda number, exploration: None,
     finished: Finished = lambda erasure: None,
     start: Erasure | None = None,
+    effort: Effort | None = None,
 ) -> tuple[Erasure, History, tuple[Round, ...]]:
     """Erase, then up to ``rounds`` times search and erase what still reaches the concept.
 
@@ -80,6 +82,7 @@ def harden(
         finished: given the erasure after the first erasing and after each round, which the user may want to keep where
             what comes behind it is stopped.
         start: what an earlier call has ``finished``; its rounds count, and the loop goes on behind them.
+        effort: of the first training and of each round's, as of ``erase``.
 
     Returns:
         The erasure, whose manifest records the rounds under ``settings["harden"]``; the first training's history; and
@@ -93,9 +96,10 @@ def harden(
         guard.check(concept)  # erasing is never refused, searching may be
     concept = without_contradictions(concept)
     search, progress = search or ExploreSettings(), progress or Silent()
-    settings = settings or find_method(method).settings()
+    settings, effort = settings or find_method(method).settings(), effort or Effort()
     if start is None:
-        erasure, history = erase(model, concept, method, settings, progress, checkpoint, save_every, pictures)
+        first = (method, settings, progress, checkpoint, save_every, pictures)
+        erasure, history = erase(model, concept, *first, effort=effort)
         finished(erasure)
     else:
         erasure, history = start, History()
@@ -116,8 +120,8 @@ def harden(
         if not _goes_on(done[-1], method):
             break
         concept = wider
-        following = _next(settings, number)
-        erasure, _ = erase(model, concept, method, following, progress, pictures=pictures, start=erasure.deltas)
+        following = (method, _next(effort.settings(settings), number), progress)
+        erasure, _ = erase(model, concept, *following, pictures=pictures, start=erasure.deltas, effort=effort.rest)
         finished(_recorded(erasure, done))
     return _recorded(erasure, done), history, tuple(done)
 

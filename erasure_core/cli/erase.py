@@ -16,11 +16,11 @@ from ..boundary.harden import harden
 from ..checkpoint import checkpoint_path
 from ..chosen_words import chosen_words
 from ..concept import Concept
-from ..effort import EFFORTS, plan
+from ..effort import EFFORTS, Effort, effort_of
 from ..erasure_file import Erasure, write_erasure
 from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidSettings, OutOfMemory, OutputError
 from ..manifest import Manifest
-from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
+from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, find_method
 from ..presets import about_preset
 from ..safe_files import exclusive
 from ..trainer import SAVE_EVERY
@@ -97,7 +97,7 @@ def _meaning(uses: Sequence[tuple[Method, Field[Any]]]) -> str:
     return "; ".join([usual, *(f"{', '.join(methods[text])}: {text}" for text in others)])
 
 
-def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
+def _settings(options: argparse.Namespace, method: Method) -> tuple[SolverSettings, Effort]:
     every = {f.name for m in METHODS.values() for f in fields(m.settings)}
     given = {name: getattr(options, name) for name in every if getattr(options, name) is not None}
     foreign = sorted(given.keys() - {f.name for f in fields(method.settings)})
@@ -105,14 +105,11 @@ def _settings(options: argparse.Namespace, method: Method) -> SolverSettings:
         raise InvalidSettings(
             f"--{foreign[0].replace('_', '-')} is not a setting of the method {method.name}; leave it out."
         )
-    if options.effort is not None and method.solve is not None:
-        raise InvalidSettings(
-            f"--effort is for methods that train, and {method.name} solves its equations at once; leave it out."
-        )
+    effort = effort_of(options.effort, method, given, "--effort")
     implied = implied_settings(options, method)
     if options.preset:
         print(about_preset(options.preset, method, implied.keys() & given), file=sys.stderr)
-    return method.settings(**implied | given)
+    return method.settings(**implied | given), effort
 
 
 def _check_output(path: Path, overwrite: bool, resume: bool, model: Path) -> Path:
@@ -133,6 +130,7 @@ def _erase(
     concept: Concept,
     method: Method,
     settings: SolverSettings,
+    effort: Effort,
     search: ExploreSettings,
     checkpoint: Path,
 ) -> tuple[Manifest, int, dict[str, float]]:
@@ -142,11 +140,6 @@ def _erase(
         print(f"There is no {checkpoint}; starting from the beginning.", file=sys.stderr)
     model = load_chosen_model(options, options.device, pictures=wants_pictures(options, method))
     pictures = chosen_pictures(options, model)
-    if options.effort is not None and isinstance(settings, TrainingSettings):
-        asked = frozenset(f.name for f in fields(settings) if getattr(options, f.name) is not None)
-        picked = plan(options.effort, settings, model, asked=asked)
-        settings = picked.settings
-        print(picked.sentence, file=sys.stderr)
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     finished: list[Erasure] = []
@@ -165,6 +158,7 @@ def _erase(
                 pictures,
                 tell_round,
                 finished.append,
+                effort=effort,
             )
     except (ErasureError, DeviceOutOfMemory) as stopped:
         if finished:  # an erasing that took hours must not be lost to a search behind it
@@ -194,7 +188,7 @@ def run(options: argparse.Namespace) -> None:
     how = "for several concepts give each further one as --also, for several words of one concept each as --word"
     tell_commas([options.concept, *options.word, *options.also], how)
     method = find_method(options.method)
-    settings = _settings(options, method)
+    settings, effort = _settings(options, method)
     if not options.save_every >= 0:
         raise InvalidSettings(f"--save-every is {options.save_every}; it must be a number of seconds, 0 or more.")
     if options.harden < 0:
@@ -206,7 +200,7 @@ def run(options: argparse.Namespace) -> None:
         _check_output(
             options.out, options.overwrite, options.resume, options.model
         )  # another process may just have made it
-        manifest, layers, figures = _erase(options, concept, method, settings, search, checkpoint)
+        manifest, layers, figures = _erase(options, concept, method, settings, effort, search, checkpoint)
     result = {
         "path": str(options.out),
         "method": method.name,

@@ -15,6 +15,7 @@ from erasure_core import Concept, read_erasure
 from erasure_core.boundary import Exploration, ExploreSettings
 from erasure_core.boundary import harden as loop
 from erasure_core.cli.main import main
+from erasure_core.effort import Effort
 from erasure_core.errors import Cancelled, InvalidConcept, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.library import Library
@@ -143,6 +144,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
     monkeypatch.setattr(loop, "erase", noted)
     return words
+
+
+def test_every_round_is_trained_with_the_effort(
+    pico: DiffusersModel, tmp_path: Path, searches: list[Exploration]
+) -> None:
+    searches += [_found("orb")]
+    library, esd, small = Library([tmp_path]), find_method("esd"), replace(SHORT, batch=1)
+    work, rounds = Effort("thorough", frozenset({"trajectories"})), Hardening(1, SEARCH)
+    made = make_erasure(library, pico, BALL, esd, small, Silent(), hardening=rounds, effort=work)
+    settings = made.erasure.manifest.settings
+    assert len(made.history.losses) == 6, "of the first training"
+    assert [settings[name] for name in ("steps", "batch", "trajectories")] == [2, 2, 4], "of the round's"
 
 
 def _made(model: DiffusersModel, folder: Path, rounds: int) -> Made:

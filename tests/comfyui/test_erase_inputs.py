@@ -1,4 +1,4 @@
-"""What the Erase nodes take beside the settings: pictures, an image adapter that reads them, and presets."""
+"""What the Erase nodes take beside the settings: pictures, an image adapter that reads them, presets and efforts."""
 
 from __future__ import annotations
 
@@ -204,6 +204,68 @@ def test_the_erasure_is_made_with_the_preset_and_the_node_says_so(
     settings = made.args[2][0].stored.manifest.settings
     assert settings["spare_layout"] == 0.2 and settings["rank"] == SMALL["rank"]
     assert "Preset style" in said[-1] and "spare_layout 0.2" in said[-1]
+
+
+@pytest.fixture
+def efforts(nodes: Nodes) -> Any:
+    return importlib.import_module(f"{PACK}.erasure_core.effort")
+
+
+def test_every_node_that_trains_offers_every_effort_and_no_other_node_does(
+    nodes: Nodes, efforts: Any, methods: dict[str, Any]
+) -> None:
+    for name, method in methods.items():
+        inputs = nodes.all[f"ConceptErasureErase_{name}"].define_schema().inputs
+        offered = [each for each in inputs if each.id == "effort"]
+        assert len(offered) == (method.solve is None)
+        for widget in offered:
+            assert (widget.options, widget.default) == (list(efforts.EFFORTS), "balanced")
+            assert all(what in widget.tooltip for what in efforts.EFFORTS.values())
+            assert widget.optional, "API clients that do not know it are not asked for it"
+            assert inputs[-1] is widget, "values of saved graphs, and links to other inputs, are found by place"
+
+
+def test_a_graph_from_before_there_were_efforts_makes_what_it_made(nodes: Nodes, graph: dict[str, Any]) -> None:
+    node = nodes.all["ConceptErasureErase_leco"]
+    known = {each.id: each.default for each in node.define_schema().inputs if each.id != "effort" and not each.optional}
+    with torch.inference_mode():
+        before = node.execute(**{**known, **graph, "concept": concept(nodes), **FEW})
+    now = nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW)
+    assert now.ui["erasure"][0]["reused"] and now.args[2][0].stored.path == before.args[2][0].stored.path
+
+
+def test_an_effort_takes_the_place_of_defaults_and_the_node_says_so(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
+    made = nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW, effort="fast")
+    settings = made.args[2][0].stored.manifest.settings
+    kept = {name: settings[name] for name in ("steps", "trajectories", "trajectory_steps")}
+    assert settings["refresh"] == FEW["steps"] and kept == {name: FEW[name] for name in kept}
+    assert f"fast: {FEW['steps']} steps of {FEW['batch']}" in said[-1]
+    with pytest.raises(nodes.core.InvalidSettings, match="There is no effort 'x'; choose from fast"):
+        nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW, effort="x")
+
+
+def test_low_vram_says_what_is_free_and_finds_its_file_when_other_memory_is(
+    nodes: Nodes, graph: dict[str, Any], efforts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
+    lent: list[bool] = []
+
+    def free(device: torch.device) -> int:
+        lent.append(not torch.is_inference_mode_enabled() and torch.is_grad_enabled())
+        return 0 if len(lent) < 3 else 2**40
+
+    monkeypatch.setattr(efforts, "free_memory", free)
+    made, again = (nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW, effort="low-vram") for _ in range(2))
+    assert lent[0], "the memory is looked at when the host has put the model where it trains"
+    assert made.args[2][0].stored.manifest.settings["batch"] == 1
+    assert not made.ui["erasure"][0]["reused"] and again.ui["erasure"][0]["reused"]
+    assert all("low-vram: with 0.0 GiB of free memory, 1 at a time" in text for text in said if "\n" in text)
+    assert "used again" in said[-1] and "low-vram" in said[-1]
 
 
 def test_the_node_says_which_prompt_to_keep_it_left_out(

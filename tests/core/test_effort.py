@@ -12,7 +12,7 @@ from stopping import StopAt
 from erasure_core import METHODS, Concept, Report, effort, erase, memory
 from erasure_core.cli.main import main
 from erasure_core.delta import weight_of
-from erasure_core.effort import EFFORTS, foreseen, needed, plan
+from erasure_core.effort import EFFORTS, Effort, effort_of, foreseen, needed, not_defaults, plan
 from erasure_core.errors import Cancelled, InvalidSettings, OtherTraining, OutOfMemory
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import TrainingSettings
@@ -54,6 +54,42 @@ def test_what_the_user_gave_no_effort_changes(pico: DiffusersModel) -> None:
     assert (fast.steps, fast.refresh) == (40, 40) and fast.trajectories == 7
     thorough = plan("thorough", settings, pico, asked={"trajectories"}).settings
     assert (thorough.steps, thorough.trajectories) == (80, 7)
+
+
+def test_an_effort_is_of_methods_that_train() -> None:
+    esd, rece = METHODS["esd"], METHODS["rece"]
+    assert effort_of(None, esd) == effort_of(None, rece) == Effort()
+    assert effort_of("fast", esd, ["steps"]) == Effort("fast", frozenset({"steps"}))
+    with pytest.raises(InvalidSettings, match="The field is for methods that train, and rece solves its equations"):
+        effort_of("balanced", rece, called="The field")
+    with pytest.raises(InvalidSettings, match="no effort 'lazy'"):
+        effort_of("lazy", esd)
+    assert not not_defaults(EsdSettings()) and not_defaults(EsdSettings(steps=7, seed=1)) == {"steps", "seed"}
+
+
+def test_an_erasure_is_made_with_an_effort_and_notes_what_it_picked(pico: DiffusersModel) -> None:
+    few = Effort("fast", not_defaults(SMALL) - {"steps"})
+    erasure, history = erase(pico, CONCEPT, "esd", SMALL, effort=few)
+    assert len(history.losses) == erasure.manifest.settings["steps"] == SMALL.steps // 2
+    assert history.notes == [plan("fast", SMALL, pico, asked=few.asked).sentence]
+    _, usual = erase(pico, CONCEPT, "esd", SMALL)
+    assert usual.notes == []
+
+
+def test_what_low_vram_picked_goes_on_as_it_was_whatever_is_free_by_then(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Picked anew it would be another training, and nothing smaller than the one that was stopped is the same."""
+    halved = replace(SMALL, checkpointing=True, batch=2, accumulate=2)
+    enough, wanted = int(needed(halved, pico) / effort.USABLE) + 1, Effort("low-vram")
+    for state, later in (("less", 0), ("more", 2**40)):
+        monkeypatch.setattr(effort, "free_memory", lambda device: enough)
+        with pytest.raises(Cancelled):
+            erase(pico, CONCEPT, "esd", SMALL, StopAt(2), tmp_path / state, effort=wanted)
+        monkeypatch.setattr(effort, "free_memory", lambda device, free=later: free)
+        found, history = erase(pico, CONCEPT, "esd", SMALL, None, tmp_path / state, effort=wanted)
+        assert [found.manifest.settings[name] for name in ("batch", "accumulate", "picture_scale")] == [2, 2, 1.0]
+        assert len(history.losses) == SMALL.steps and "as in the training that is gone on with" in history.notes[0]
 
 
 def test_batches_are_summed_up_as_far_as_a_setting_may_say(pico: DiffusersModel) -> None:

@@ -13,16 +13,18 @@ import torch
 from stopping import StopAt
 
 from erasure_core import Concept
+from erasure_core import effort as efforts
 from erasure_core import making as module
 from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
 from erasure_core.combining import converted
 from erasure_core.delta import weight_of
+from erasure_core.effort import Effort
 from erasure_core.erasure_file import read_erasure, write_erasure
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.library import Library, confined, safe_stem
-from erasure_core.making import Hardening, make_erasure, request_key, training_path
+from erasure_core.making import Hardening, Made, make_erasure, request_key, training_path
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
 
@@ -91,8 +93,8 @@ def test_what_was_just_made_is_told_as_its_file_tells_it(
 ) -> None:
     made_by = module.harden
 
-    def hardened(*inputs: Any) -> Any:
-        erasure, history, rounds = made_by(*inputs)
+    def hardened(*inputs: Any, **named: Any) -> Any:
+        erasure, history, rounds = made_by(*inputs, **named)
         told = {**erasure.manifest.settings, "harden": [{"added": ("orb",)}]}
         return replace(erasure, manifest=replace(erasure.manifest, settings=told)), history, rounds
 
@@ -117,6 +119,31 @@ def test_hardening_is_part_of_the_request(pico: DiffusersModel) -> None:
     none, other_none, *others = (request_key(pico, BALL, CLOSED_FORM, settings, None, one) for one in searches)
     assert none == other_none == request_key(pico, BALL, CLOSED_FORM, settings)
     assert len({none, *others}) == 5
+
+
+def test_a_request_is_of_the_effort_that_was_asked_for_not_of_the_memory_there_was(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(free: int, *, stop: int = 9, name: str = "low-vram") -> Made:
+        monkeypatch.setattr(efforts, "free_memory", lambda device: free)
+        settings = replace(SHORT, batch=4)
+        return make_erasure(Library([tmp_path]), pico, BALL, ESD, settings, StopAt(stop), effort=Effort(name))
+
+    with pytest.raises(Cancelled):
+        made(0, stop=2)
+    whole, again, usual = made(2**40), made(0), made(2**40, name="balanced")
+    assert not whole.reused and whole.erasure.manifest.settings["batch"] == 1, "the training that was stopped"
+    assert again.reused and again.path == whole.path and again.history.notes == whole.history.notes
+    assert again.history.notes[0].startswith("low-vram: with 1024.0 GiB") and not usual.reused
+
+
+def test_an_effort_that_needs_no_look_at_the_memory_is_the_same_request_as_its_settings(pico: DiffusersModel) -> None:
+    fast = replace(ESD.settings(), steps=200, refresh=200, trajectories=96, trajectory_steps=10)
+    by_hand = request_key(pico, BALL, ESD, fast)
+    assert by_hand == request_key(pico, BALL, ESD, ESD.settings(), effort=Effort("fast"))
+    assert by_hand != request_key(pico, BALL, ESD, ESD.settings(), effort=Effort("fast", frozenset({"steps"})))
+    usual = request_key(pico, BALL, ESD, ESD.settings())
+    assert usual == request_key(pico, BALL, ESD, ESD.settings(), effort=Effort("balanced"))
 
 
 def test_weights_that_the_host_has_changed_make_another_file(

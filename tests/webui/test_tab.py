@@ -23,6 +23,7 @@ from fake_host import web_framework
 from made_up import HOSTILE, made_up
 
 from erasure_core.boundary import ExploreSettings
+from erasure_core.effort import Effort
 from erasure_core.errors import ErasureError, InvalidSettings
 from erasure_core.methods import find_method
 from erasure_core.presets import preset_settings
@@ -252,9 +253,9 @@ HEAD = ["ball", "", "", "closed_form", "As set", 0]
 def shown_values(page: fake_gradio.Page) -> list[Any]:
     """What the settings' widgets of the Erase form hold when it is opened, in the order of API arguments."""
     (event,) = [e for e in page.events if e[4] == "concept_erasure_submit"]
-    last = [c.given["elem_id"].removeprefix("concept_erasure_") for c in event[2][-4:]]
-    assert last == ["preset", "concept_pictures", "name", "compare"]
-    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-4]]
+    last = [c.given["elem_id"].removeprefix("concept_erasure_") for c in event[2][-5:]]
+    assert last == ["preset", "concept_pictures", "name", "compare", "effort"]
+    return [c.given.get("value", c.positional[0] if c.positional else None) for c in event[2][10:-5]]
 
 
 def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page) -> None:
@@ -300,6 +301,39 @@ def test_a_preset_comes_first_and_then_what_the_user_changed(part: Any, page: fa
     assert asked("style", steps=7).spare_layout == preset_settings("style", method)["spare_layout"]
     with pytest.raises(InvalidSettings, match="no preset"):
         asked("nothing")
+
+
+def test_an_effort_is_asked_for_with_what_the_user_changed(part: Any, page: fake_gradio.Page, routes: Any) -> None:
+    tab, values = part("erase_tab"), shown_values(page)
+    place = part("form").offsets()["esd"][0] + [f.name for f in fields(find_method("esd").settings)].index("steps")
+
+    def asked(*effort: str | None, method: str = "esd", length: str = "As set", steps: int = 400) -> Any:
+        sent = [*values[:place], steps, *values[place + 1 :]]
+        head = [*HEAD[:3], method, length, HEAD[5]]
+        return tab.request_of(*head, 0, 60, 0, *sent, "None", None, "", False, *effort).effort
+
+    assert asked() == asked(None) == asked("balanced") == asked("balanced", method="closed_form") == Effort()
+    assert asked("fast") == Effort("fast")
+    assert asked("fast", steps=7).asked == asked("fast", length="A third of the steps").asked == {"steps"}
+    with pytest.raises(InvalidSettings, match="no effort 'lazy'"):
+        asked("lazy")
+    with pytest.raises(InvalidSettings, match="closed_form solves its equations at once"):
+        asked("fast", method="closed_form")
+    body = {"words": ["ball"], "method": "esd", "settings": {"steps": 400}, "effort": "fast"}
+    assert routes._erasing(body).effort == Effort("fast", frozenset({"steps"}))
+    assert {one["name"] for one in routes.methods() if not one["efforts"]} == {"closed_form", "rece"}
+
+
+def test_what_solves_at_once_shows_no_effort_and_has_none_chosen(part: Any, page: fake_gradio.Page) -> None:
+    (event,) = [e for e in page.events if e[0] is page.of("method")]
+    assert event[2][-1] is event[3][-1] is page.of("effort")
+    said, *_, effort = event[1]("closed_form", "None", "low-vram")
+    assert effort == {"visible": False, "value": "balanced"} and "low-vram" not in said
+    said, *_, effort = event[1]("esd", "None", "low-vram")
+    assert effort == {"visible": True} and "pieces that fit the free memory" in said
+    (event,) = [e for e in page.events if e[0] is page.of("effort")]
+    assert "twice the optimiser steps" in event[1]("esd", "style", "thorough")
+    assert "Effort" not in event[1]("esd", "style", "balanced")
 
 
 def test_the_form_tells_what_method_and_preset_do(part: Any) -> None:
@@ -428,6 +462,8 @@ def test_routes_explore_and_report(routes: Any, part: Any, a1111: SimpleNamespac
         ("erase", {"words": ["ball"], "harden": 99}, 422),
         ("erase", {"words": ["ball"], "harden": "x"}, 422),
         ("erase", {"words": ["ball"], "preset": "nothing"}, 422),
+        ("erase", {"words": ["ball"], "effort": "lazy"}, 422),
+        ("erase", {"words": ["ball"], "effort": "balanced", "method": "rece"}, 422),
         ("erase", {"words": ["ball"], "name": ["ball"]}, 422),
         ("erase", {"words": ["ball"], "settings": ["steps"]}, 422),
         ("erase", {"words": ["ball"], "alternative": 7}, 422),
@@ -461,7 +497,7 @@ def test_routes_refuse_with_a_sentence(
         ("erase", {"method": {}}, "method is an object; it must be a text."),
         ("erase", {"words": ["x" * 5000]}, "characters"),
         ("erase", {"words": [str(n) * 100 for n in range(5000)]}, ""),
-        ("erase", {"x" * 5000: 1}, "is not a field of this request; it has alternative, harden"),
+        ("erase", {"x" * 5000: 1}, "is not a field of this request; it has alternative, effort, harden"),
         ("erase", {"side": ""}, "side is ''; it must be a number."),
         ("erase", {"side": {}}, "side is an object; it must be a number."),
         ("erase", {"side": True}, "side is True; it must be a number."),
@@ -470,6 +506,9 @@ def test_routes_refuse_with_a_sentence(
         ("erase", {"harden": 2.7}, "harden is 2.7; it must be a whole number."),
         ("erase", {"harden_seconds": "long"}, "harden_seconds is 'long'; it must be a number."),
         ("erase", {"preset": ["object"]}, "preset is a list; it must be a text."),
+        ("erase", {"effort": ["fast"]}, "effort is a list; it must be a text."),
+        ("erase", {"effort": ""}, "There is no effort ''; choose from fast, balanced, thorough, low-vram."),
+        ("erase", {"effort": "fast", "method": "rece"}, "effort is for methods that train, and rece solves its "),
         ("erase", {"alternative": 7}, "alternative is 7; it must be a text."),
         ("explore", {"erasure": {}}, "erasure is an object; it must be a text."),
         ("explore", {"erasure": "ball", "strength": None}, "strength is None; it must be a number."),
@@ -488,7 +527,7 @@ def test_routes_name_the_field_and_repeat_little(routes: Any, route: str, body: 
 
 
 def test_fields_that_are_null_are_left_out(routes: Any) -> None:
-    nothing = dict.fromkeys(("side", "preset", "method", "alternative"))
+    nothing = dict.fromkeys(("side", "preset", "effort", "method", "alternative"))
     asked, plain = (routes._erasing({"words": ["ball"]} | more) for more in (nothing, {}))
     assert asked == plain and asked.latent_side is None and routes._erasing({"words": ["ball"], "side": 64}).latent_side
     assert routes._search({"words": ["ball"], "erasure": None, "calls": None, "side": 0}).erasure is None

@@ -13,8 +13,10 @@ import pytest
 from trainings import SHORT, interrupt_after, request
 
 from erasure_core import Concept
+from erasure_core import effort as efforts
 from erasure_core import survey as surveying
 from erasure_core.checkpoint import checkpoint_path
+from erasure_core.effort import Effort
 from erasure_core.erasure_file import read_erasure
 from erasure_core.errors import InvalidFile, InvalidSettings, OutOfMemory
 from erasure_core.hosts.webui import WebuiModel
@@ -77,6 +79,27 @@ def test_another_training_or_a_new_start_takes_no_interrupted_one_away(
     jobs.JOBS.last = None
     jobs.discard_stopped()
     assert not list(library.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("effort", "steps"), [("fast", 4), ("low-vram", 8)])
+def test_an_interrupted_training_keeps_its_effort(
+    jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch, effort: str, steps: int
+) -> None:
+    """Saved as it is, and gone on with: also where other memory is free by then."""
+    wanted = replace(request(jobs, **{**SHORT, "steps": 8, "batch": 2}), effort=Effort(effort))
+    with monkeypatch.context() as patch:
+        patch.setattr(efforts, "free_memory", lambda device: 0)
+        interrupt_after(jobs, patch, 3, a1111.shared.state)
+        stopped = jobs.run_erase(wanted)
+    a1111.shared.state.interrupted = False
+    assert stopped.status == "stopped" and stopped.total == steps, stopped.message
+    saved = read_erasure(library / file_in(jobs.save_stopped())).manifest
+    assert saved is not None and (saved.steps_done, saved.settings["steps"]) == (3, steps)
+    done = jobs.run_erase(wanted)
+    assert done.status == "done" and len(done.losses) == steps and f"{effort}: " in done.message
+    made = read_erasure(library / done.file).manifest
+    assert made is not None and made.settings["batch"] == saved.settings["batch"] == 1
+    assert not jobs.unfinished()
 
 
 def test_what_memory_did_not_suffice_for_can_be_saved(
