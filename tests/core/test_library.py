@@ -13,6 +13,7 @@ import torch
 from stopping import StopAt
 
 from erasure_core import Concept
+from erasure_core import library as library_module
 from erasure_core import making as module
 from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
@@ -21,7 +22,7 @@ from erasure_core.delta import weight_of
 from erasure_core.erasure_file import read_erasure, write_erasure
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, confined, safe_stem
+from erasure_core.library import Library, confined, read_manifest, safe_stem
 from erasure_core.making import Hardening, make_erasure, request_key, training_path
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
@@ -117,6 +118,23 @@ def test_hardening_is_part_of_the_request(pico: DiffusersModel) -> None:
     none, other_none, *others = (request_key(pico, BALL, CLOSED_FORM, settings, None, one) for one in searches)
     assert none == other_none == request_key(pico, BALL, CLOSED_FORM, settings)
     assert len({none, *others}) == 5
+
+
+def test_rounds_of_a_request_are_looked_for_in_one_pass(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of hundreds of files on a slow disk was read once for each round."""
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    made = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    make_erasure(library, pico, replace(BALL, alternative="box", keep=()), CLOSED_FORM, settings, Silent())
+    read: list[str] = []
+    monkeypatch.setattr(library_module, "read_manifest", lambda path: (read.append(path.name), read_manifest(path))[1])
+    order = module._Order(
+        library, pico, [made.erasure.manifest.request, "one", "two", "three"], [tmp_path / "x"] * 4, "ball"
+    )
+    found = order.farthest()
+    assert found is not None and found.path == made.path and found.reused
+    assert len(read) == len(set(read)) == 2
 
 
 def test_weights_that_the_host_has_changed_make_another_file(
