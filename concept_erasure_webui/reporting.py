@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from erasure_core.boundary.report import ReportSettings, report
 from erasure_core.boundary.report_card import ReportCard
 from erasure_core.boundary.report_page import merge_into_manifest, refuse_other_figures
+from erasure_core.boundary.verdict import refuse_mixed
 from erasure_core.errors import Cancelled, ErasureError, InvalidSettings, OutputError
 from erasure_core.profile import refuse_if_pinned
 
@@ -68,6 +69,8 @@ def run_report(wanted: Measurement) -> tuple[Job, ReportCard | None]:
         for file in files if wanted.merge else ():
             refuse_if_pinned(places.folder(), places.library(), file.path)
         concept = concept_of(wanted.words, wanted.keep, files)
+        if not wanted.words:
+            refuse_mixed(concept, [(file.path, file.manifest) for file in files], "write")
         for wish, file in zip(wanted.erasures, files, strict=True) if wanted.merge else ():
             refuse_other_figures(file.path, file.manifest, concept.words, wish.unet)
         job.title = f"Measuring {concept.name!r}"

@@ -86,16 +86,16 @@ class Library:
             path = first.with_name(f"{first.stem}-{number}{SUFFIX}")  # behind the cut, or a long name stays taken
         return path
 
-    def made_by(self, request: str) -> list[Path]:
-        """The files where new ones go that a request has made, whatever they are called now; not those in folders
-        below, which may be copies for another purpose."""
-        found = []
+    def made_by(self, requests: Sequence[str]) -> dict[str, list[Path]]:
+        """For each request the files where new ones go that it has made, whatever they are called now; not those in
+        folders below, which may be copies for another purpose. Each file's header is read once for all of them."""
+        found: dict[str, list[Path]] = {request: [] for request in requests}
         for name in sorted(name for name in _files(self.folders[0]) if "/" not in name):
             path = self.folders[0] / name
             with contextlib.suppress(InvalidFile):  # a damaged one is nobody's
                 manifest = read_manifest(path)
-                if manifest is not None and manifest.request == request:
-                    found.append(path)
+                if manifest is not None and manifest.request in found:
+                    found[manifest.request].append(path)
         return found
 
 

@@ -218,7 +218,11 @@ class _Order:
 
     def found(self, rounds: int) -> Made | None:
         """The finished file of an earlier session, if it is whole; what is damaged is made again."""
-        for path in self.library.made_by(self.keys[rounds]):
+        key = self.keys[rounds]
+        return self._whole(self.library.made_by([key])[key])
+
+    def _whole(self, paths: Sequence[Path]) -> Made | None:
+        for path in paths:
             with contextlib.suppress(ErasureError):
                 stored = read_erasure(path)
                 if stored.manifest is not None:
@@ -250,8 +254,9 @@ class _Order:
     def farthest(self) -> Made | None:
         """The erasure of the most rounds before the last that there is a file of; only the last round of a request may
         have found nothing and trained nothing, and the loop ends there by itself."""
+        made = self.library.made_by(self.keys[:-1])
         for number in reversed(range(len(self.keys) - 1)):
-            found = self.found(number)
+            found = self._whole(made[self.keys[number]])
             if found is not None and (not number or 1 <= len(rounds_of(found.erasure.manifest.settings)) <= number):
                 return found
         return None

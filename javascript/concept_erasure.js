@@ -47,6 +47,22 @@ function concept_erasure_to_erase_form() {
     return Array.from(arguments);
 }
 
+// A page follows the browser's theme; here it follows the web UI's, which may be another.
+function concept_erasure_follow_theme() {
+    const dark = document.body.classList.contains('dark');
+    const asked = '(prefers-color-scheme: dark)';
+    for (const frame of gradioApp().querySelectorAll('iframe.concept-erasure-page:not([data-themed])')) {
+        frame.dataset.themed = dark ? 'dark' : 'light';
+        if (matchMedia(asked).matches === dark) continue;
+        const style = '<style>:root { color-scheme: ' + frame.dataset.themed + ' !important }</style></head>';
+        // In a frame of its own: one whose page is changed while it loads stays blank in Chromium.
+        const other = frame.cloneNode();
+        other.srcdoc = frame.srcdoc.split(asked).join(dark ? 'all' : 'not all').replace('</head>', style);
+        frame.replaceWith(other);
+    }
+}
+onUiUpdate(concept_erasure_follow_theme);
+
 // Words of the field that came from the map; its other lines somebody typed, and they stay.
 let concept_erasure_from_map = new Set();
 

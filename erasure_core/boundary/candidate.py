@@ -10,8 +10,19 @@ NAMED = "named"
 """Origin of the prompts that say the words which the user gave for the concept."""
 ADDED = "added"
 """Of those that say a word which the erasing added to them: nobody typed it, so it tells nothing of what was asked."""
-
-
+ORIGINS = {
+    "yours": "your own list",
+    NAMED: "the concept's own words",
+    ADDED: "words that the erasing added",
+    "misspelling": "misspellings",
+    "vocabulary": "words that nobody named",
+    "self-check": "sentences found by self-check (SAGE)",
+    "genetic": "token rows by genetic search (Ring-A-Bell)",
+    "prefix": "prefixes by gradient (UnlearnDiffAtk, P4D)",
+    "closed form": "prompt state in closed form (RECE)",
+    "inversion": "learned embedding (concept inversion)",
+}
+"""What the prompts of each origin are, for people."""
 HIDDEN_BELOW = 0.5
 """Similarity to the concept below which a leak is hidden: nobody would have thought of it."""
 

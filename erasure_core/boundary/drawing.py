@@ -12,11 +12,25 @@ SUPERSAMPLED = 2
 BASELINE = 0.8
 """Share of a bitmap letter's height that is above the line it stands on."""
 STRAIGHT = str.maketrans("“”", '""')
-INK, FAINT, PAPER = "#1f2430", "#c9ced8", "#ffffff"
+INK, DIM, FAINT, PAPER = "#1f2430", "#5b6270", "#c9ced8", "#ffffff"
+WARN, SHADE = "#a23b2c", "#fdecea"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#5b3fd1", "#7a7a7a", "#8c1d40")
 """Okabe and Ito's colours, told apart with every kind of colour vision, and a few more."""
+AT_NIGHT = {
+    INK: "#e8eaf0", DIM: "#a0a7b5", FAINT: "#3d4452", PAPER: "#15181f", WARN: "#ff9a85", SHADE: "#3a2320",
+    "#0072b2": "#3d9be0", "#5b3fd1": "#9d87f5", "#7a7a7a": "#9a9a9a", "#8c1d40": "#ff5c7a",
+}  # fmt: skip
+"""What takes a colour's place on a page in a dark theme; the others are seen on both."""
 
 Place = tuple[float, float]
+
+
+def night_style() -> str:
+    """CSS for the drawings of a page that follows the theme. A drawing by itself stays on white paper."""
+    rules = (
+        f'svg [{what}="{day}"] {{ {what}: {night} }}' for day, night in AT_NIGHT.items() for what in ("fill", "stroke")
+    )
+    return f"@media (prefers-color-scheme: dark) {{ {' '.join(rules)} }}"
 
 
 @dataclass(frozen=True)

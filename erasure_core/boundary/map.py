@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..safe_files import write_files
-from .candidate import HIDDEN_BELOW, Point
-from .drawing import FAINT, INK, PALETTE, Sheet
+from .candidate import HIDDEN_BELOW, ORIGINS, Point
+from .drawing import DIM, FAINT, INK, PALETTE, PAPER, SHADE, WARN, Sheet
 from .exploration import Exploration
 from .map_page import map_page
 
@@ -28,6 +28,8 @@ LOWEST, HIGHEST = -7.0, 7.0
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 NEAREST = (-0.5, 1.05)
 LABELLED = 10
+LEGEND = 32
+"""Characters of an origin's name at most: a file may hold any."""
 SUMMARY_WIDTH = 130
 """Characters of a line of the summary."""
 LABEL, LETTER, LABEL_HEIGHT = 26, 6.0, 14.0
@@ -69,43 +71,47 @@ def map_sheet(exploration: Exploration) -> Sheet:
             opacity = 0.9 if point.leaks else 0.35
             sheet.circle(place_of(point), 4.5 if point.leaks else 3, colours[point.origin], opacity)
     _labels(sheet, exploration)
-    shares = exploration.shares()
-    for row, (name, colour) in enumerate(colours.items()):
-        y = TOP + 14 + 24 * row
-        leaking, every = shares[name]
-        sheet.circle((RIGHT + 28, y - 4), 5, colour)
-        sheet.text((RIGHT + 42, y), f"{name}: {leaking} of {every} leak", 12.5)
+    _legend(sheet, exploration, colours)
     return sheet
+
+
+def _legend(sheet: Sheet, exploration: Exploration, colours: dict[str, str]) -> None:
+    """Beside the plot: on the line itself points lie closest together, and nobody could read a text there."""
+    shares = exploration.shares()
+    listed = [name for name in ORIGINS if name in colours]
+    y = TOP + 14.0
+    for name in dict.fromkeys([*listed, *colours]):
+        leaking, every = shares[name]
+        sheet.circle((RIGHT + 24, y - 4), 5, colours[name])
+        sheet.text((RIGHT + 36, y), ORIGINS.get(name, name).split(" (")[0][:LEGEND], 11.5)
+        sheet.text((RIGHT + 36, y + 15), f"{leaking} of {every} leak", 11, DIM)
+        y += 37
+    sheet.line([(RIGHT + 17, y - 4), (RIGHT + 31, y - 4)], WARN, 1.4)
+    sheet.text((RIGHT + 36, y), f"suspected above {exploration.threshold:.1%}", 11.5, WARN)
+    sheet.text((RIGHT + 36, y + 15), "hollow: pictures do not confirm it", 11, WARN)
 
 
 def _frame(sheet: Sheet, exploration: Exploration) -> None:
     low, high = NEAREST
     line = _height(exploration.threshold)
     edge = LEFT + (HIDDEN_BELOW - low) / (high - low) * (RIGHT - LEFT)
-    sheet.rect((0, 0), (WIDTH, HEIGHT), "#ffffff")
-    sheet.rect((LEFT, TOP), (edge, line), "#fdecea")
-    sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, and leaking where not hollow", 11.5, "#a23b2c")
+    sheet.rect((0, 0), (WIDTH, HEIGHT), PAPER)
+    sheet.rect((LEFT, TOP), (edge, line), SHADE)
+    sheet.text((LEFT + 8, TOP + 18), "hidden: far in text, and leaking where not hollow", 11.5, WARN)
     which = "with the erasure on" if exploration.erased else "untouched model"
     sheet.text((LEFT, 26), f"Boundary of “{exploration.words[0]}”, {which}", 17)
     lines = textwrap.wrap(exploration.summary(), SUMMARY_WIDTH, max_lines=2, placeholder=" …")
     for number, text in enumerate(lines):
-        sheet.text((LEFT, 44 + 14 * number), text, 11.5, "#555b66")
+        sheet.text((LEFT, 44 + 14 * number), text, 11.5, DIM)
     for share in TICKS:
         y = _height(share)
         sheet.line([(LEFT, y), (RIGHT, y)], FAINT, 0.6)
-        sheet.text((LEFT - 8, y + 4), f"{100 * share:g} %", 11, "#555b66", "end")
+        sheet.text((LEFT - 8, y + 4), f"{100 * share:g} %", 11, DIM, "end")
     for tick in (-0.5, 0.0, 0.5, 1.0):
         x = LEFT + (tick - low) / (high - low) * (RIGHT - LEFT)
         sheet.line([(x, BOTTOM), (x, BOTTOM + 5)], INK)
-        sheet.text((x, BOTTOM + 20), f"{tick:g}", 11, "#555b66", "middle")
-    sheet.line([(LEFT, line), (RIGHT, line)], "#a23b2c", 1.4)
-    sheet.text(
-        (RIGHT - 4, line - 5),
-        _suspected(exploration),
-        11,
-        "#a23b2c",
-        "end",
-    )
+        sheet.text((x, BOTTOM + 20), f"{tick:g}", 11, DIM, "middle")
+    sheet.line([(LEFT, line), (RIGHT, line)], WARN, 1.4)
     sheet.line([(LEFT, TOP), (LEFT, BOTTOM), (RIGHT, BOTTOM)], INK)
     middle = (LEFT + RIGHT) / 2
     sheet.text(
@@ -116,11 +122,10 @@ def _frame(sheet: Sheet, exploration: Exploration) -> None:
 
 def _labels(sheet: Sheet, exploration: Exploration) -> None:
     """Names of the worst points, hidden ones first, where there is room."""
-    line = _height(exploration.threshold) - 5
-    taken: list[tuple[float, float, float]] = [(RIGHT - 4 - LETTER * len(_suspected(exploration)), RIGHT, line)]
+    taken: list[tuple[float, float, float]] = []
     hidden_first = sorted(exploration.leaking, key=lambda p: (not p.hidden, -p.margin))
     for point in hidden_first:
-        if len(taken) > LABELLED:
+        if len(taken) == LABELLED:
             return
         x, y = place_of(point)
         text = textwrap.shorten(point.word or point.text, LABEL, placeholder="…")
@@ -131,10 +136,6 @@ def _labels(sheet: Sheet, exploration: Exploration) -> None:
             is_left = left < x
             sheet.text((x - 7 if is_left else x + 7, y + 4), text, 11, INK, "end" if is_left else "start")
             taken.append((left, left + width, y))
-
-
-def _suspected(exploration: Exploration) -> str:
-    return f"suspected above {exploration.threshold:.1%}; hollow: pictures do not confirm it"
 
 
 def map_svg(exploration: Exploration) -> str:

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .candidate import ORIGINS
+from .drawing import AT_NIGHT, PALETTE
 from .exploration import Exploration
 
 TEMPLATE = Path(__file__).with_name("map_page.html")
@@ -18,6 +20,13 @@ def embedded(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def palette() -> str:
+    """CSS with the colours of origins, ``--c0`` and so on, in both themes."""
+    day = " ".join(f"--c{i}: {colour};" for i, colour in enumerate(PALETTE))
+    night = " ".join(f"--c{i}: {AT_NIGHT.get(colour, colour)};" for i, colour in enumerate(PALETTE))
+    return f":root {{ {day} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {night} }} }}"
 
 
 def map_page(exploration: Exploration) -> str:
@@ -40,7 +49,10 @@ def map_page(exploration: Exploration) -> str:
         + ", ".join(exploration.levels)
         + (f"; {exploration.coverage()}" if exploration.coverage() else "")
         + (" (stopped early)" if exploration.stopped else ""),
+        "colours": len(PALETTE),
+        "origins": ORIGINS,
         "points": points,
     }
     page = TEMPLATE.read_text(encoding="utf-8")
-    return page.replace("{{title}}", escape(exploration.words[0])).replace("{{data}}", embedded(data))
+    page = page.replace("{{palette}}", palette()).replace("{{title}}", escape(exploration.words[0]))
+    return page.replace("{{data}}", embedded(data))

@@ -11,24 +11,13 @@ from typing import Any
 from ..errors import InvalidFile, InvalidSettings
 from ..manifest import Manifest
 from ..safe_files import read_tensors, write_files, write_tensors
-from .drawing import FAINT, INK, PALETTE, Sheet
+from .candidate import ORIGINS
+from .drawing import DIM, FAINT, INK, PALETTE, Sheet, night_style
 from .map import map_svg
 from .map_page import map_page
 from .report_card import SAMPLER, FileReport, ReportCard, Share, measured_entry
 
 STYLE = Path(__file__).with_name("report.css")
-GROUPS = {
-    "yours": "your own list",
-    "named": "the concept's own words",
-    "added": "words that the erasing added",
-    "misspelling": "misspellings",
-    "vocabulary": "words that nobody named",
-    "self-check": "sentences found by self-check (SAGE)",
-    "genetic": "token rows by genetic search (Ring-A-Bell)",
-    "prefix": "prefixes by gradient (UnlearnDiffAtk, P4D)",
-    "closed form": "prompt state in closed form (RECE)",
-    "inversion": "learned embedding (concept inversion)",
-}
 
 
 def _cell(share: Share | None, judged: bool = True) -> str:
@@ -45,10 +34,10 @@ def _table(head: str, rows: Sequence[tuple[str, Sequence[str]]], columns: Sequen
 
 
 def _leak_table(card: ReportCard) -> str:
-    origins = [name for name in GROUPS if any(name in file.leak for file in card.files)]
+    origins = [name for name in ORIGINS if any(name in file.leak for file in card.files)]
     columns = [label for file in card.files for label in ("untouched, by direction", file.name)]
     rows = [
-        (GROUPS[o], [_cell(part.get(o), file.judged) for file in card.files for part in (file.yardstick, file.leak)])
+        (ORIGINS[o], [_cell(part.get(o), file.judged) for file in card.files for part in (file.yardstick, file.leak)])
         for o in origins
     ]
     return _table("prompts that reach the concept", rows, columns)
@@ -81,10 +70,10 @@ def chart(
     for step in range(5):
         y = at(first, top * step / 4)[1]
         sheet.line([(left, y), (right, y)], FAINT, 0.6)
-        sheet.text((left - 6, y + 4), f"{100 * top * step / 4:.3g} %", 10.5, "#5b6270", "end")
+        sheet.text((left - 6, y + 4), f"{100 * top * step / 4:.3g} %", 10.5, DIM, "end")
     for share in (0.0, 0.5, 1.0):
         x = first + share * (last - first)
-        sheet.text((at(x, 0)[0], low + 16), f"{x:g}", 10.5, "#5b6270", "middle")
+        sheet.text((at(x, 0)[0], low + 16), f"{x:g}", 10.5, DIM, "middle")
     sheet.text(((left + right) / 2, low + 32), across, 11, INK, "middle")
     for number, (name, curve) in enumerate(curves):
         colour = PALETTE[number % len(PALETTE)]
@@ -178,7 +167,7 @@ def report_page(card: ReportCard, maps: Sequence[str] = ()) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
+<title>Report card: {words}</title><style>{STYLE.read_text(encoding="utf-8")}{night_style()}</style></head><body>
 <h1>Report card: {words}</h1>
 <p class="note">Measured on the loaded model, {_how(card.settings)}. In brackets: 95 % interval (Wilson).</p>
 {_verdicts(card)}

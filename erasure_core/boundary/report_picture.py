@@ -8,7 +8,7 @@ import textwrap
 
 from PIL import Image
 
-from .drawing import INK, PAPER, Sheet
+from .drawing import DIM, INK, PAPER, WARN, Sheet
 from .report_card import STRIP_SIDE, ReportCard, Strip
 from .report_page import charts
 
@@ -18,7 +18,6 @@ LETTERS = 120
 """Of the text's size that fit into the width."""
 LABEL = 250
 """Width of the prompts beside the pictures."""
-WARN, DIM = "#a23b2c", "#5b6270"
 
 
 def report_picture(card: ReportCard) -> Image.Image:

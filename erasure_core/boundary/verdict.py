@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..concept import Concept
+from ..errors import InvalidConcept
 from .candidate import ADDED, NAMED
 from .exploration import NOT_JUDGED, hardly_changed, too_few_looks
 
@@ -49,6 +52,25 @@ def of_another_concept(manifest: Manifest, concept: Concept) -> str:
     if {word.casefold() for word in erased} & {word.casefold() for word in concept.words}:
         return ""
     return f"This file erases “{erased[0]}”; measured is what it does to “{concept.name}”, which it does not erase."
+
+
+def refuse_mixed(concept: Concept, files: Sequence[tuple[Path, Manifest | None]], how: str) -> None:
+    """A report has one concept. Asked where nobody named it, and the first file's is taken.
+
+    Args:
+        concept: what is going to be measured.
+        files: each with its description.
+        how: in which way to name what is measured on all, as the end of a sentence.
+
+    Raises:
+        InvalidConcept: a file erases something else.
+    """
+    for path, manifest in files:
+        if manifest is not None and of_another_concept(manifest, concept):
+            raise InvalidConcept(
+                f"{path} erases {manifest.words[0]!r}, the first file {concept.name!r}; report on each by itself, or "
+                f"{how} what to measure on all."
+            )
 
 
 def verdict(measured: FileReport, concept: Concept) -> tuple[str, ...]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..boundary.report import ReportSettings, Subjected, report
 from ..boundary.report_page import merge_into_manifest, refuse_other_figures, write_report
-from ..boundary.verdict import of_another_concept
-from ..concept import Concept
-from ..erasure_file import StoredErasure
-from ..errors import InvalidConcept
+from ..boundary.verdict import refuse_mixed
 from .erasure_arguments import read_all
 from .explore import add_search_arguments, searched_concept, tried_prompts
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -42,26 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
-def _refuse_mixed(options: argparse.Namespace, concept: Concept, files: Sequence[StoredErasure]) -> None:
-    """A report has one concept: the first file's, unless the user names one.
-
-    Raises:
-        InvalidConcept: another file erases something else, and nobody named what is to be measured.
-    """
-    if options.concept is not None:
-        return
-    other = next((file for file in files if file.manifest and of_another_concept(file.manifest, concept)), None)
-    if other is not None and other.manifest is not None:
-        raise InvalidConcept(
-            f"{other.path} erases {other.manifest.words[0]!r}, the first file {concept.name!r}; report on each by "
-            "itself, or say with --concept what to measure on all."
-        )
-
-
 def run(options: argparse.Namespace) -> None:
     read = read_all(options.erasure)
     concept = searched_concept(options, [stored for stored, _ in read])
-    _refuse_mixed(options, concept, [stored for stored, _ in read])
+    if options.concept is None:
+        refuse_mixed(concept, [(stored.path, stored.manifest) for stored, _ in read], "say with --concept")
     settings = ReportSettings(
         seconds=options.budget,
         calls=options.calls,

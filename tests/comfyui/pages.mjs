@@ -83,6 +83,7 @@ try {
   await build("ConceptErasureReport", "report_card", "report.html", "");
   frame = await inside();
   seen.report = await frame.locator("h1").innerText();
+  seen.reportPaper = await frame.evaluate(() => getComputedStyle(document.body).backgroundColor);
   if (task.picture) await page.screenshot({ path: task.picture.replace(".png", "_report.png") });
   console.log(JSON.stringify({ ...seen, problems, elsewhere }));
 } catch (error) {

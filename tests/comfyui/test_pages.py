@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from erasure_core.boundary.map_page import map_page
+from erasure_core.boundary.report_page import STYLE
 
 ROOT = Path(__file__).parent.parent.parent
-REPORT = "<!doctype html><html><body><h1>Report card: ball</h1><script>document.title = 'ran'</script></body></html>"
+REPORT = f"""<!doctype html><html><head><style>{STYLE.read_text(encoding="utf-8")}</style></head>
+<body><h1>Report card: ball</h1><script>document.title = 'ran'</script></body></html>"""
 
 
 def made_up(count: int) -> Any:
@@ -48,7 +50,7 @@ def test_what_is_selected_on_the_map_is_written_into_the_node(tmp_path: Path, da
     assert set(seen["selected"]) == {"typed by hand", "word7"} | leaking and seen["called"]
     assert seen["cleared"] == seen["forged"] == "typed by hand"
     assert seen["reaches"] is False and seen["elsewhere"] == []
-    assert (seen["paper"] == "rgb(21, 24, 31)") == dark
+    assert seen["paper"] == seen["reportPaper"] == ("rgb(21, 24, 31)" if dark else "rgb(255, 255, 255)")
     assert seen["report"] == "Report card: ball"
     # A report runs no scripts; the browser says so, and nothing else is wrong.
     assert all("Blocked script execution" in problem for problem in seen["problems"]), seen["problems"]

@@ -14,6 +14,7 @@ from stopping import StopAt
 
 from erasure_core import Concept
 from erasure_core import effort as efforts
+from erasure_core import library as library_module
 from erasure_core import making as module
 from erasure_core.boundary import ExploreSettings
 from erasure_core.checkpoint import checkpoint_path
@@ -23,7 +24,7 @@ from erasure_core.effort import Effort
 from erasure_core.erasure_file import read_erasure, write_erasure
 from erasure_core.errors import Cancelled, InvalidFile
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.library import Library, confined, safe_stem
+from erasure_core.library import Library, confined, read_manifest, safe_stem
 from erasure_core.making import Hardening, Made, make_erasure, request_key, training_path
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
@@ -144,6 +145,23 @@ def test_an_effort_that_needs_no_look_at_the_memory_is_the_same_request_as_its_s
     assert by_hand != request_key(pico, BALL, ESD, ESD.settings(), effort=Effort("fast", frozenset({"steps"})))
     usual = request_key(pico, BALL, ESD, ESD.settings())
     assert usual == request_key(pico, BALL, ESD, ESD.settings(), effort=Effort("balanced"))
+
+
+def test_rounds_of_a_request_are_looked_for_in_one_pass(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of hundreds of files on a slow disk was read once for each round."""
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    made = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    make_erasure(library, pico, replace(BALL, alternative="box", keep=()), CLOSED_FORM, settings, Silent())
+    read: list[str] = []
+    monkeypatch.setattr(library_module, "read_manifest", lambda path: (read.append(path.name), read_manifest(path))[1])
+    order = module._Order(
+        library, pico, [made.erasure.manifest.request, "one", "two", "three"], [tmp_path / "x"] * 4, "ball"
+    )
+    found = order.farthest()
+    assert found is not None and found.path == made.path and found.reused
+    assert len(read) == len(set(read)) == 2
 
 
 def test_weights_that_the_host_has_changed_make_another_file(

@@ -15,6 +15,8 @@ import torch
 from erasure_core.boundary import ExploreSettings
 from erasure_core.boundary.report import ReportSettings
 from erasure_core.errors import ErasureError, InvalidSettings
+from erasure_core.manifest import Manifest
+from erasure_core.safe_files import read_tensors, write_tensors
 
 QUICK = ExploreSettings(seconds=None, calls=900, levels="lexical", states=2, look=4)
 MEASURE = ReportSettings(calls=250, states=2, steps=1)
@@ -161,6 +163,21 @@ def test_a_report_of_one_and_a_comparison(part: Any, same_model: None) -> None:
     assert "does not withstand an attacker" in page.casefold()
     said = part("pages").verdicts(card)
     assert said.count("<ul>") == 2 and "<script" not in page
+
+
+def test_files_of_several_concepts_are_not_measured_on_the_first_ones(part: Any, library: Path) -> None:
+    """Unless it is written what is measured on all; the tab and the route both ask here."""
+    tensors, metadata = read_tensors(library / "ball.safetensors")
+    stored = Manifest.from_json(metadata["erasure"])
+    other = {**metadata, "erasure": replace(stored, words=("cat",), keep=()).to_json()}
+    write_tensors(library / "cat.safetensors", tensors, other)
+    reporting, wish = part("reporting"), part("wishes").Wish
+    both = measurement(part, erasures=(wish("ball"), wish("cat")))
+    job, card = reporting.run_report(both)
+    assert (job.status, card) == ("failed", None)
+    assert job.message.startswith("cat.safetensors erases 'cat', the first file 'ball'; report on each by itself")
+    job, card = reporting.run_report(replace(both, words=("ball",)))
+    assert job.status == "done" and "This file erases “cat”" in card.files[1].verdict[0]
 
 
 def test_an_interrupted_report_is_not_shown(part: Any, a1111: SimpleNamespace, same_model: None) -> None:
