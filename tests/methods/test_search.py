@@ -25,6 +25,8 @@ from erasure_core.purify import invert, purify
 from erasure_core.self_check import BoundaryPoints, SelfCheck, self_check
 from erasure_core.stand_in import with_known_stand_in, with_likest
 from erasure_core.survey import (
+    AGAIN,
+    AGAIN_STATES,
     FAINT,
     GROUP,
     NearWord,
@@ -296,12 +298,12 @@ def test_the_word_that_takes_the_place_is_known_and_not_read_as_the_concept() ->
         NearWord("sphere", 0.9, True),
         NearWord("globule", 0.8, False),
         NearWord("hoop", 0.6, False, strength=0.3),
-        NearWord("bare", 0.55, False),
+        NearWord("hare", 0.55, False),
         NearWord("flower", 0.4, False, True),
     ]
     concept = Concept(("ball",))
     assert with_known_stand_in(concept, found, explicit=False).alternative == "flower", "an everyday word comes first"
-    assert with_known_stand_in(concept, found[:4], explicit=False).alternative == "bare"
+    assert with_known_stand_in(concept, found[:4], explicit=False).alternative == "hare"
     assert with_known_stand_in(concept, found, explicit=True).alternative == "flower", "one of the everyday words"
     assert with_known_stand_in(Concept(("ball",), "box"), found, explicit=False).alternative == "box"
     assert with_known_stand_in(concept, found[:2], explicit=False).alternative is None
@@ -352,8 +354,15 @@ def test_what_is_too_alike_takes_the_place_only_where_nothing_else_can() -> None
         "sooner than none"
     )
     kite, arrow = NearWord("kite", 0.75, False, True), NearWord("arrow", 0.31, False, True)
-    assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "arrow"
-    assert with_likest(Concept(("tent",)), [kite, replace(kite, word="hut", likeness=0.9)]).alternative == "kite"
+    alike = replace(kite, word="hut", likeness=0.65)
+    assert with_likest(Concept(("tent",)), [kite, alike, arrow]).alternative == "hut", "one of two that are alike"
+    assert with_likest(Concept(("tent",)), [kite, arrow]).alternative == "kite", (
+        "a look-alike would go with the concept"
+    )
+    assert with_known_stand_in(Concept(("tent",)), [kite, arrow], explicit=False).alternative == "arrow"
+    same = replace(kite, likeness=0.95)
+    assert with_likest(Concept(("tent",)), [same, arrow]).alternative == "arrow", "that paints the concept"
+    assert with_likest(Concept(("tent",)), [same, replace(same, word="hut", likeness=0.98)]).alternative == "kite"
     assert with_known_stand_in(Concept(("tent",)), [replace(arrow, likeness=-0.1)], explicit=False).alternative is None
 
 
@@ -372,6 +381,44 @@ def test_a_word_of_another_kind_takes_no_place() -> None:
     assert with_known_stand_in(Concept(("red",)), [tree, pink], explicit=False).alternative == "pink"
     part = NearWord("red", 0.9, False, True)
     assert with_likest(Concept(("red ball",)), [part]).alternative is None, "nor does a part of the phrase itself"
+
+
+def test_what_is_only_said_of_kept_things_is_no_thing() -> None:
+    """In the place of a hat, "lime" would paint everything in that colour, though limes are things too."""
+    lime, boat = NearWord("lime", 0.6, False, True), NearWord("boat", 0.4, False, True)
+    hat = Concept(("hat",), None, ("a plain lime boat", "a red boat"))
+    assert with_likest(hat, [lime, boat]).alternative == "boat"
+    assert with_likest(replace(hat, keep=(*hat.keep, "a lime")), [lime, boat]).alternative == "lime"
+    drawing = NearWord("pencil drawing", 0.6, False)
+    assert with_known_stand_in(Concept(("hat",)), [drawing, replace(boat, kept=False)], False).alternative == "boat"
+
+
+@pytest.mark.parametrize("word", ["spotty", "polka dot", "gingham"])
+def test_patterns_that_do_not_end_like_one_are_known(word: str) -> None:
+    lime, plain = NearWord("lime", 0.6, False, True), NearWord("plain", -0.1, False, True)
+    assert with_likest(Concept((word,)), [lime, plain]).alternative == "plain"
+
+
+def test_colours_that_may_take_the_place_are_judged_again_on_more_states(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On few states another colour seems far from the concept's, and paints just that."""
+    looks: list[tuple[int, int]] = []
+
+    def directions(_: Any, words: list[str], frames: list[Any], settings: Survey, *__: Any) -> torch.Tensor:
+        looks.append((settings.states, len(words)))
+        red = [0.4, 0.9] if settings.states < AGAIN_STATES else [0.8, 0.6]
+        rows = {"maroon": [1.0, 0.0], "red": red, "yellow": [0.3, 0.9]}
+        return torch.tensor([rows.get(word, [0.0, 1.0]) * len(frames) for word in words])
+
+    monkeypatch.setattr(surveying, "_directions", directions)
+    concept, found = everyday_survey(pico, Concept(("maroon",)), Survey(candidates=1), Silent())
+    assert {one.word: one.likeness for one in found}["red"] == pytest.approx(0.8)
+    assert with_known_stand_in(concept, found, explicit=False).alternative == "yellow"
+    assert looks[1:] == [(AGAIN_STATES, 1 + AGAIN)]
+    looks.clear()
+    everyday_survey(pico, Concept(("ball",)), Survey(candidates=1), Silent())
+    assert len(looks) == 1, "things are told apart by more than their colour"
 
 
 def test_a_thing_takes_no_colours_or_patterns_place_however_alike_it_is() -> None:
