@@ -16,7 +16,7 @@ paints still shows the concept. (Measured with the closed form: ``dotted``, 0.81
 the pictures, ``plain``, 0.10 alike, in 3 %.)"""
 SAME_THING, STANDS_OUT = 0.9, 0.15
 """A kept thing takes the place up to this likeness, where it is so much more alike than all other kept things: it is
-the concept's look-alike, and would go wherever the concept goes. (Measured with ``auto`` in two further picture worlds: a
+the concept's look-alike, and would go wherever the concept goes. (Measured with ``auto`` in two other picture worlds: a
 bear, 0.82 alike, in the place of a cat leaves none, and 92 % of the bears are right, as untouched; with a book in the
 place, 0.66 alike, 42 %. A truck, 0.83 alike, in the place of a car leaves none. In the place of a cup, to which two
 things are about as alike, it leaves 29 % of the unnamed words' pictures.)"""
@@ -33,8 +33,9 @@ words are looked at too. Of words that are said of things, as colours are, how t
 def with_likest(concept: Concept, found: Sequence[NearWord]) -> Concept:
     """A concept without an alternative gets the kept word that steers pictures most alike: a picture stays whole when
     something takes the concept's place, and the likest takes it with the least change. Of colours and the like, it is
-    the one that steers furthest its way. One that is too alike takes it only where it is the concept's one look-alike or,
-    of things, where all are: then the least alike. For colours and patterns there are other words."""
+    the one that steers furthest its way. One that is too alike takes it only where it is the concept's one
+    look-alike, or where all kept things are: the least alike of them. For colours and patterns there are other words.
+    """
     kept = [one for one in found if one.kept and one.strength >= FAINT]
     look_alikes = _look_alikes(concept, kept)
     concept = _with_best(

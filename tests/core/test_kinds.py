@@ -22,7 +22,8 @@ from erasure_core.kinds import (
     [
         ("red", "colour"), ("Bright Red", "colour"), ("the scarlet", "colour"), ("striped", "pattern"),
         ("wooden", "material"), ("cubist", "style"), ("Van Gogh style", "style"), ("in the style of Monet", "style"),
-        ("anime style", "style"), ("colourless", "quality"), ("greenish", "quality"), ("haunted", "quality"),
+        ("anime style", "style"), ("colourless", "quality"), ("greenish", "colour"), ("boyish", "quality"),
+        ("haunted", "quality"),
         ("ball", THING), ("red ball", THING), ("bed", THING), ("dish", THING), ("Ada Lovelace", THING),
         ("球", THING), ("", THING), ("Snow White", THING), ("James Brown", THING), ("man in black", THING),
         ("a woman in red", THING), ("goldfish", THING), ("seaweed", THING), ("riverbed", THING), ("Alfred", THING),
