@@ -166,11 +166,12 @@ const jobs = {
 
   // One picture of each node, for the help pages; results: what some of them are told when they have run.
   async nodes() {
-    for (const kind of task.kinds) {
+    for (const [i, kind] of task.kinds.entries()) {
       const box = await page.evaluate(
-        async ([name, told]) => {
+        async ([name, told, number]) => {
           window.app.graph.clear();
           const node = window.LiteGraph.createNode(name);
+          node.id = number; // new front ends keep what widgets show by the number of their node
           window.app.graph.add(node);
           if (told) node.onExecuted(told);
           await new Promise((done) => setTimeout(done, told ? 4000 : 1500)); // what it asks of the server
@@ -189,7 +190,7 @@ const jobs = {
           const [w, h] = [node.size[0] * ds.scale, (node.size[1] + title) * ds.scale];
           return { x: 92, y: 142 - title * ds.scale, width: w + 16, height: h + 16 };
         },
-        [kind, task.results?.[kind]],
+        [kind, task.results?.[kind], i + 1],
       );
       await page.waitForTimeout(1000);
       await page.screenshot({ path: `${task.folder}/${kind}.jpg`, type: "jpeg", quality: 70, clip: box });
