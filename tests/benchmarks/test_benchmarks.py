@@ -108,7 +108,7 @@ def test_the_pools_cost_is_that_of_their_calls(driver: str, contexts: int, alter
     """As a training really makes them: fewer trajectories than prompts, and the pools drawn twice. How many ask
     nothing more than the empty prompt is chance."""
     settings = EsdSettings(
-        steps=3, refresh=2, trajectories=4, trajectory_steps=2, contexts=contexts, driver=driver, batch=1
+        replace=False, steps=3, refresh=2, trajectories=4, trajectory_steps=2, contexts=contexts, driver=driver, batch=1
     )
     concept, meter = replace(CONCEPT, alternative=alternative), Meter("cpu")
     with meter.watching():

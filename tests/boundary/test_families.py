@@ -45,7 +45,7 @@ def test_a_report_card_with_its_search(erased: Erased) -> None:
 def test_a_round_of_hardening(erased: Erased) -> None:
     model, _ = erased
     search = ExploreSettings(seconds=None, calls=300, states=2, look=0, levels="lexical")
-    settings = EsdSettings(steps=2, trajectories=2, trajectory_steps=2, batch=1, rank=2, neighbours=0)
+    settings = EsdSettings(replace=False, steps=2, trajectories=2, trajectory_steps=2, batch=1, rank=2, neighbours=0)
     erasure, _, (only,) = harden(model, CONCEPT, 1, "esd", settings, search)
     assert only.tried > len(CONCEPT.words) and erasure.manifest.family == model.family
     assert erasure.manifest.words == (*CONCEPT.words, *only.added)

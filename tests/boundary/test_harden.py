@@ -24,7 +24,7 @@ from erasure_core.methods import find_method
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
 
-SHORT = EsdSettings(steps=3, trajectories=4, trajectory_steps=2)
+SHORT = EsdSettings(replace=False, steps=3, trajectories=4, trajectory_steps=2)
 
 
 def _found(*words: str) -> Exploration:

@@ -313,7 +313,7 @@ def test_figures_that_cannot_be_written_are_not_measured(
 
 def test_hardening_goes_on_from_the_same_change(pico: DiffusersModel) -> None:
     search = ExploreSettings(seconds=None, calls=2500, states=2, look=0, levels="lexical+vocabulary")
-    settings = EsdSettings(steps=3, trajectories=10, trajectory_steps=2)
+    settings = EsdSettings(replace=False, steps=3, trajectories=10, trajectory_steps=2)
     seen = []
     erasure, history, rounds = harden(
         pico, CONCEPT, 2, "esd", settings, search, notify=lambda number, found: seen.append(number)

@@ -14,6 +14,7 @@ HARNESS = """
 const field = { value: "typed\\n" }, inside = {}, listeners = [], seen = [];
 globalThis.gradioApp = () => ({ querySelector: name => name.includes("iframe") ? { contentWindow: inside } : field });
 globalThis.updateInput = () => seen.push(field.value.split("\\n"));
+globalThis.onUiUpdate = () => {};
 globalThis.window = { addEventListener: (kind, listener) => listeners.push(listener) };
 require("vm").runInThisContext(require("fs").readFileSync(process.argv[1], "utf8"));
 const select = words => listeners[0]({ source: inside, data: { conceptErasureSelection: words } });

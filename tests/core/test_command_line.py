@@ -32,6 +32,7 @@ from erasure_core.safe_files import LONGEST_NAME
 QUICK = [
     "--method",
     "esd",
+    "--no-replace",
     "--steps",
     "3",
     "--rank",
@@ -566,6 +567,7 @@ def test_ctrl_c_leaves_a_state_that_resume_finishes(model: Path, tmp_path: Path)
     quick = [
         "--method",
         "esd",
+        "--no-replace",
         "--steps",
         "60",
         "--rank",

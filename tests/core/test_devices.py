@@ -25,7 +25,9 @@ from erasure_core.schedule import NoiseSchedule
 from erasure_core.trainer import Trainer
 
 BALL = Concept(("ball",), None, ("a red box",))
-SHORT = EsdSettings(steps=2, trajectories=4, trajectory_steps=2, batch=2, rank=2, contexts=2, neighbours=0)
+SHORT = EsdSettings(
+    replace=False, steps=2, trajectories=4, trajectory_steps=2, batch=2, rank=2, contexts=2, neighbours=0
+)
 FULL = (
     "CUDA error: out of memory",
     "HIP out of memory. Tried to allocate 2.00 GiB",

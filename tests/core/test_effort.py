@@ -21,7 +21,7 @@ from erasure_core.progress import Silent
 from erasure_core.sampling import scaled_sides
 from proving_ground.variants import VARIANTS
 
-SMALL = EsdSettings(rank=2, steps=4, trajectories=5, trajectory_steps=2, batch=4)
+SMALL = EsdSettings(replace=False, rank=2, steps=4, trajectories=5, trajectory_steps=2, batch=4)
 CONCEPT = Concept(("ball",), None, ("a red box",))
 
 

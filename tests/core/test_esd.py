@@ -16,7 +16,7 @@ from erasure_core.progress import Silent
 from erasure_core.trainer import Step, Trainer, train
 
 MANY = {"rank": 4, "trajectories": 40, "trajectory_steps": 4, "batch": 3}
-SMALL = {"rank": 4, "trajectories": 10, "trajectory_steps": 4, "batch": 3}
+SMALL = {"replace": False, "rank": 4, "trajectories": 10, "trajectory_steps": 4, "batch": 3}
 
 
 def reference_loss(model: DiffusersModel, settings: EsdSettings, step: Step, deltas: DeltaSet) -> Tensor:

@@ -20,6 +20,7 @@ DOCUMENTED = {int(code) for code in re.findall(r"^ +(\d+) ", EXIT_CODES, re.MULT
 QUICK = [
     "--method",
     "esd",
+    "--no-replace",
     "--steps",
     "3",
     "--rank",

@@ -29,6 +29,7 @@ CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = [
     "--method",
     "esd",
+    "--no-replace",
     "--steps",
     "6",
     "--rank",
@@ -136,7 +137,7 @@ from erasure_core.methods.esd import EsdSettings
 
 model = DiffusersModel.load(Path(sys.argv[4]))
 folder = Path(sys.argv[5])
-settings = EsdSettings(rank=2, steps=40, trajectories=5, trajectory_steps=3, batch=1, refresh=30, neighbours=0)
+settings = EsdSettings(replace=False, rank=2, steps=40, trajectories=5, trajectory_steps=3, batch=1, refresh=30, neighbours=0)
 
 def finish(name):
     out = folder / name / "ball.safetensors"
@@ -268,7 +269,14 @@ def test_too_little_memory_keeps_the_work_and_says_what_to_do(
 ) -> None:
     """In the smallest pieces there are, with memory that becomes too little after three steps."""
     settings = EsdSettings(
-        rank=2, steps=6, trajectories=6, trajectory_steps=3, batch=1, checkpointing=True, picture_scale=0.5
+        replace=False,
+        rank=2,
+        steps=6,
+        trajectories=6,
+        trajectory_steps=3,
+        batch=1,
+        checkpointing=True,
+        picture_scale=0.5,
     )
     state = checkpoint_path(tmp_path / "ball.safetensors")
     undisturbed, _ = erase(pico, CONCEPT, "esd", settings)
@@ -296,7 +304,7 @@ def test_too_little_memory_keeps_the_work_and_says_what_to_do(
 def test_drawing_trajectories_steps_down_when_memory_is_short(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EsdSettings(rank=2, steps=2, trajectories=6, trajectory_steps=3, batch=2, max_batch=16)
+    settings = EsdSettings(replace=False, rank=2, steps=2, trajectories=6, trajectory_steps=3, batch=2, max_batch=16)
     expected, _ = erase(pico, CONCEPT, "esd", settings)
     original, refused = DiffusersModel.predict, []
 

@@ -79,6 +79,7 @@ def test_they_reach_the_work(checkpoint: Path, tmp_path: Path) -> None:
     quick = [
         "--method",
         "esd",
+        "--no-replace",
         "--steps",
         "2",
         "--rank",

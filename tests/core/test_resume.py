@@ -22,7 +22,9 @@ from erasure_core.methods.esd import EsdSettings
 from erasure_core.safe_files import read_tensors, write_tensors
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
-SETTINGS = EsdSettings(rank=2, steps=10, refresh=4, trajectories=6, trajectory_steps=3, batch=2, driver="training")
+SETTINGS = EsdSettings(
+    replace=False, rank=2, steps=10, refresh=4, trajectories=6, trajectory_steps=3, batch=2, driver="training"
+)
 
 
 class HostInterrupt(BaseException):

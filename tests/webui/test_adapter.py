@@ -25,7 +25,7 @@ from erasure_core.hosts.webui_training import OutOfPlace, recomputing
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.naming import ldm_paths
 
-SHORT = EsdSettings(steps=3, batch=1, trajectories=1, trajectory_steps=2, rank=2, refresh=2)
+SHORT = EsdSettings(replace=False, steps=3, batch=1, trajectories=1, trajectory_steps=2, rank=2, refresh=2)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ def test_a_generation_is_erased_by_tag(loaded: Any, source: DiffusersModel, host
 
 
 def test_a_training_finds_the_same_change(loaded: Any, source: DiffusersModel) -> None:
-    settings = EsdSettings(**SHORT, layers="text-encoder+cross-attention-kv")  # type: ignore[arg-type]
+    settings = EsdSettings(replace=False, **SHORT, layers="text-encoder+cross-attention-kv")  # type: ignore[arg-type]
     model = WebuiModel(loaded, latent_side=8)
     # open_clip's attention cannot be trained: its layers are never called.
     only = model.layers().keys()

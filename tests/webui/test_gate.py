@@ -437,7 +437,9 @@ def test_what_was_first_used_in_inference_mode_serves_everywhere(
         erased, words = generate(web, both), generate(web, f"{PROMPT}<erase:words>")
     assert torch.equal(generate(web, both), erased)
     torch.testing.assert_close(words, expected(pristine, library, "words"), rtol=1e-4, atol=1e-5)
-    settings = EsdSettings(steps=2, batch=1, trajectories=1, trajectory_steps=2, rank=2, layers="text-encoder+full")
+    settings = EsdSettings(
+        replace=False, steps=2, batch=1, trajectories=1, trajectory_steps=2, rank=2, layers="text-encoder+full"
+    )
     wanted, _ = erase(pristine, Concept(("ball",)), "esd", settings)
     made, _ = erase(WebuiModel(web.model, latent_side=8), Concept(("ball",)), "esd", settings)
     for name in wanted.deltas:
