@@ -137,7 +137,9 @@ from erasure_core.methods.esd import EsdSettings
 
 model = DiffusersModel.load(Path(sys.argv[4]))
 folder = Path(sys.argv[5])
-settings = EsdSettings(replace=False, rank=2, steps=40, trajectories=5, trajectory_steps=3, batch=1, refresh=30, neighbours=0)
+settings = EsdSettings(
+    replace=False, rank=2, steps=40, trajectories=5, trajectory_steps=3, batch=1, refresh=30, neighbours=0
+)
 
 def finish(name):
     out = folder / name / "ball.safetensors"
