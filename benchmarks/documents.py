@@ -58,7 +58,8 @@ def whole_runs(rows: Sequence[Result]) -> str:
         beside = [row for row in rows if row["family"] == ours["family"] and row["name"].startswith(PUBLISHED)]
         ratios = (f"{_whole_run(ours) / _whole_run(row):.2g} times that of {row['name']}" for row in beside)
         said.append(f"- {ours['family']}, {ours['side']} px: {', '.join(ratios)}.")
-    return "A whole run of our `esd` with its defaults (`balanced`), in operations:\n\n" + "\n".join(said)
+    title = "A whole run of our `esd` with its defaults (`balanced`) but nothing in the concept's place, in operations"
+    return f"{title}:\n\n" + "\n".join(said)
 
 
 def curves_table(curves: Result) -> str:
