@@ -116,16 +116,19 @@ def _with_best(
         if said_word(one.word, concept.words) is None and not any(says(word, one.word) for word in concept.words)
     ]
     last = {bare(prompt.split()[-1]) for prompt in concept.keep if prompt.split()}
+
+    def is_thing(one: NearWord) -> bool:
+        """Of a lime mushroom, lime is a colour; and a drawing is foremost a way to paint."""
+        foremost, *others = kinds(one.word)
+        return foremost == THING and not (others and one.kept and one.word not in last)
+
     chosen: list[tuple[str, str]] = []
     for words in concept.unanswered():
         wanted, is_said_of_things = common_kinds(words), describes(words)
         rated = []
         for one in offered:
             like = _like(concept, words, one)
-            used = kinds(one.word)
-            fits = any_kind or bool(wanted & set(used))
-            if wanted == {THING} and not any_kind:  # of lime mushrooms, lime is a colour; a drawing is no thing there
-                fits = used[0] == THING and (len(used) == 1 or not one.kept or one.word in last)
+            fits = any_kind or (is_thing(one) if wanted == {THING} else wanted & set(kinds(one.word)))
             rate = rating(one, like) if fits and (is_said_of_things or like > least) else None
             if rate is not None:
                 rated.append((rate, one.word))

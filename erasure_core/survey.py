@@ -296,7 +296,8 @@ def everyday_survey(
 def _judged_again(
     model: PromptModel, concept: Concept, found: Sequence[NearWord], settings: Survey, progress: Progress
 ) -> list[NearWord]:
-    """The finds, with those that may best take the concept's place judged on more states; they alone cost as much."""
+    """The finds, those that may best take the concept's place judged on more states: for all, it would take as many
+    times longer."""
     wanted = frozenset[str]().union(*map(common_kinds, concept.each))
     offered = [one for one in found if not one.belongs and wanted & {*kinds(one.word)}]
     offered.sort(key=lambda one: -one.likeness * min(one.strength, 1.0))

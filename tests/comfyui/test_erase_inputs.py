@@ -195,11 +195,17 @@ def test_every_preset_suits_every_method_or_says_that_it_does_nothing(presets: A
             assert ("nothing to replace" in said) == (settings == method.settings())
 
 
+@pytest.fixture
+def said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Erase nodes say."""
+    told: list[str] = []
+    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: told.append(text))
+    return told
+
+
 def test_the_erasure_is_made_with_the_preset_and_the_node_says_so(
-    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, graph: dict[str, Any], said: list[str]
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
     made = nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW, preset="style")
     settings = made.args[2][0].stored.manifest.settings
     assert settings["spare_layout"] == 0.2 and settings["rank"] == SMALL["rank"]
@@ -235,10 +241,8 @@ def test_a_graph_from_before_there_were_efforts_makes_what_it_made(nodes: Nodes,
 
 
 def test_an_effort_takes_the_place_of_defaults_and_the_node_says_so(
-    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, graph: dict[str, Any], said: list[str]
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
     made = nodes.run("Erase_leco", **graph, concept=concept(nodes), **FEW, effort="fast")
     settings = made.args[2][0].stored.manifest.settings
     kept = {name: settings[name] for name in ("steps", "trajectories", "trajectory_steps")}
@@ -249,10 +253,8 @@ def test_an_effort_takes_the_place_of_defaults_and_the_node_says_so(
 
 
 def test_low_vram_says_what_is_free_and_finds_its_file_when_other_memory_is(
-    nodes: Nodes, graph: dict[str, Any], efforts: Any, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, graph: dict[str, Any], efforts: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
     lent: list[bool] = []
 
     def free(device: torch.device) -> int:
@@ -268,11 +270,7 @@ def test_low_vram_says_what_is_free_and_finds_its_file_when_other_memory_is(
     assert "used again" in said[-1] and "low-vram" in said[-1]
 
 
-def test_the_node_says_which_prompt_to_keep_it_left_out(
-    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes.erase, "say", lambda node_id, text: said.append(text))
+def test_the_node_says_which_prompt_to_keep_it_left_out(nodes: Nodes, graph: dict[str, Any], said: list[str]) -> None:
     asked = concept(nodes, keep="a star\na ball on a table")
     made = nodes.run("Erase_leco", **graph, concept=asked, **FEW)
     assert made.args[2][0].stored.manifest.keep == ("a star",) and "Not kept: " in said[-1]
