@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     boundary = add("boundary", _boundary, "measure boundary exploration; writes the figures into docs/boundary.md")
     parts = ("scores", "search", "attack", "harden", "speed")
     boundary.add_argument("--part", nargs="+", default=list(parts), choices=parts)
-    boundary.add_argument("--method", nargs="+", default=["esd", "closed_form"], help="default: esd closed_form")
+    boundary.add_argument("--method", nargs="+", default=["esd", "closed_form"], help="rows; default: esd closed_form")
     boundary.add_argument("--concept", nargs="+", default=["ball", "house", "star"], metavar="CONCEPT")
     boundary.add_argument("--budget", type=seconds, default=60.0, help="of each search (default 60s)")
     boundary.add_argument("--missing", action="store_true", help="only what has no result file yet")

@@ -1,6 +1,7 @@
 """Boundary exploration against the judge: ``python -m proving_ground boundary``. Runs the parts, and writes the tables.
 
-Each part, method and concept has a result file of its own, with the conditions it was measured under.
+Each part, method (or other row of the benchmark) and concept has a result file of its own, with the conditions it was
+measured under.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erasure_core.methods import find_method
 from erasure_core.safe_files import write_bytes
 
-from .bench import ROUND, model_mark
-from .boundary_parts import CHECKED, ROUNDS, SCORES, SEARCH_SEEDS, SEEDS, TOP, Bench
+from .bench import ROUND, Cell, model_mark
+from .boundary_parts import CHECKED, ROUNDS, SCALES, SCORES, SEARCH_SEEDS, SEEDS, TOP, Bench
 from .painting import GUIDANCE
 
 RESULTS = Path(__file__).parent / "boundary_results"
@@ -37,7 +37,7 @@ def run_boundary(
     for part in parts:
         for method in methods:
             for name in concepts:
-                path = RESULTS / part / f"{method}_{name}.json"
+                path = RESULTS / part / f"{Cell(method, name, 0).path.parent.name}_{name}.json"
                 known = conditions(part, method, budget)
                 if missing and path.exists() and _load(path).get("conditions") == known:
                     continue
@@ -49,7 +49,7 @@ def run_boundary(
 
 def conditions(part: str, method: str, budget: float) -> dict[str, Any]:
     """All that a result hangs on: the model, the erasing, and how it is searched."""
-    settings = asdict(find_method(method).settings())
+    settings = asdict(Cell(method, "", 0).settings)
     known: dict[str, Any] = {"model": model_mark(), "round": ROUND, "settings": settings, "guidance": GUIDANCE}
     if part in SEARCHING:
         known |= {"budget": budget, "pictures": len(SEEDS), "checked": CHECKED}
@@ -148,11 +148,17 @@ def _harden(rows: list[dict[str, Any]]) -> str:
 
 def _speed(rows: list[dict[str, Any]]) -> str:
     row = rows[0]
-    return (
-        f"Latents {'x'.join(map(str, row['latent'][1:]))}, {row['states']} states, {row['threads']} thread(s): "
-        f"{row['scored_per_minute']} prompts scored a minute, {row['read_per_minute']} read by text alone; "
-        f"{row['memory_growth_mb']} MB more for 1,500 prompts than for 500."
-    )
+    lines = [
+        f"Speed, {row['threads']} thread(s):\n",
+        "| latents | states | prompts scored a minute | read by text alone | more memory for 1,500 than for 500 |",
+        "|---|---|---|---|---|",
+    ]
+    for scale in SCALES:
+        at = row[f"x{scale}"]
+        size, memory = "x".join(map(str, at["latent"][1:])), f"{at['memory_growth_mb']} MB"
+        cells = [size, at["states"], at["scored_per_minute"], at["read_per_minute"], memory]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def write_figures() -> None:

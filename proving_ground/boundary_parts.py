@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from erasure_core import Concept, DeltaSet, Silent, applied, erase
+from erasure_core import Concept, DeltaSet, Silent, applied
 from erasure_core.boundary import Exploration, ExploreSettings, explore
 from erasure_core.boundary.candidate import Candidate
 from erasure_core.boundary.harden import harden
@@ -20,7 +20,7 @@ from erasure_core.boundary.reading import Reading
 from erasure_core.boundary.scores import Scorer
 from erasure_core.boundary.subject import Budget, Subject
 
-from .bench import concept_of
+from .bench import Cell, concept_of, erasure_of
 from .boundary_attack import compare
 from .boundary_scores import aucs, score_prompts
 from .captions import noun_phrase
@@ -36,6 +36,8 @@ CHECKED = 24
 SCORES = ("posterior", "evidence", "reading", "residual")
 ROUNDS = 3
 SEARCH_SEEDS = {"plain": 1000, "hardened": 2000}
+SCALES = (1, 2)
+"""Of the latents' sides, in the model's own, on which speed is measured."""
 SEARCHED, REUSED, VERDICTS = "searched afresh", "found on the plain one", "called leaks"
 """Of the loop: leak of the prompts that a search of this very erasure finds, of those found on the plain one, and the
 share of what was tried that the search itself calls a leak."""
@@ -50,7 +52,7 @@ class Bench:
 
     def erasures(self, name: str, method: str) -> list[tuple[DeltaSet, float]]:
         if (name, method) not in self._made:
-            self._made[name, method] = erase(self.model, concept_of(CONCEPTS[name]), method)[0].deltas
+            self._made[name, method] = erasure_of(Cell(method, name, 0), self.model)
         return [(self._made[name, method], 1.0)]
 
     def seen(self, texts: Sequence[str], name: str, erasures: Sequence[tuple[DeltaSet, float]]) -> list[float]:
@@ -99,9 +101,10 @@ class Bench:
     def harden(self, name: str, method: str) -> dict[str, Any]:
         """One erasure without and one with rounds of searching. Each is then searched afresh, with a seed that no round
         used: prompts found on the one say nothing of what a search would find on the other."""
-        lexicon, concept, plain = CONCEPTS[name], concept_of(CONCEPTS[name]), self.erasures(name, method)
+        lexicon, cell, plain = CONCEPTS[name], Cell(method, name, 0), self.erasures(name, method)
+        concept, how = cell.told, (cell.variant.method, cell.settings)
         started = time.monotonic()
-        hardened, _, rounds = harden(self.model, concept, ROUNDS, method, search=self.how())  # type: ignore[arg-type]
+        hardened, _, rounds = harden(self.model, concept, ROUNDS, *how, search=self.how())  # type: ignore[arg-type]
         seconds = time.monotonic() - started
         result: dict[str, Any] = {"rounds": [vars(one) for one in rounds], "seconds": round(seconds, 1)}
         found_on_plain: list[str] = []
@@ -124,13 +127,23 @@ class Bench:
     def _explored(self, concept: Concept, erasures: Sequence[tuple[DeltaSet, float]], seed: int = 0) -> Exploration:
         return explore(self.model, concept, erasures, self.how(seed))  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def speed(self, name: str, method: str) -> dict[str, Any]:
-        """Prompts a minute, and how memory grows from 500 prompts to 1,500."""
-        erasures = self.erasures(name, method)
+        """Prompts a minute, and how memory grows from 500 prompts to 1,500, at each scale of the latents."""
+        erasures, own = self.erasures(name, method), self.model.latent_shape
+        result: dict[str, Any] = {"threads": torch.get_num_threads()}
+        try:
+            for scale in SCALES:
+                self.model.latent_shape = (own[0], scale * own[1], scale * own[2])
+                result[f"x{scale}"] = self._speed(concept_of(CONCEPTS[name]), erasures)
+        finally:
+            self.model.latent_shape = own
+        return result
+
+    @torch.no_grad()
+    def _speed(self, concept: Concept, erasures: Sequence[tuple[DeltaSet, float]]) -> dict[str, Any]:
         subject = Subject(self.model, erasures, Silent(), Budget(None), guidance=GUIDANCE)  # type: ignore[arg-type]
         with subject.opened():
-            scorer = Scorer(subject, concept_of(CONCEPTS[name]))
+            scorer = Scorer(subject, concept)
             reading = Reading(subject, scorer.inside, [text for text in scorer.outside if text])
             candidates = [Candidate(f"a thing {i}", "test") for i in range(1500)]
             scorer(candidates[:32])
@@ -139,7 +152,6 @@ class Bench:
             read = _per_minute(lambda: reading.read(candidates), len(candidates))
             scorer(candidates)
         return {
-            "threads": torch.get_num_threads(),
             "latent": list(self.model.latent_shape),
             "states": len(scorer.probe),
             "scored_per_minute": round(scored),
