@@ -1,9 +1,10 @@
 """What else a loaded model reads as a concept, and what it keeps apart from it: found in the model itself.
 
-Two steps, from cheap to sure. The token embeddings nearest to the concept's give candidate words. The loaded model then
-judges them: a word belongs to the concept where it steers noisy pictures the same way, measured by the guidance
+Three steps, from cheap to sure. The token embeddings nearest to the concept's give candidate words. The loaded model
+then judges them: a word belongs to the concept where it steers noisy pictures the same way, measured by the guidance
 directions g0(z, w) = eps0(z, w) - eps0(z, "") at states of neutral pictures, and steers them more towards the concept
-than towards any kept prompt. Words that look near but steer elsewhere are its neighbours: they are worth keeping.
+than towards any kept prompt. Last, pictures decide on words that steer alike and are in doubt (``doubtful_words``).
+Words that look near but steer elsewhere are its neighbours: they are worth keeping.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from .batches import Batches
 from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
+from .doubtful_words import EXPLAINING, NEARLY, Looker
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
 from .kinds import SCENES, THINGS, common_kinds, describes, is_other_colour, kinds, of_kind
@@ -64,6 +66,10 @@ AGAIN, AGAIN_STATES = 12, 12
 """So many colours that may take a colour's place are judged again, on so many states: on few, how alike they are is
 chance, and of many the one whose chance is best would be taken. (Measured in a third picture world, whose model paints
 red as maroon: they are 0.40 alike on 4 states and 0.75 on 12; red in its place left maroon in 75 % of the pictures.)"""
+LOOKED_AT = 24
+"""Words in doubt, those that steer most alike, for which the model looks at pictures."""
+RIVALS = 6
+"""Of what is kept, those words that steer most like a word in doubt, which its pictures may show instead."""
 EVERYDAY_EACH = 5
 """For a thing so many everyday words for each of these: colours are few, things are without number."""
 
@@ -230,8 +236,12 @@ def survey(
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
     judged, kept = judged.joined(kept.where(same)), kept.where(~same)
     judged = judged.where(judged.strength >= FAINT)
-    belongs = belonging(judged, kept.where(kept.strength >= FAINT), settings)
-    belongs &= torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
+    known = kept.where(kept.strength >= FAINT)
+    of_kind = torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
+    belongs = belonging(judged, known, settings) & of_kind
+    if not fixed_parts:  # a ruby explains as much of a red ball's pictures as red does, which stays
+        doubtful = of_kind & ~belongs & (judged.likeness >= settings.alike)
+        belongs |= _after_looks(model, concept, judged, known, doubtful, frames, settings, progress or Silent())
     offered = {*kin} - {*close, *near, *anchors}
     inside = judged.directions[belongs]
     told = [
@@ -264,6 +274,36 @@ def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
     surely_out = (like < settings.alike) | (elsewhere > like + settings.margin) | grouped
     closer = each.masked_fill(~(surely_out & telling)[None], -1.0).amax(dim=1)
     return belongs & (like >= closer)
+
+
+def _after_looks(
+    model: PromptModel,
+    concept: Concept,
+    judged: Steering,
+    kept: Steering,
+    doubtful: Tensor,
+    frames: Sequence[Frame],
+    settings: Survey,
+    progress: Progress,
+) -> Tensor:
+    """Which of W judged words belong after all, [W], as pictures tell: of those that are ``doubtful`` the likest. What
+    steers clearly more like a word that is kept has to show the concept more than that word."""
+    belongs = torch.zeros_like(doubtful)
+    likest = [concept.words[own] for own in judged.each.argmax(dim=1).tolist()]
+    asked = [place for place in judged.likeness.argsort(descending=True).tolist() if doubtful[place]][:LOOKED_AT]
+    shape = at_most(model.latent_shape, LARGEST_SIDE)
+    for words in concept.each:
+        of_these = [place for place in asked if likest[place] in words]
+        if not of_these:
+            continue
+        looker = Looker(model, words, frames, shape, AT_ONCE, settings.seed, progress)
+        shares = looker.explained([judged.words[place] for place in of_these])
+        for place in (place for place, share in zip(of_these, shares, strict=True) if share >= EXPLAINING):
+            found = similarity(judged.directions[place][None], kept.directions)[0].topk(min(RIVALS, len(kept)))
+            is_near = bool((found.values[:1] > judged.likeness[place] + settings.margin).any())
+            rivals = [kept.words[rival] for rival in found.indices.tolist()]
+            belongs[place] = looker.sees(judged.words[place], rivals) >= (0.0 if is_near else NEARLY)
+    return belongs
 
 
 def familiar_words(words: Sequence[str], most: int) -> list[str]:

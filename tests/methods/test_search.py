@@ -13,6 +13,7 @@ from method_helpers import CONCEPT, randomise, stopped
 from erasure_core import Concept, DeltaSet, erase, erasing
 from erasure_core import survey as surveying
 from erasure_core.delta import new_deltas
+from erasure_core.doubtful_words import EXPLAINING, NEARLY
 from erasure_core.errors import InvalidSettings
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
@@ -276,6 +277,43 @@ def test_an_everyday_word_that_steers_the_same_way_belongs(
     assert not any(one.belongs for one in kept if one.word == "cat"), "what the user keeps stays"
     concept, found = everyday_survey(pico, Concept(("ball",)), look, Silent())
     assert "a cat" not in concept.keep and "cat" in expanded(concept, found, 5).words
+
+
+@pytest.mark.parametrize(
+    ("share", "shown", "belong"),
+    [
+        (EXPLAINING, NEARLY, {"orb"}),
+        (EXPLAINING, 0.0, {"orb", "hoop"}),
+        (EXPLAINING, NEARLY - 0.01, set()),
+        (EXPLAINING - 0.01, 1.0, set()),
+    ],
+)
+def test_pictures_decide_on_words_in_doubt(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, share: float, shown: float, belong: set[str]
+) -> None:
+    """An orb steers a hair more like what is kept than like the concept, a hoop much more."""
+    asked: list[str] = []
+    rows = {"ball": [1.0, 0.0], "ring": [0.7, 0.714], "orb": [0.93, 0.37], "hoop": [0.75, 0.66], "far": [0.2, 0.98]}
+
+    class Eyes:
+        def __init__(self, _: Any, own: tuple[str, ...], *__: Any) -> None:
+            assert own == ("ball",)
+
+        def explained(self, words: list[str]) -> list[float]:
+            asked.extend(words)
+            return [share] * len(words)
+
+        def sees(self, word: str, rivals: list[str]) -> float:
+            assert rivals == ["ring"]
+            return shown
+
+    monkeypatch.setattr(surveying, "Looker", Eyes)
+    monkeypatch.setattr(surveying, "_directions", lambda _, words, *__: torch.tensor([rows[word] for word in words]))
+    monkeypatch.setattr(surveying, "nearest_words", lambda *_: ["orb", "hoop", "far"])
+    concept = Concept(("ball",), None, ("a ring",))
+    found = survey(pico, concept, Survey(around_kept=0, margin=0.05), everyday=False)
+    assert {one.word for one in found if one.belongs} == belong
+    assert asked == ["orb", "hoop"], "what is not alike is not in doubt"
 
 
 def test_words_are_judged_on_small_pictures(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
