@@ -69,7 +69,7 @@ red as maroon: they are 0.40 alike on 4 states and 0.75 on 12; red in its place 
 LOOKED_AT = 24
 """Words in doubt, those that steer most alike, for which the model looks at pictures."""
 RIVALS = 6
-"""Of what is kept, those words that steer most like a word in doubt, which its pictures may show instead."""
+"""Of what is kept, the words that steer most like a word in doubt, which its pictures may show instead."""
 EVERYDAY_EACH = 5
 """For a thing so many everyday words for each of these: colours are few, things are without number."""
 
@@ -87,6 +87,8 @@ class Survey:
         around_kept: nearest words of each word of the user's prompts to keep, that are judged as well.
         group: so much more like each other than like the concept may the words that belong to it be.
         kin: other words used as the concept's are, as a colour say, that are judged as well.
+        looks: words in doubt whose own pictures are looked at, those that explain the concept's best; with 0 directions
+            alone decide.
         seed: of the pictures.
     """
 
@@ -98,6 +100,7 @@ class Survey:
     around_kept: int = 2
     group: float = 2.0
     kin: int = 0
+    looks: int = 8
     seed: int = 0
 
 
@@ -239,7 +242,7 @@ def survey(
     known = kept.where(kept.strength >= FAINT)
     of_kind = torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
     belongs = belonging(judged, known, settings) & of_kind
-    if not fixed_parts:  # a ruby explains as much of a red ball's pictures as red does, which stays
+    if settings.looks and not fixed_parts:  # a ruby explains as much of a red ball's pictures as red does, which stays
         doubtful = of_kind & ~belongs & (judged.likeness >= settings.alike)
         belongs |= _after_looks(model, concept, judged, known, doubtful, frames, settings, progress or Silent())
     offered = {*kin} - {*close, *near, *anchors}
@@ -297,8 +300,9 @@ def _after_looks(
         if not of_these:
             continue
         looker = Looker(model, words, frames, shape, AT_ONCE, settings.seed, progress)
-        shares = looker.explained([judged.words[place] for place in of_these])
-        for place in (place for place, share in zip(of_these, shares, strict=True) if share >= EXPLAINING):
+        shares = dict(zip(of_these, looker.explained([judged.words[place] for place in of_these]), strict=True))
+        likely = sorted((place for place in of_these if shares[place] >= EXPLAINING), key=lambda place: -shares[place])
+        for place in likely[: settings.looks]:
             found = similarity(judged.directions[place][None], kept.directions)[0].topk(min(RIVALS, len(kept)))
             is_near = bool((found.values[:1] > judged.likeness[place] + settings.margin).any())
             rivals = [kept.words[rival] for rival in found.indices.tolist()]

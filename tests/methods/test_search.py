@@ -147,7 +147,7 @@ def test_nearest_words_are_whole_words_but_not_the_phrase(pico: DiffusersModel) 
 
 
 def test_a_survey_compares_with_the_concept_and_with_what_is_kept(pico: DiffusersModel) -> None:
-    look = Survey(candidates=8, states=3, alike=-1.0)
+    look = Survey(candidates=8, states=3, alike=-1.0, looks=0)
     every = survey(pico, Concept(("ball",)), look)
     assert [one.likeness for one in every] == sorted((one.likeness for one in every), reverse=True)
     assert any(one.belongs for one in every) and not any(one.kept for one in every)
@@ -215,7 +215,7 @@ def test_a_colour_is_said_of_things_where_no_prompt_to_keep_tells(
 
     def told(word: str, *keep: str) -> set[str]:
         said.clear()
-        look = Survey(candidates=1, states=1)
+        look = Survey(candidates=1, states=1, looks=0)
         if keep:
             survey(pico, Concept((word,), None, keep), look)
         else:
@@ -246,7 +246,7 @@ def test_a_word_that_the_model_does_not_know_is_not_found(
     pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it does not move a picture, the direction in which it does so is chance."""
-    look, concept = Survey(candidates=8, states=3, alike=-1.0), Concept(("ball",), None, ("a dog",))
+    look, concept = Survey(candidates=8, states=3, alike=-1.0, looks=0), Concept(("ball",), None, ("a dog",))
     heard = survey(pico, concept, look)
     unheard = next(one.word for one in heard if not one.kept)
     encode = pico.encode
@@ -270,7 +270,7 @@ def test_an_everyday_word_that_steers_the_same_way_belongs(
         return encode([prompt.replace("cat", "ball") for prompt in prompts])
 
     monkeypatch.setattr(pico, "encode", heard)
-    look = Survey(candidates=4, states=3, frames=0)
+    look = Survey(candidates=4, states=3, frames=0, looks=0)
     (cat,) = [one for one in survey(pico, Concept(("ball",)), look) if one.word == "cat"]
     assert cat.belongs and not cat.kept
     kept = survey(pico, Concept(("ball",), None, ("a cat",)), look)
