@@ -152,7 +152,7 @@ def _complete(
 def _with_alternative(model: PromptModel, concept: Concept, seed: int, progress: Progress) -> Concept:
     """The concept with what takes its place: the likest word of the prompts to keep or, where none is of its kind, of
     those that the model knows. Where the user named nothing to keep, words near the concept are kept as well."""
-    look = Survey(candidates=CANDIDATES, seed=seed)
+    look = Survey(candidates=CANDIDATES, looks=0, seed=seed)  # what is in doubt takes no place, whatever it paints
     if not concept.keep:
         concept, found = everyday_survey(model, concept, look, progress)
         concept = with_neighbours(model, concept, {one.word: "" for one in found if not (one.belongs or one.kept)})
