@@ -87,6 +87,10 @@ def test_an_own_word_that_the_model_does_not_know_hides_none(knowing: Knowing) -
     assert 0.7 < orb < ball < 1 and box < 0
 
 
+def test_of_a_concept_that_the_model_does_not_know_nothing_is_in_doubt(knowing: Knowing) -> None:
+    assert looker(knowing, "zorp").explained(["ball", "box"]) == [0.0, 0.0]
+
+
 def test_pictures_of_a_word_show_the_concept_or_its_rival(knowing: Knowing) -> None:
     asked = looker(knowing, "ball")
     assert asked.sees("orb", ["box"]) > 0 > asked.sees("box", ["box"])
