@@ -25,7 +25,7 @@ from .batches import Batches
 from .concept import Frame
 from .model import Conditioning, PromptModel, encode_each
 from .progress import Progress
-from .sampling import guided_step, onwards, seeded_noise
+from .sampling import denoised, missed_noise, seeded_noise
 
 PICTURES = 2
 """In each frame."""
@@ -43,7 +43,7 @@ MOST_OWN = 3
 
 
 @dataclass
-class Looker:
+class PictureLooks:
     """Looks at a model's own pictures.
 
     Args:
@@ -105,20 +105,12 @@ class Looker:
         model = self.model
         both = encode_each(model, [""] * len(prompts) + list(prompts))
         z = seeded_noise(self.shape, [self.seed + 100 + i for i in range(len(prompts))]).to(model.device)
-        for now_and_next in onwards(model.schedule.timesteps(STEPS)):
-            z = guided_step(model.schedule, self._predict, z, now_and_next, both, GUIDANCE)
-        return z
+        return denoised(model.schedule, self._predict, z, STEPS, both, GUIDANCE)
 
     def _predict(self, z: Tensor, t: Tensor, prompts: Conditioning, places: Sequence[int] | None = None) -> Tensor:
         return self.batches.predict(self.model, z, t, prompts, self.progress, prompts=places)
 
     def _missed(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """How much of the noise in latents [B, C, H, W] each of P prompts misses, at each level, [P, B, LEVELS]."""
-        model, count = self.model, len(latents)
-        noise, t = self.noise.repeat(count, 1, 1, 1), self.t.repeat(count)
-        noisy = model.schedule.add_noise(latents.repeat_interleave(LEVELS, 0), noise, t)
-        many = len(prompts)
-        z, times = noisy.repeat(many, 1, 1, 1), t.repeat(many)
-        rows = [prompt for prompt in range(many) for _ in noisy]
-        told = model.schedule.noise_of(z, times, self._predict(z, times, encode_each(model, prompts), rows))
-        return (told - noise.repeat(many, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(many, count, LEVELS).float().cpu()
+        """What each of P prompts misses of latents [B, C, H, W] at each level, [P, B, LEVELS]."""
+        asked = encode_each(self.model, prompts)
+        return missed_noise(self.model.schedule, self._predict, latents, self.noise, self.t, asked).float().cpu()

@@ -117,6 +117,50 @@ def guided_step(
     return schedule.step(z, t, torch.full_like(t, following), predicted)
 
 
+def denoised(
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    z: Tensor,
+    steps: int,
+    prompts: Conditioning,
+    guidance: float,
+) -> Tensor:
+    """Clean latents [B, C, H, W] from noise z; all else as of ``guided_step``, of which so many are made."""
+    for now_and_next in onwards(schedule.timesteps(steps)):
+        z = guided_step(schedule, predict, z, now_and_next, prompts, guidance)
+    return z
+
+
+def missed_noise(
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, Tensor, Conditioning, Sequence[int]], Tensor],
+    latents: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    prompts: Conditioning,
+) -> Tensor:
+    """How much of the noise in pictures a model misses with each of some prompts: what explains a picture misses least
+    (Li et al. 2023, Your Diffusion Model is Secretly a Zero-Shot Classifier).
+
+    Args:
+        schedule: the model's.
+        predict: from noisy latents [N, C, H, W], timesteps [N], prompts and for each latent the place of its prompt.
+        latents: clean ones, [B, C, H, W].
+        noise: [L, C, H, W], added to each of them at the timesteps ``t`` [L].
+        prompts: P of them.
+
+    Returns:
+        Mean squared differences, [P, B, L].
+    """
+    looks, count, many = len(noise), len(latents), len(prompts)
+    noisy = schedule.add_noise(latents.repeat_interleave(looks, 0), noise.repeat(count, 1, 1, 1), t.repeat(count))
+    z, times = noisy.repeat(many, 1, 1, 1), t.repeat(many * count)
+    rows = [prompt for prompt in range(many) for _ in range(len(noisy))]
+    told = schedule.noise_of(z, times, predict(z, times, prompts, rows))
+    missed: Tensor = (told - noise.repeat(many * count, 1, 1, 1)).pow(2).flatten(1).mean(1)
+    return missed.reshape(many, count, looks)
+
+
 def finite(latents: Tensor, model: LoadedModel | None = None) -> Tensor:
     """Latents as they are; of a ``model`` that painted them its own weights are looked at first.
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .batches import Batches
 from .concept import IN_PLACE, SMALL_WORDS, Concept, Frame, frame, is_name, said_word, without_concept
-from .doubtful_words import EXPLAINING, NEARLY, Looker
+from .doubtful_words import EXPLAINING, NEARLY, PictureLooks
 from .errors import Cancelled
 from .everyday import PROMPTS, everyday_words
 from .kinds import SCENES, THINGS, common_kinds, describes, is_other_colour, kinds, of_kind
@@ -299,7 +299,7 @@ def _after_looks(
         of_these = [place for place in asked if likest[place] in words]
         if not of_these:
             continue
-        looker = Looker(model, words, frames, shape, AT_ONCE, settings.seed, progress)
+        looker = PictureLooks(model, words, frames, shape, AT_ONCE, settings.seed, progress)
         shares = dict(zip(of_these, looker.explained([judged.words[place] for place in of_these]), strict=True))
         likely = sorted((place for place in of_these if shares[place] >= EXPLAINING), key=lambda place: -shares[place])
         for place in likely[: settings.looks]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..concept import worded
 from ..kinds import describes
-from ..sampling import seeded_noise
+from ..sampling import missed_noise, seeded_noise
 from .candidate import Candidate
 from .probe import denoised
 from .scores import Scorer
@@ -103,14 +103,10 @@ class Evidence:
 
     def _gains(self, latent: Tensor, looks: Sequence[int]) -> Tensor:
         """How well each meaning explains a latent in some of the looks, [scenes, meanings, len(looks)]."""
-        model, count = self.subject.model, len(self.prompts)
-        noise, t = self.noise[list(looks)], self.t[list(looks)]
-        noisy = model.schedule.add_noise(latent.expand_as(noise), noise, t).repeat(count, 1, 1, 1)
-        rows, times = [i for i in range(count) for _ in looks], t.repeat(count)
+        schedule, predict, some = self.subject.model.schedule, self.subject.predict, list(looks)
         with self.subject.original():
-            predicted = self.subject.predict(noisy, times, self.prompts, rows)
-        _, told = model.schedule.split(noisy, times, predicted)
-        missed = (told - noise.repeat(count, 1, 1, 1)).pow(2).flatten(1).mean(1).reshape(self.scenes, -1, len(looks))
+            told = missed_noise(schedule, predict, latent[None], self.noise[some], self.t[some], self.prompts)
+        missed = told.reshape(self.scenes, -1, len(looks))
         # Each look in units of how much prompts differ in it: the noisiest would drown the others.
         return -missed / missed.std(1, keepdim=True, unbiased=False).clamp_min(1e-12)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import sampling
 from ..model import Conditioning, encode_each
-from ..sampling import at_most, guided_step, onwards, seeded_noise
+from ..sampling import at_most, seeded_noise
 from .subject import Subject, derived
 
 SAMPLING_STEPS = 8
@@ -93,9 +94,7 @@ def denoised(subject: Subject, prompts: Conditioning, z: Tensor, steps: int) -> 
     memory asks for."""
     model = subject.model
     both = Conditioning.cat([model.encode([""])[[0] * len(z)], prompts])
-    for now_and_next in onwards(model.schedule.timesteps(steps)):
-        z = guided_step(model.schedule, subject.predict, z, now_and_next, both, subject.guidance)
-    return z
+    return sampling.denoised(model.schedule, subject.predict, z, steps, both, subject.guidance)
 
 
 @torch.no_grad()

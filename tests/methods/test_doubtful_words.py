@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erasure_core import doubtful_words
 from erasure_core.concept import Frame
-from erasure_core.doubtful_words import PICTURES, Looker
+from erasure_core.doubtful_words import PICTURES, PictureLooks
 from erasure_core.errors import Cancelled
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.progress import Progress, Silent
@@ -71,8 +71,8 @@ def knowing(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> Knowing:
     return Knowing({"ball": ball, "orb": ball + 0.3 * made_of("orb"), "box": box}, pico.schedule)
 
 
-def looker(model: Knowing, *own: str, progress: Progress | None = None) -> Looker:
-    return Looker(model, own, [ALONE, ON_A_HILL], SHAPE, 16, 0, progress or Silent())  # type: ignore[arg-type]
+def looker(model: Knowing, *own: str, progress: Progress | None = None) -> PictureLooks:
+    return PictureLooks(model, own, [ALONE, ON_A_HILL], SHAPE, 16, 0, progress or Silent())  # type: ignore[arg-type]
 
 
 def test_a_word_for_the_concept_explains_its_pictures_and_another_things_does_not(knowing: Knowing) -> None:

@@ -308,7 +308,7 @@ def test_pictures_decide_on_words_in_doubt(
             return shown
 
     monkeypatch.setattr(surveying, "LOOKED_AT", 24)
-    monkeypatch.setattr(surveying, "Looker", Eyes)
+    monkeypatch.setattr(surveying, "PictureLooks", Eyes)
     monkeypatch.setattr(surveying, "_directions", lambda _, words, *__: torch.tensor([rows[word] for word in words]))
     monkeypatch.setattr(surveying, "nearest_words", lambda *_: ["orb", "hoop", "far"])
     concept = Concept(("ball",), None, ("a ring",))
