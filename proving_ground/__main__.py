@@ -158,15 +158,12 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _pool(options: argparse.Namespace) -> None:
-    from .judge import load_judge
-    from .painting import load_model
-    from .pool_bench import compare, report
+    from .documents import DOCS
+    from .pool_bench import run_pool, write_figures
 
-    rows = []
-    for row in compare(load_model(), load_judge(), CONCEPTS[options.concept], options.steps, options.count):
-        rows.append(row)
-        print(row.line(rows[0].steps_per_second), flush=True)
-    print(report(rows))
+    if not options.docs:
+        run_pool(options.concept, options.steps, options.count)
+    write_figures(DOCS / "quality.md")
 
 
 def _widen(options: argparse.Namespace) -> None:
@@ -255,10 +252,11 @@ def _parser() -> argparse.ArgumentParser:
     several.add_argument("--count", type=int, default=24, help="pictures of each concept in each group")
     check = add("check", _check, "the benchmark in small, as CI runs it; exit code 1 if a bound is missed")
     check.add_argument("--flip", choices=FLIPS, help="turn a sign of ESD's loss round, to see the bounds fail")
-    pool = add("pool", _pool, "the trajectory pool against ESD's published loop, in one run")
-    pool.add_argument("--concept", default="ball", choices=list(CONCEPTS), metavar="CONCEPT")
+    pool = add("pool", _pool, "the trajectory pool against ESD's published loop; writes docs/quality.md")
+    pool.add_argument("--concept", nargs="+", default=["ball", "star"], choices=list(CONCEPTS), metavar="CONCEPT")
     pool.add_argument("--steps", type=int, default=300, help="optimiser steps of each way")
     pool.add_argument("--count", type=int, default=96, help="pictures in each group")
+    pool.add_argument("--docs", action="store_true", help="only write the figures that there are")
     widen = add("widen", _widen, "write the bundled model as a checkpoint that hosts load")
     widen.add_argument("out", type=Path, help="the checkpoint (.safetensors, about 1.3 GB)")
     widen.add_argument("--to", choices=("sd15",), default="sd15", help="whose layer shapes")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from erasure_core.errors import InvalidFile
-from erasure_core.safe_files import write_bytes
 
 from .bench import ALTERNATIVE, DISTANCE, DRIFT, INTACT, UNASKED, UNTOUCHED
 from .bench_goals import HARDEST, goal_rows, relative_rows
 from .bench_searches import INVERTED, SEARCHED
+from .documents import put_between
 from .evaluation import LEAKS, RETENTION
 from .figures import RESAMPLES, Measure, interval_of, mean_of, resampled_share
 
@@ -182,12 +182,4 @@ def write_tables(document: Path, results: Sequence[Result]) -> None:
         InvalidFile: the file cannot be read or lacks the marks, or there is no result.
         OutputError: it cannot be written.
     """
-    try:
-        text = document.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{document} cannot be read ({error}); give a Markdown file with the marks.") from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InvalidFile(f"{document} lacks the marks {BEGIN} and {END}, between which the tables go; add them.")
-    write_bytes(document, f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}".encode())
+    put_between(document, BEGIN, END, tables(results))

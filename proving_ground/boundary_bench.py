@@ -16,10 +16,10 @@ from erasure_core.safe_files import write_bytes
 
 from .bench import ROUND, Cell, model_mark
 from .boundary_parts import CHECKED, ROUNDS, SCALES, SCORES, SEARCH_SEEDS, SEEDS, TOP, Bench
+from .documents import DOCS, put_between
 from .painting import GUIDANCE
 
 RESULTS = Path(__file__).parent / "boundary_results"
-DOCS = Path(__file__).parent.parent / "docs" / "boundary.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PARTS = ("scores", "search", "attack", "harden", "speed")
 SEARCHING = ("search", "harden")
@@ -163,7 +163,4 @@ def _speed(rows: list[dict[str, Any]]) -> str:
 
 def write_figures() -> None:
     """Put the tables into the docs, between the two markers."""
-    text = DOCS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_bytes(DOCS, f"{before}{BEGIN}\n{figures()}\n{END}{after}".encode())
+    put_between(DOCS / "boundary.md", BEGIN, END, figures())

@@ -1,16 +1,22 @@
 """What the trajectory pool buys: ESD with it, over pool sizes and refresh intervals, against ESD that samples afresh.
 
-The reference is the loop of ESD's first script, of 2023: for every optimiser step it draws z_t by partial sampling of
-the training model from pure noise (guidance 3, 50 steps), then asks the teacher and the student there. (In the present
-script the frozen model draws, at the same cost.)
+``python -m proving_ground pool`` measures, writes one result file for each concept, and fills docs/quality.md.
+
+The references are the loops of ESD's scripts: for every optimiser step they draw z_t by partial sampling from pure
+noise (guidance 3, 50 steps), then ask the teacher and the student there. In 2023 the model in training drew, in the
+present script the frozen one does, at the same cost.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -22,22 +28,30 @@ from erasure_core.methods.esd import EsdSettings
 from erasure_core.methods.registry import find_method
 from erasure_core.progress import Silent
 from erasure_core.rates import learning_rates
+from erasure_core.safe_files import write_bytes
 from erasure_core.trainer import train
 
 from . import lexicon
-from .bench import concept_of
+from .bench import concept_of, model_mark
+from .documents import put_between
 from .evaluation import evaluate
-from .judge import Judge
+from .judge import Judge, load_judge
+from .painting import load_model
+
+RESULTS = Path(__file__).parent / "pool_results"
+BEGIN, END = "<!-- pool: begin -->", "<!-- pool: end -->"
 
 SAMPLING_STEPS = 50
-POOLS = ((6, 300), (12, 300), (24, 50), (24, 150), (24, 300), (48, 300))
+POOLS = ((12, 300), (24, 50), (24, 150), (24, 300), (48, 150), (48, 300))
 """(trajectories, refresh interval) of the curve."""
+LOOPS = {"2023: the model in training": False, "present script: the frozen model": True}
+"""Who draws in the published loops, and whether that is the frozen model."""
 GROUPS = ("named", "unnamed", "kept")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of training and what came of it."""
+    """One way of training and what came of it; the seconds are of the processor."""
 
     name: str
     steps_per_second: float
@@ -51,7 +65,7 @@ class Row:
 def _fresh_state(
     model: PictureModel, prompt: str, settings: EsdSettings, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """z_t and t of one partial sampling of the training model towards a prompt."""
+    """z_t and t of one partial sampling of the model as it is towards a prompt."""
     timesteps = model.schedule.timesteps(SAMPLING_STEPS)
     stop = int(torch.randint(len(timesteps), (1,), generator=generator))
     both = model.encode(["", prompt])
@@ -63,8 +77,10 @@ def _fresh_state(
     return z, torch.tensor([timesteps[stop]])
 
 
-def published_loop(model: PictureModel, concept: Concept, settings: EsdSettings) -> tuple[DeltaSet, float]:
-    """ESD as published, with the same retention term; returns the deltas and the seconds per step."""
+def published_loop(
+    model: PictureModel, concept: Concept, settings: EsdSettings, frozen: bool
+) -> tuple[DeltaSet, float]:
+    """ESD as published, with the same retention term; returns the deltas and the processor seconds per step."""
     layers = select(model.layers(), settings.layers)
     deltas = new_deltas(layers, settings.rank, settings.seed)
     rates = [
@@ -76,12 +92,13 @@ def published_loop(model: PictureModel, concept: Concept, settings: EsdSettings)
     generator = torch.Generator().manual_seed(settings.seed)
     prompts, kept = [saying.prompt for saying in concept.sayings()], concept.kept_prompts
     with model.trainable(), deltas.attached(layers):
-        started = time.monotonic()
+        started = time.process_time()
         for step in range(settings.steps):
             prompt, keep = prompts[step % len(prompts)], kept[step % len(kept)]
             with torch.no_grad():
-                z, t = _fresh_state(model, prompt, settings, generator)
-                z_kept, t_kept = _fresh_state(model, keep, settings, generator)
+                with deltas.off() if frozen else nullcontext():
+                    z, t = _fresh_state(model, prompt, settings, generator)
+                    z_kept, t_kept = _fresh_state(model, keep, settings, generator)
                 with deltas.off():
                     states, times = torch.cat([z, z, z_kept]), torch.cat([t, t, t_kept])
                     empty, towards, same = model.predict(states, times, model.encode(["", prompt, keep])).chunk(3)
@@ -92,28 +109,71 @@ def published_loop(model: PictureModel, concept: Concept, settings: EsdSettings)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
     return deltas, seconds / settings.steps
 
 
+def _settings(steps: int) -> EsdSettings:
+    """ESD's, without what the published loops lack: prompts inside kept ones, and a rate that falls towards the end."""
+    return EsdSettings(steps=steps, batch=1, contexts=0, cool_down=0.0)
+
+
 def compare(model: PictureModel, judge: Judge, erased: lexicon.Concept, steps: int, count: int) -> Iterator[Row]:
-    """The published loop first, then pools of several sizes; all with the same steps, batch 1 and seed, in one run."""
-    concept, base = concept_of(erased), EsdSettings(steps=steps, batch=1)
+    """The published loops first, then pools of several sizes; all on the same prompts, with the same steps, rate, batch
+    and seed, in one run."""
+    concept, base = concept_of(erased), _settings(steps)
 
     def measured(name: str, deltas: DeltaSet, seconds: float) -> Row:
         found = evaluate(model, judge, erased, [(deltas, 1.0)], count, groups=GROUPS)
         return Row(name, 1 / seconds, {group: found.shares[group].share for group in GROUPS})
 
-    yield measured("published loop", *published_loop(model, concept, base))
+    for who, frozen in LOOPS.items():
+        yield measured(f"one for each step; {who}", *published_loop(model, concept, base, frozen))
     for trajectories, refresh in POOLS:
         settings = replace(base, trajectories=trajectories, refresh=refresh)
-        started = time.monotonic()
+        started = time.process_time()
         deltas, _ = train(model, concept, find_method("esd"), settings, Silent())
-        seconds = (time.monotonic() - started) / steps
-        yield measured(f"pool of {trajectories}, drawn anew every {refresh}", deltas, seconds)
+        seconds = (time.process_time() - started) / steps
+        yield measured(f"pool of {trajectories}, drawn anew every {refresh} steps", deltas, seconds)
 
 
-def report(rows: Sequence[Row]) -> str:
-    """A Markdown table; the first row is the reference of the ratio."""
-    head = ["| trajectories | steps/s | ratio | " + " | ".join(GROUPS) + " |", "|" + "---|" * (3 + len(GROUPS))]
-    return "\n".join(head + [row.line(rows[0].steps_per_second) for row in rows])
+def run_pool(concepts: Sequence[str], steps: int, count: int) -> None:
+    """Measure and write one result file for each concept, each at once, with what it was measured under."""
+    model, judge = load_model(), load_judge()
+    for name in concepts:
+        rows = []
+        for row in compare(model, judge, lexicon.CONCEPTS[name], steps, count):
+            rows.append(row)
+            print(row.line(rows[0].steps_per_second), flush=True)
+        known = {"model": model_mark(), "settings": asdict(_settings(steps)), "pictures": count}
+        result = {"concept": name, "conditions": known, "rows": [asdict(row) for row in rows]}
+        write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
+def figures() -> str:
+    """The table of docs/quality.md, of the results that there are: for each way, means over the concepts."""
+    results: list[dict[str, Any]] = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    ways = [[Row(**row) for row in rows] for rows in zip(*(result["rows"] for result in results), strict=True)]
+    reference = _mean_of(ways[0]).steps_per_second
+    head = [
+        "| states | steps per processor second | ratio | " + " | ".join(GROUPS) + " |",
+        "|" + "---|" * (3 + len(GROUPS)),
+    ]
+    lines = [_mean_of(rows).line(reference) for rows in ways]
+    concepts = ", ".join(f"`{result['concept']}`" for result in results)
+    return "\n".join([f"Means over {concepts}:\n", *head, *lines])
+
+
+def _mean_of(rows: Sequence[Row]) -> Row:
+    shares = {group: sum(row.shares[group] for row in rows) / len(rows) for group in GROUPS}
+    return Row(rows[0].name, sum(row.steps_per_second for row in rows) / len(rows), shares)
+
+
+def write_figures(document: Path) -> None:
+    """Put the table between the marks of a Markdown file.
+
+    Raises:
+        InvalidFile: the file cannot be read or lacks the marks.
+        OutputError: it cannot be written.
+    """
+    put_between(document, BEGIN, END, figures())
