@@ -29,7 +29,11 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_tensors(path)
     _check_pickle(path)
     try:
+        if _is_program(path):
+            raise InvalidFile(f"{path} is a program (TorchScript); get the same weights as .safetensors.")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InvalidFile:
+        raise
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except Exception as error:  # the unpickler raises its own types, among them for code it refuses to run
@@ -66,6 +70,13 @@ def _check_pickle(path: Path) -> None:
             raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
+
+
+def _is_program(path: Path) -> bool:
+    """Whether it is TorchScript, whose code torch runs before 2.6 even where it is asked for weights only
+    (CVE-2025-32434). Torch's own reader is asked: of a forged archive Python's may list other entries."""
+    with path.open("rb") as file:
+        return "constants.pkl" in torch._C.PyTorchFileReader(file).get_all_records()
 
 
 def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
