@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import InvalidFile, OutputError
+from .errors import InUse, InvalidFile, OutputError
 from .finite import all_finite
 from .safe_header import Header, parse_header
 
@@ -277,7 +277,8 @@ def exclusive(path: Path) -> Iterator[None]:
     """While inside, no other process that asks the same may work on ``path``. A killed process frees it.
 
     Raises:
-        OutputError: another process works on it, or the folder cannot be written.
+        InUse: another process works on it.
+        OutputError: the folder cannot be written.
     """
     lock = path.with_name(f".{path.name}.lock")
     file = _locked(path, lock)
@@ -321,7 +322,7 @@ def _locked(path: Path, lock: Path) -> IO[str]:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 return file  # a file system without locks
             file.close()
-            raise OutputError(f"{path} is being made by another process; wait or choose another name.") from error
+            raise InUse(f"{path} is being made by another process; wait or choose another name.") from error
 
 
 def _lock(file: IO[str]) -> None:
