@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from method_helpers import CONCEPT, stopped
+from random_changes import random_deltas
 from stopping import StopAt
 
 from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
@@ -202,6 +203,13 @@ def test_spared_layout_steps_are_not_drawn(pico: DiffusersModel) -> None:
 
 AS_TOLD = {"neighbours": 0, "replace": False}
 """Nothing beside what the concept says."""
+
+
+def test_a_dense_change_is_no_start_for_one_of_low_rank(pico: DiffusersModel) -> None:
+    settings = METHODS["esd"].settings(**SMALL | {"layers": "cross-attention-kv"})
+    start = random_deltas(pico, settings.layers, 0, True)
+    with pytest.raises(InvalidSettings, match=r"is full-size \(dense\), and what is trained has rank 2; choose rank 0"):
+        erase(pico, CONCEPT, "esd", settings, start=start)
 
 
 @pytest.mark.parametrize("rank", [2, 0])
