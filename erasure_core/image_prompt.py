@@ -267,8 +267,10 @@ def refined(tokens: Tensor, text: Tensor) -> Tensor:
 
 def noise_target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the model should predict for z_t = a x0 + s n, by its kind of prediction; all [B, C, H, W]."""
+    if schedule.prediction == "epsilon":
+        return noise
     a, s = schedule.scales(t)
-    return {"epsilon": noise, "v_prediction": a * noise - s * x0, "flow": noise - x0}[schedule.prediction]
+    return a * noise - s * x0
 
 
 def invert_pictures(
