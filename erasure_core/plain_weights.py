@@ -15,6 +15,8 @@ from .safe_files import MAX_SIZE, check_regular, is_unicode, read_tensors
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 """Endings of files of weights that are no safetensors."""
+ARCHIVE = b"PK\x03\x04"
+"""By these first bytes torch knows an archive; whatever begins otherwise it reads in its old form."""
 MAX_FOLDERS = 1000
 """Dictionaries that are looked into."""
 
@@ -59,7 +61,9 @@ def _check_pickle(path: Path) -> None:
     if size > MAX_SIZE:
         raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
     try:
-        if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            begins = file.read(len(ARCHIVE))
+        if begins != ARCHIVE or not zipfile.is_zipfile(path):  # Python's archives may begin anywhere in a file
             raise InvalidFile(
                 f"{path} is no file of weights, or damaged, or older than torch 1.6; only plain weights are read, in "
                 "the form torch has now."
