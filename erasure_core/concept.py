@@ -106,7 +106,9 @@ def frame(kept: str, where: int, first: bool = False, word: str = "", instead: s
 
 
 def among(fillers: Sequence[str], turn: int) -> Callable[[str], str]:
-    """Puts a prompt among other words: none, some behind it, some before it, in turn."""
+    """Puts a prompt among other words: none, some behind it, some before it, in turn; without fillers none at all."""
+    if not fillers:
+        return lambda prompt: prompt
     first, second = (fillers[(5 * turn + place) % len(fillers)] for place in (0, 1))
     form = ("{}", "{}, " + f"{first} and {second}", f"{first} {second}, " + "{}")[turn // 3 % 3]
     return lambda prompt: form.replace("{}", prompt)
@@ -260,8 +262,9 @@ class Concept:
         found: those of the words that a method or a search added to the user's.
 
     Raises:
-        InvalidConcept: no word, an empty or overlong phrase, a kept prompt that is one of the words, or an alternative
-            for something that is not erased.
+        InvalidConcept: no word, an empty one, or more than ``MAX_WORDS``; a phrase that is too long or holds control
+            characters; more than ``MAX_TOTAL`` characters in all; a kept prompt that is one of the words; an
+            alternative that is one of them, or that is for something else.
     """
 
     words: tuple[str, ...]

@@ -105,7 +105,7 @@ def erase(
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
         )
-    if moved_away(history) and start is None and getattr(settings, "start", "nothing") == "nothing":
+    if moved_away(history, chosen.erasing) and start is None and getattr(settings, "start", "nothing") == "nothing":
         news = "The training moved away from its goal: its loss grew; lower the learning rate"
         progress.update(Report("training", len(history.losses), len(history.losses), note=news))
     history.notes = progress.notes

@@ -73,6 +73,8 @@ class StoredErasure:
 
         Raises:
             WrongBase: the model is of another family, has no such layers, other shapes, or other weights.
+            InvalidFile: the file changes one layer twice, by two names.
+            ModelError: the model's own weights are not finite.
         """
         if self.manifest is not None and self.manifest.family != model.family:
             raise WrongBase(

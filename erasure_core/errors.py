@@ -101,6 +101,10 @@ class OutputError(ErasureError):
     exit_code = 5
 
 
+class InUse(OutputError):
+    """Another process works on the file that a result is to be written to."""
+
+
 class Cancelled(ErasureError):
     """The user stopped the work. A training can be resumed; other work starts anew."""
 

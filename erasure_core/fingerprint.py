@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .model import LoadedModel
 
@@ -43,11 +44,18 @@ def sketch(model: LoadedModel, names: Iterable[str]) -> list[float]:
             stretches = entries[: len(entries) // BUCKETS * BUCKETS].view(-1, BUCKETS)
             entries = stretches[:: -(-len(stretches) * BUCKETS // SAMPLES)].flatten()
         values = entries.to("cpu", torch.float32).numpy()
-        drawn = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).integers(0, 2, len(values))
         signed = np.zeros(-(-len(values) // BUCKETS) * BUCKETS, np.float32)
-        np.multiply(values, 2 * drawn.astype(np.float32) - 1, out=signed[: len(values)])
+        np.multiply(values, _signs(name, len(values)), out=signed[: len(values)])
         sums += signed.reshape(-1, BUCKETS).sum(axis=0, dtype=np.float64)
     return [float(f"{value:.6g}") for value in sums]
+
+
+def _signs(name: str, count: int) -> NDArray[np.float32]:
+    """-1 or 1 for each entry of a layer, [count]: the top bits of the 32-bit halves of PCG64's numbers, the lower half
+    first. NumPy keeps that stream for ever, but not what its distributions make of it (NEP 19)."""
+    drawn = np.random.PCG64(zlib.crc32(name.encode())).random_raw(-(-count // 2))
+    halves = drawn.astype("<u8").view("<u4")[:count]
+    return 2 * (halves >> 31).astype(np.float32) - 1
 
 
 def distance(first: Sequence[float], second: Sequence[float]) -> float:

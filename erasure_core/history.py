@@ -22,11 +22,15 @@ class History:
     notes: list[str] = field(default_factory=list)
 
 
-def moved_away(history: History) -> bool:
+def moved_away(history: History, erasing: str) -> bool:
     """Whether what a training erases was further from its target at the end than where nothing was changed yet: numbers
-    that stay finite may be a wrecked model all the same."""
+    that stay finite may be a wrecked model all the same.
+
+    Args:
+        history: of the training.
+        erasing: the loss term to look at; of a loss that has no such it is not known.
+    """
     losses = history.losses
-    if len(losses) < 2 * COMPARED:
+    if len(losses) < 2 * COMPARED or erasing not in losses[0]:
         return False
-    (name,) = [name for name in ("erase", "surgical") if name in losses[0]]
-    return fmean(terms[name] for terms in losses[-COMPARED:]) > GROWN * losses[0][name]
+    return fmean(terms[erasing] for terms in losses[-COMPARED:]) > GROWN * losses[0][erasing]

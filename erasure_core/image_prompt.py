@@ -61,6 +61,11 @@ class Projector:
         tokens = F.linear(embedded, self.weight, self.bias).view(len(embedded), -1, len(self.norm_weight))
         return F.layer_norm(tokens, self.norm_weight.shape, self.norm_weight, self.norm_bias)
 
+    def to(self, device: torch.device) -> Projector:
+        """The same on a device, in float32."""
+        parts = (self.weight, self.bias, self.norm_weight, self.norm_bias)
+        return Projector(*(part.float().to(device) for part in parts))
+
 
 @dataclass(frozen=True)
 class ImageAdapter:
@@ -102,23 +107,43 @@ class ImageAdapter:
         Raises:
             InvalidFile: an adapter of another kind, or of another model.
         """
-        parts = ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
-        if any(f"image_proj.{part}" not in tensors for part in parts):
-            raise InvalidFile(
-                f"{origin} is not a basic IP-Adapter (it has no image_proj.proj and image_proj.norm); "
-                "the plus and face kinds are not supported."
-            )
+        projector = _projector(tensors, origin)
         names = attention_names(model.layers())
         found = {kind: _numbered(tensors, kind) for kind in ("to_k_ip", "to_v_ip")}
         for kind, weights in found.items():
             wanted = [weight_of(model.layers()[f"{name}.{kind.removesuffix('_ip')}"]).shape for name in names]
             if [weight.shape for weight in weights] != wanted:
                 raise InvalidFile(f"{origin} was made for another model: its {kind} weights do not fit this one.")
+            if any(weight.shape[1:] != projector.norm_weight.shape for weight in weights):
+                raise InvalidFile(
+                    f"{origin} is damaged: its picture tokens have another width than its {kind} weights read; "
+                    "get a fresh copy."
+                )
         device = model.device
         keys, values = (
             {name: w.to(device) for name, w in zip(names, weights, strict=True)} for weights in found.values()
         )
-        return cls(keys, values, Projector(*(tensors[f"image_proj.{part}"].float().to(device) for part in parts)))
+        return cls(keys, values, projector.to(device))
+
+
+def _projector(tensors: Mapping[str, Tensor], origin: str) -> Projector:
+    """The part of an IP-Adapter's state dict that makes picture tokens.
+
+    Raises:
+        InvalidFile: there is none, that of another kind of adapter, or its tensors do not fit together.
+    """
+    parts = ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
+    if any(f"image_proj.{part}" not in tensors for part in parts):
+        raise InvalidFile(
+            f"{origin} is not a basic IP-Adapter (it has no image_proj.proj and image_proj.norm); "
+            "the plus and face kinds are not supported."
+        )
+    weight, bias, norm_weight, norm_bias = (tensors[f"image_proj.{part}"] for part in parts)
+    sound = weight.dim() == 2 and norm_weight.dim() == 1 and weight.numel() and norm_weight.numel()
+    fit = bias.shape == weight.shape[:1] and norm_bias.shape == norm_weight.shape
+    if not (sound and fit) or len(weight) % len(norm_weight):
+        raise InvalidFile(f"{origin} is damaged: its image_proj tensors do not fit together; get a fresh copy.")
+    return Projector(weight, bias, norm_weight, norm_bias)
 
 
 def attention_names(layers: Mapping[str, nn.Module]) -> list[str]:
@@ -242,8 +267,10 @@ def refined(tokens: Tensor, text: Tensor) -> Tensor:
 
 def noise_target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the model should predict for z_t = a x0 + s n, by its kind of prediction; all [B, C, H, W]."""
+    if schedule.prediction == "epsilon":
+        return noise
     a, s = schedule.scales(t)
-    return {"epsilon": noise, "v_prediction": a * noise - s * x0, "flow": noise - x0}[schedule.prediction]
+    return a * noise - s * x0
 
 
 def invert_pictures(

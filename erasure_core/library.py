@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,11 +77,12 @@ class Library:
         """Where a new file of this name goes, whatever characters the name holds; it may exist already."""
         return self.folders[0] / f"{safe_stem(stem, MAX_STEM)}{SUFFIX}"
 
-    def free_path(self, stem: str) -> Path:
-        """As ``new_path``, with a number behind the name if that is taken: no file is ever overwritten."""
+    def free_path(self, stem: str, taken: Container[Path] = ()) -> Path:
+        """As ``new_path``, with a number behind the name if there is such a file or it is ``taken``: no file is ever
+        overwritten."""
         first = path = self.new_path(stem)
         number = 1
-        while path.exists():
+        while path.exists() or path in taken:
             number += 1
             path = first.with_name(f"{first.stem}-{number}{SUFFIX}")  # behind the cut, or a long name stays taken
         return path

@@ -25,7 +25,7 @@ from .concept import Concept
 from .concept_pictures import ConceptPictures
 from .effort import Effort
 from .erasure_file import Erasure, read_erasure, write_erasure
-from .errors import Cancelled, ErasureError, InvalidFile, OutputError, is_out_of_memory
+from .errors import Cancelled, ErasureError, InUse, InvalidFile, OutputError, is_out_of_memory
 from .fingerprint import SAMPLES
 from .history import History
 from .layers import select
@@ -238,13 +238,16 @@ class _Order:
         return Made(path, Erasure(stored.bind(self.model), stored.manifest), history, False)
 
     def _write(self, rounds: int, erasure: Erasure) -> Path:
+        """Under the first free name: one that another process takes just now must not lose the training."""
         manifest = replace(erasure.manifest, request=self.keys[rounds])
+        taken: set[Path] = set()
         while True:
-            path = self.library.free_path(self._name(rounds))
-            with exclusive(path):
+            path = self.library.free_path(self._name(rounds), taken)
+            with contextlib.suppress(InUse), exclusive(path):
                 if not path.exists():  # or another process was quicker
                     write_erasure(path, replace(erasure, manifest=manifest), self.model)
                     return path
+            taken.add(path)
 
     def _name(self, rounds: int) -> str:
         if rounds == len(self.keys) - 1:
@@ -262,8 +265,9 @@ class _Order:
         return None
 
     def remove(self, rounds: int, path: Path) -> None:
-        """Remove the file of a round that others came behind, unless another process asks for it just now."""
-        with contextlib.suppress(OutputError), exclusive(self.trainings[rounds]):
+        """Remove the file of a round that others came behind, unless another process asks for it just now. Where it
+        cannot be removed it is in nobody's way."""
+        with contextlib.suppress(OutputError, OSError), exclusive(self.trainings[rounds]):
             path.unlink(missing_ok=True)
             history_path(path).unlink(missing_ok=True)
 

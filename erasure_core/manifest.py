@@ -37,7 +37,7 @@ class Manifest:
         family: ``sd1``, ``sd2``, ``sdxl``, …
         base_fingerprint: hash of the touched base weights, see ``fingerprint.fingerprint``.
         base_sketch: what recognises the base in another number format, see ``fingerprint.sketch``.
-        prediction: ``epsilon``, ``v_prediction`` or ``flow``.
+        prediction: ``epsilon`` or ``v_prediction``.
         dtype: in which the change is stored.
         storage_error: ||stored - trained|| / ||trained|| of the whole change.
         measured: figures with their threat model; empty where nothing was measured.

@@ -97,7 +97,7 @@ class LoadedModel(Protocol):
         ...
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The model's raw prediction (eps, v or flow), float32, for latents [B, C, H, W].
+        """The model's raw prediction (eps or v), float32, for latents [B, C, H, W].
 
         ``t`` [B] counts places in ``schedule``; an adapter turns them into what its host wants (timesteps, sigmas).
 

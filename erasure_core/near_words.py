@@ -81,9 +81,11 @@ def neighbours_of_kept(model: PromptModel, concept: Concept, each: int, frames: 
 
 def words_around(model: PromptModel, anchors: Sequence[str], each: int) -> dict[str, str]:
     """The words nearest to each of some words, with the first of those that they are near to."""
+    if not (anchors and each):  # before the whole table is copied
+        return {}
     found: dict[str, str] = {}
     table = F.normalize(model.token_tables()[0].float(), dim=-1)
-    for anchor in anchors if each else ():
+    for anchor in anchors:
         for word in _nearest(model, table, [anchor], each):
             found.setdefault(word, anchor)
     return found

@@ -15,6 +15,8 @@ from .safe_files import MAX_SIZE, check_regular, is_unicode, read_tensors
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 """Endings of files of weights that are no safetensors."""
+ARCHIVE = b"PK\x03\x04"
+"""By these first bytes torch knows an archive; whatever begins otherwise it reads in its old form."""
 MAX_FOLDERS = 1000
 """Dictionaries that are looked into."""
 
@@ -29,7 +31,11 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_tensors(path)
     _check_pickle(path)
     try:
+        if _is_program(path):
+            raise InvalidFile(f"{path} is a program (TorchScript); get the same weights as .safetensors.")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InvalidFile:
+        raise
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except Exception as error:  # the unpickler raises its own types, among them for code it refuses to run
@@ -55,7 +61,9 @@ def _check_pickle(path: Path) -> None:
     if size > MAX_SIZE:
         raise InvalidFile(f"{path} is {size} bytes long: too large to trust.")
     try:
-        if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            begins = file.read(len(ARCHIVE))
+        if begins != ARCHIVE or not zipfile.is_zipfile(path):  # Python's archives may begin anywhere in a file
             raise InvalidFile(
                 f"{path} is no file of weights, or damaged, or older than torch 1.6; only plain weights are read, in "
                 "the form torch has now."
@@ -66,6 +74,13 @@ def _check_pickle(path: Path) -> None:
             raise InvalidFile(f"{path} unpacks from {size} to {unpacked} bytes: too large to trust.")
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
+
+
+def _is_program(path: Path) -> bool:
+    """Whether it is TorchScript, whose code torch runs before 2.6 even where it is asked for weights only
+    (CVE-2025-32434). Torch's own reader is asked: of a forged archive Python's may list other entries."""
+    with path.open("rb") as file:
+        return "constants.pkl" in torch._C.PyTorchFileReader(file).get_all_records()
 
 
 def _check_plain(path: Path, name: str, tensor: Tensor) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from torch import Tensor
-
 from .errors import Cancelled
 
 T = TypeVar("T")
@@ -22,7 +20,6 @@ class Report:
         step: finished steps of this stage.
         total: all steps of this stage.
         losses: named terms of the last step's loss.
-        preview: a latent [B, C, H, W] that a host may decode and show.
         note: news that the user should read, such as that memory is short. Such a report tells nothing else: stage and
             step are those at which it comes.
     """
@@ -31,7 +28,6 @@ class Report:
     step: int
     total: int
     losses: dict[str, float] | None = None
-    preview: Tensor | None = None
     note: str = ""
 
 

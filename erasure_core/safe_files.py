@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import InvalidFile, OutputError
+from .errors import InUse, InvalidFile, OutputError
 from .finite import all_finite
 from .safe_header import Header, parse_header
 
@@ -149,7 +149,8 @@ def read_header(path: Path, max_size: int = MAX_SIZE) -> Header:
 
 
 def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, on the CPU, and the metadata.
+    """All tensors, on the CPU, and the metadata. Except on Windows they are mapped from the file, not copied: there,
+    nobody could replace or remove it as long as one of them is held.
 
     Raises:
         InvalidFile: missing, damaged, hostile, or holding values that are not finite.
@@ -162,6 +163,8 @@ def read_tensors(path: Path, max_size: int = MAX_SIZE) -> tuple[dict[str, Tensor
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in header}
+            if sys.platform == "win32":
+                tensors = {name: mapped.clone() for name, mapped in tensors.items()}
     except Exception as error:  # the parser raises its own type for every kind of damage
         raise InvalidFile(f"{path} is damaged ({error}); get a fresh copy.") from error
     for name, tensor in tensors.items():
@@ -228,8 +231,13 @@ def write_chunks(path: Path, *parts: Iterable[bytes | memoryview]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files that belong together, by their names; raises as ``write_chunks``, and then none of them is there: all
-    are whole under temporary names before the first one is renamed."""
+    """Write files that belong together, by their names: all are whole under temporary names before the first one is
+    renamed.
+
+    Raises:
+        OutputError: as ``write_chunks``, and none of them is there. Only where one cannot be renamed, such as onto a
+            file that another program holds on Windows, may those before it be there already, each of them whole.
+    """
     with ExitStack() as stack:
         written = [stack.enter_context(_unfinished(folder / name, [[content]])) for name, content in files.items()]
         for part, target in written:
@@ -269,17 +277,31 @@ def exclusive(path: Path) -> Iterator[None]:
     """While inside, no other process that asks the same may work on ``path``. A killed process frees it.
 
     Raises:
-        OutputError: another process works on it, or the folder cannot be written.
+        InUse: another process works on it.
+        OutputError: the folder cannot be written.
     """
     lock = path.with_name(f".{path.name}.lock")
-    with _locked(path, lock):
+    file = _locked(path, lock)
+    try:
         for stale in path.parent.glob(f".{glob.escape(path.name)}*.part"):
             with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
                 stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
+    finally:
+        _release(file, lock)
+
+
+def _release(file: IO[str], lock: Path) -> None:
+    """Free a lock and remove its file, which is in nobody's way where it stays.
+
+    POSIX removes files that are open: done before the lock is free, nobody else's can be hit. Windows removes none that
+    anybody has open: neither our own before it is closed, nor that of who took the lock then.
+    """
+    if sys.platform == "win32":
+        file.close()
+    with contextlib.suppress(OSError):
+        lock.unlink()
+    file.close()
 
 
 def _locked(path: Path, lock: Path) -> IO[str]:
@@ -300,7 +322,7 @@ def _locked(path: Path, lock: Path) -> IO[str]:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 return file  # a file system without locks
             file.close()
-            raise OutputError(f"{path} is being made by another process; wait or choose another name.") from error
+            raise InUse(f"{path} is being made by another process; wait or choose another name.") from error
 
 
 def _lock(file: IO[str]) -> None:

@@ -1,10 +1,9 @@
-"""Noise schedules: eps, v and flow models behind the same functions.
+"""Noise schedules: eps and v models behind the same functions.
 
 Every supported model corrupts data as ``z_t = a(t) x0 + s(t) n``. Only the meaning of its prediction differs:
-``epsilon`` predicts n, ``v_prediction`` predicts a n - s x0 (Salimans & Ho 2022), ``flow`` predicts n - x0
-(rectified flow, a = 1 - s).
+``epsilon`` predicts n, ``v_prediction`` predicts a n - s x0 (Salimans & Ho 2022).
 
-Differences of v or flow are 1/a times as long as those of eps, 15 times at SD's noisiest timestep. Losses are taken of
+Differences of v are 1/a times as long as those of eps, 15 times at SD's noisiest timestep. Losses are taken of
 the prediction itself and so weigh noisy states more, as such models were trained. But what is told of a model must not
 depend on how it is written: what is measured over several timesteps is measured of the noise (``noise_of``).
 """
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .errors import InvalidSettings
 
-PREDICTIONS = ("epsilon", "v_prediction", "flow")
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,6 @@ class NoiseSchedule:
             alphas = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
         return cls(alphas.sqrt().float(), (1 - alphas).sqrt().float(), prediction)
 
-    @classmethod
-    def rectified_flow(cls, steps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
-        """Straight paths from data to noise: a = 1 - s, with the resolution shift of Esser et al. 2024, eq. 23."""
-        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        s = shift * s / (1 + (shift - 1) * s)
-        return cls((1 - s).float(), s.float(), "flow")
-
     def __len__(self) -> int:
         return len(self.signal)
 
@@ -97,9 +89,7 @@ class NoiseSchedule:
         a, s = self.scales(t)
         if self.prediction == "epsilon":
             return (z - s * prediction) / a.clamp_min(1e-6), prediction
-        if self.prediction == "v_prediction":
-            return a * z - s * prediction, s * z + a * prediction
-        return z - s * prediction, z + a * prediction
+        return a * z - s * prediction, s * z + a * prediction
 
     def noise_of(self, z: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
         """The noise that a prediction stands for, [B, C, H, W]: of an epsilon model the prediction as it is."""
@@ -121,11 +111,8 @@ class NoiseSchedule:
         a, s = a.masked_fill(clean, 1.0), s.masked_fill(clean, 0.0)
         if self.prediction == "epsilon":
             return a_next * (z - s * prediction) / a + s_next * prediction
-        if self.prediction == "v_prediction":
-            # x0 = a' z' - s' v and n = s' z' + a' v at the noisier z', and z = a x0 + s n: solved for z'.
-            return (z - (s * a_next - a * s_next) * prediction) / (a * a_next + s * s_next)
-        # Straight paths: x0 = z' - s' v, n = z' + a' v with a = 1 - s.
-        return (z - (s * a_next - a * s_next) * prediction) / (a + s)
+        # x0 = a' z' - s' v and n = s' z' + a' v at the noisier z', and z = a x0 + s n: solved for z'.
+        return (z - (s * a_next - a * s_next) * prediction) / (a * a_next + s * s_next)
 
     def timesteps(self, steps: int) -> list[int]:
         """``steps`` timesteps from the noisiest down, evenly spaced ("trailing"): sampling starts at pure noise.

@@ -126,6 +126,11 @@ def train(
         Cancelled: the user stopped; the state is saved.
         OutOfMemory: the device has too little memory; the state, if training had begun, is saved.
         TrainingFailed: the loss became NaN or infinite; the last saved state is kept.
+        OtherTraining: ``checkpoint`` is of a training with another concept, method, settings or model.
+        InvalidFile: ``checkpoint`` is damaged.
+        ModelError: the host never runs a chosen layer, or the model's own weights are not finite.
+        InvalidSettings: the model has no such layers, ``start`` does not fit what is trained, or the host cannot be
+            asked what the method needs.
     """
     with telling_memory(), model.trainable(settings.checkpointing), picture_scale(model, settings.picture_scale):
         trainer = Trainer(model, concept, method, settings, progress, checkpoint, save_every, pictures, start)

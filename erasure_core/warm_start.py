@@ -36,7 +36,7 @@ def start_from(deltas: DeltaSet, start: DeltaSet) -> None:
     A low-rank change must have at most the rank of the delta that takes it, else its smallest parts are left out.
 
     Raises:
-        InvalidSettings: the two have no layer in common.
+        InvalidSettings: the two have no layer in common, or the start is dense and a delta that takes it is not.
     """
     shared = [name for name in deltas if name in start.deltas]
     if not shared:
@@ -49,7 +49,12 @@ def _take(delta: Delta, start: Delta) -> None:
     if isinstance(delta, DenseDelta):
         delta.weight.copy_(start.change())
         return
-    assert isinstance(delta, LowRankDelta) and isinstance(start, LowRankDelta)
+    assert isinstance(delta, LowRankDelta)
+    if not isinstance(start, LowRankDelta):
+        raise InvalidSettings(
+            f"The change to start from is full-size (dense), and what is trained has rank {delta.rank}; "
+            "choose rank 0, or start from a change of low rank."
+        )
     rank = min(delta.rank, start.rank)
     # Rows of unit length, as those of a fresh delta: one learning rate suits both.
     down, up = start.down[:rank].flatten(1), start.up[:, :rank].flatten(1)

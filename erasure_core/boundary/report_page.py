@@ -189,7 +189,7 @@ def write_report(card: ReportCard, folder: Path) -> list[Path]:
     """Write ``report.html``, ``report.json`` and the interactive map of each file.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full; none of them is there then.
+        OutputError: as ``write_files``.
     """
     count = len(card.explorations)
     maps = ["map.html"] if count == 1 else [f"map_{number + 1}.html" for number in range(count)]

@@ -52,12 +52,19 @@ def baked_tensors(
     Raises:
         Cancelled: the user stopped.
     """
-    before = {key: tensor.clone() for key, tensor in _tensors(model).items()}
+    before = _tensors(model)  # of most the model's own memory; what open_clip joins of several weights is copied
     erasures, layers = bind_all(texts, model, allow_other_base), model.layers()
-    changes = [(name, delta, strength) for deltas, strength in erasures for name, delta in deltas.deltas.items()]
-    for name, delta, strength in told(changes, "building in", progress):
-        weight_of(layers[name]).add_(strength * delta.change())
-    return {key: tensor for key, tensor in _tensors(model).items() if not torch.equal(tensor, before[key])}
+    changes = [
+        (weight_of(layers[name]), deltas[name], strength)
+        for deltas, strength in erasures
+        for name in deltas.changed()
+        if strength
+    ]
+    for weight, delta, strength in told(changes, "building in", progress):
+        weight.add_(strength * delta.change())
+    own = {weight.data_ptr() for weight, _, _ in changes}
+    after = _tensors(model).items()
+    return {key: tensor for key, tensor in after if tensor.data_ptr() in own or not torch.equal(tensor, before[key])}
 
 
 def run(options: argparse.Namespace) -> None:

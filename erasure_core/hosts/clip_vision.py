@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidFile
-from ..safe_files import check_regular_inside, refuse_pickled
+from ..safe_files import check_regular_inside, read_text, refuse_pickled
+from ..strict_json import parse_json
 
+Colours = tuple[float, float, float]
+"""A number for red, green and blue."""
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's own pictures were normalised by."""
+MAX_ITEMS = 1000
+"""Entries of a ``preprocessor_config.json``, which has about thirty."""
 
 
 def check_clip_folder(folder: Path) -> None:
@@ -30,6 +34,34 @@ def check_clip_folder(folder: Path) -> None:
     refuse_pickled(folder)
 
 
+def _normalisation(folder: Path) -> tuple[Colours, Colours]:
+    """Mean and spread that a folder's ``preprocessor_config.json`` says, else CLIP's own.
+
+    Raises:
+        InvalidFile: it says no such.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return MEAN, SPREAD
+    try:
+        config = parse_json(read_text(path), MAX_ITEMS)
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
+        mean, spread = (_colours(config.get(*told)) for told in (("image_mean", MEAN), ("image_std", SPREAD)))
+        if min(spread) <= 0:
+            raise ValueError("image_std is not above 0")
+    except ValueError as error:
+        raise InvalidFile(f"{path} does not say how pictures are normalised ({error}); get a fresh copy.") from error
+    return mean, spread
+
+
+def _colours(told: Any) -> Colours:
+    if not (isinstance(told, (list, tuple)) and len(told) == 3 and all(isinstance(one, (int, float)) for one in told)):
+        raise ValueError("image_mean and image_std are not three numbers each")
+    red, green, blue = map(float, told)
+    return red, green, blue
+
+
 class ClipVision:
     """Embeds pictures.
 
@@ -38,7 +70,7 @@ class ClipVision:
         mean, spread: of each colour, by which pictures are normalised.
     """
 
-    def __init__(self, network: Any, mean: tuple[float, ...] = MEAN, spread: tuple[float, ...] = SPREAD) -> None:
+    def __init__(self, network: Any, mean: Colours = MEAN, spread: Colours = SPREAD) -> None:
         self.network, self.mean, self.spread = network, mean, spread
 
     @classmethod
@@ -46,7 +78,7 @@ class ClipVision:
         """Load offline, with the normalisation that ``preprocessor_config.json`` says, else CLIP's own.
 
         Raises:
-            InvalidFile: no such folder, or not a CLIP vision model.
+            InvalidFile: no such folder, not a CLIP vision model, or no numbers to normalise by.
         """
         check_clip_folder(folder)
         try:
@@ -55,15 +87,12 @@ class ClipVision:
             network, report = CLIPVisionModelWithProjection.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-            told = folder / "preprocessor_config.json"
-            config = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
         except Exception as error:  # the libraries raise dozens of types for a damaged folder
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidFile(f"{folder} is not a CLIP vision model ({first}); get a fresh copy.") from error
         if [key for key in report["missing_keys"] if not key.endswith("position_ids")]:
             raise InvalidFile(f"{folder} is not a whole CLIP vision model: tensors are missing; get a fresh copy.")
-        mean, spread = config.get("image_mean", MEAN), config.get("image_std", SPREAD)
-        return cls(network.eval(), tuple(mean), tuple(spread))
+        return cls(network.eval(), *_normalisation(folder))
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
 from ..run_state import RunState
+from ..trajectory import EMPTY, PROMPT
 from .registry import method, option
 from .text_space import TextSpaceSettings, text_terms
 from .vocabulary import VocabularySettings, with_own_words
@@ -47,7 +48,7 @@ def guidance_goal(settings: Any, concept: Draw) -> Tensor:
 
 def beside(concept: Draw) -> Tensor:
     """g0(z, b): the guidance towards what the prompts say beside the concept, nothing for the word alone."""
-    return concept.base - concept.teacher["empty"]
+    return concept.base - concept.teacher[EMPTY]
 
 
 def wanted_instead(settings: Any, concept: Draw) -> Tensor:
@@ -77,7 +78,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     for part in range(BINS):
         rows = (draw.t * BINS // len(trainer.model.schedule)) == part
         if rows.any():
-            drift = (empty - draw.teacher["empty"])[rows].norm() / draw.teacher["empty"][rows].norm()
+            drift = (empty - draw.teacher[EMPTY])[rows].norm() / draw.teacher[EMPTY][rows].norm()
             found[f"drift {part + 1}/{BINS}"] = float(drift)
             found[f"residual {part + 1}/{BINS}"] = float(
                 missed[rows].norm() / draw.guidance[rows].norm().clamp_min(1e-12)
@@ -94,6 +95,7 @@ def diagnose(trainer: Trainer, count: int = 64) -> dict[str, float]:
     state=Diagnostics,
     prepare=with_own_words,
     goal=wanted_instead,
+    erasing="surgical",
 )
 def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     """||[eps(z, c) - sg eps(z, "")] - [g0(z, b) + G]||^2 + lambda ||eps(z, "") - eps0(z, "")||^2
@@ -104,7 +106,7 @@ def all_but_one(settings: AllButOneSettings, step: Step) -> dict[str, Tensor]:
     )
     terms = {
         "surgical": F.mse_loss(guided - empty.detach(), beside(concept) + guidance_goal(settings, concept)),
-        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher[EMPTY]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }
     return terms | text_terms(step, settings, nothing=settings.without == "neutralise")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers import LAYER_GROUPS
+from ..trajectory import EMPTY, PROMPT
 from .all_but_one import beside, guidance_goal, wanted_instead
 from .boundary_points import Boundary, CheckSettings, check_self_checks
 from .picture_tokens import PictureState, with_pictures
@@ -88,6 +89,7 @@ class AutoState(Boundary):
     prepare=with_own_words,
     goal=wanted_instead,
     check=check_self_checks,
+    erasing="surgical",
 )
 def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     """All but One's surgical loss for the words, for boundary points p and for pictures x, with its two constraints.
@@ -118,7 +120,7 @@ def auto(settings: AutoSettings, step: Step) -> dict[str, Tensor]:
     surgical += [settings.boundary_weight * F.mse_loss(one, wanted_instead(settings, draw)) for draw, one in boundary]
     terms = {
         "surgical": torch.stack(surgical).sum(),
-        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher["empty"]),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "drift": settings.drift_weight * F.mse_loss(empty, concept.teacher[EMPTY]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }
     return terms | text_terms(step, settings)

@@ -197,6 +197,19 @@ def edited_layers(model: LoadedModel, settings: ClosedFormSettings) -> dict[str,
     return layers
 
 
+def change_of(model: LoadedModel, name: str, narrow: Tensor, down: Tensor) -> LowRankDelta:
+    """W X of the module's docstring for one layer, on the CPU. The system that gives X needs float64, this product does
+    not.
+
+    Args:
+        model, name: the layer, with its weight W [O, D].
+        narrow: up of X, as ``solved_change`` gives it, in float32 where the model computes.
+        down: down of X.
+    """
+    weight = model.weight(name).to(model.device, torch.float32)
+    return LowRankDelta(down.float(), (weight @ narrow).cpu())
+
+
 @solver(
     "closed_form",
     "Closed form (instant erase)",
@@ -217,13 +230,11 @@ def closed_form(model: LoadedModel, concept: Concept, settings: ClosedFormSettin
     layers = edited_layers(model, settings)
     subject, instead, kept = vectors(model, concept, settings)
     up, down = solved_change(subject, instead, kept, settings.damping, settings.rank, settings.tolerance)
-    # The system needs float64; the products with the layers' weights do not.
     narrow = up.to(model.device, torch.float32)
     deltas = {}
     for step, name in enumerate(layers):
         if progress.cancelled():
             raise Cancelled("Stopped while solving.")
-        weight = model.weight(name).to(model.device, torch.float32)
-        deltas[name] = LowRankDelta(down.float(), (weight @ narrow).cpu())
+        deltas[name] = change_of(model, name, narrow, down)
         progress.update(Report("solving", step + 1, len(layers)))
     return DeltaSet(deltas)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..trajectory import PROMPT
 from .registry import TrainingSettings, method, option
 
 if TYPE_CHECKING:
@@ -63,5 +64,5 @@ def esd(settings: EsdSettings, step: Step) -> dict[str, Tensor]:
     erased, same = step.predict(concept, kept)
     return {
         "erase": F.mse_loss(erased, target(settings, concept)),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..trajectory import ORIGINAL, TRAINING
+from ..trajectory import ORIGINAL, PROMPT, TRAINING
 from .esd import target
 from .registry import TrainingSettings, method, option
 
@@ -54,5 +54,5 @@ def leco(settings: LecoSettings, step: Step) -> dict[str, Tensor]:
     erased, same = step.predict(concept, kept)
     return {
         "erase": F.mse_loss(erased, target(settings, concept)),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }

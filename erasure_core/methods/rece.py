@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..concept import Concept
-from ..delta import DeltaSet, LowRankDelta
+from ..delta import DeltaSet
 from ..errors import Cancelled
 from ..model import LoadedModel
 from ..progress import Progress, Report
-from .closed_form import ClosedFormSettings, edited_layers, solved_change, vectors
+from .closed_form import ClosedFormSettings, change_of, edited_layers, solved_change, vectors
 from .registry import option, solver
 
 
@@ -71,5 +71,5 @@ def rece(model: LoadedModel, concept: Concept, settings: ReceSettings, progress:
             erased = torch.cat([erased, returning(gram, same + up @ down, subject, settings.search_damping)])
             goals = torch.cat([goals, instead])
         progress.update(Report("solving", step + 1, settings.rounds + 1))
-    ups = {name: (model.weight(name).cpu().double() @ up).float() for name in names}
-    return DeltaSet({name: LowRankDelta(down.float(), moved) for name, moved in ups.items()})
+    narrow = up.to(model.device, torch.float32)
+    return DeltaSet({name: change_of(model, name, narrow, down) for name in names})

@@ -170,6 +170,7 @@ class Method:
         prepare: completes the concept before the work, for example by words that the model reads as it.
         goal: what the loss wants predicted for the concept's prompts, from (settings, draw); trajectories lead there.
         check: refuses settings that the method cannot follow on a model, before any work.
+        erasing: the loss term that says how far the concept is from what is wanted of it (see ``moved_away``).
     """
 
     name: str
@@ -183,6 +184,7 @@ class Method:
     prepare: Prepare | None = None
     goal: Goal | None = None
     check: Check | None = None
+    erasing: str = "erase"
 
 
 METHODS: dict[str, Method] = {}
@@ -199,6 +201,7 @@ def method(
     prepare: Prepare | None = None,
     goal: Goal | None = None,
     check: Check | None = None,
+    erasing: str = "erase",
 ) -> Callable[[Loss], Loss]:
     """Register a trained method. The decorated function gets (settings, step) and returns named loss terms."""
 
@@ -214,6 +217,7 @@ def method(
             prepare=prepare,
             goal=goal,
             check=check,
+            erasing=erasing,
         )
         return loss
 

@@ -14,6 +14,7 @@ from ..errors import InvalidSettings
 from ..layers import LAYER_GROUPS, is_text, select
 from ..model import Conditioning, LoadedModel
 from ..self_check import Reader, similarity
+from ..trajectory import PROMPT
 from .boundary_points import Boundary, Bounding, CheckSettings, check_self_checks
 from .esd import TargetSettings, target
 from .registry import method, option
@@ -120,7 +121,7 @@ def _erase_noise(step: Step, bounding: Bounding | None, settings: SageSettings) 
     erased, same, *found = step.trainer.predict(wanted)
     terms = {
         "erase": F.mse_loss(erased, target(settings, concept)),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }
     if bounding is not None:
         terms["boundary"] = settings.boundary_weight * F.mse_loss(found[0], target(settings, bounding.draw))
@@ -137,7 +138,7 @@ def _erase_text(step: Step, bounding: Bounding | None, settings: SageSettings) -
     (same,) = step.predict(kept)
     terms = {
         "erase": text_distance(said, anchors),
-        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher["prompt"]),
+        "keep": settings.keep_weight * F.mse_loss(same, kept.teacher[PROMPT]),
     }
     if bounding is not None:
         terms["boundary"] = settings.boundary_weight * text_distance(bounding.points, bounding.instead)

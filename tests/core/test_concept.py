@@ -22,6 +22,7 @@ from erasure_core.concept import (
     worded,
 )
 from erasure_core.errors import InvalidConcept
+from erasure_core.everyday import everyday_words
 
 WORD = st.text("abcdefgh", min_size=1, max_size=6)
 PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
@@ -46,6 +47,11 @@ def test_the_concept_is_said_inside_kept_prompts() -> None:
 def test_words_around_a_prompt_have_nothing_to_do_with_the_concept() -> None:
     concept = Concept(("garden",), "apple", ("a red house", "dog"))
     assert not any("garden" in s.without or "apple" in s.without for s in concept.sayings(60))
+
+
+def test_where_every_everyday_word_is_erased_nothing_stands_around() -> None:
+    concept = Concept(everyday_words(), None, ("a zebra",))
+    assert {s.without for s in concept.sayings(12) if s.without} == {"a zebra"}
 
 
 def test_without_an_alternative_the_rest_of_the_prompt_is_left() -> None:

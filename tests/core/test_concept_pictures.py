@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from erasure_core.cli.purify import _files as given_pictures_of_a_command
 from erasure_core.concept_pictures import own_latents, read_picture, read_pictures, reads_pictures
 from erasure_core.errors import InvalidFile
-from erasure_core.hosts.clip_vision import ClipVision
+from erasure_core.hosts.clip_vision import MEAN, SPREAD, ClipVision
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods import METHODS
 from erasure_core.progress import Silent
@@ -106,6 +107,27 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InvalidFile, match="a pipe"):
         ClipVision.load(tmp_path)
+
+
+def test_a_clip_folder_says_how_pictures_are_normalised_or_is_refused(tmp_path: Path) -> None:
+    config = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
+    assert (ClipVision.load(tmp_path).mean, ClipVision.load(tmp_path).spread) == (MEAN, SPREAD)
+    told = tmp_path / "preprocessor_config.json"
+    told.write_text('{"image_mean": [0.5, 0.5, 0.25], "image_std": [1, 1, 1]}')
+    assert ClipVision.load(tmp_path).mean == (0.5, 0.5, 0.25) and ClipVision.load(tmp_path).spread == (1, 1, 1)
+    for text, reason in (
+        ("[]", "it is no object"),
+        ("{", "Expecting"),
+        ('{"image_mean": 0.5}', "not three numbers each"),
+        ('{"image_mean": [0.5, 0.5]}', "not three numbers each"),
+        ('{"image_mean": ["a", "b", "c"]}', "not three numbers each"),
+        ('{"image_std": null}', "not three numbers each"),
+        ('{"image_std": [1, 0, 1]}', "image_std is not above 0"),
+    ):
+        told.write_text(text)
+        with pytest.raises(InvalidFile, match=rf"_config\.json does not say .*{reason}.*get a fresh copy\.$"):
+            ClipVision.load(tmp_path)
 
 
 def test_broken_pictures_are_told_with_what_to_do(tmp_path: Path) -> None:

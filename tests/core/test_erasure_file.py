@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from erasure_core import Concept, DeltaSet, Erasure, applied, erase, read_erasur
 from erasure_core.delta import DenseDelta, LowRankDelta
 from erasure_core.erasing import describe
 from erasure_core.errors import InvalidFile, OutputError, TrainingFailed, WrongBase
-from erasure_core.fingerprint import TOLERANCE, distance, fingerprint, sketch
+from erasure_core.fingerprint import SAMPLES, TOLERANCE, distance, fingerprint, sketch
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.layers import select
 from erasure_core.manifest import Manifest
@@ -218,6 +221,14 @@ def test_a_base_is_recognised_in_other_number_formats(pico_folders: dict[str, Pa
     other.unet.to(dtype)
     names = sorted(select(model.layers(), "full"))
     assert 0 < distance(sketch(model, names), sketch(other, names)) <= TOLERANCE
+
+
+def test_a_sketch_is_the_same_for_ever() -> None:
+    """Files hold it: with another one no erasure would know its model."""
+    weights = {"small": torch.arange(100.0), "large": torch.arange(3.0 * SAMPLES).remainder(7)}
+    model: Any = SimpleNamespace(base_weight=weights.__getitem__)
+    assert sketch(model, ["small"])[:8] == [64, -66, 64, -64, -64, -74, -76, 64]
+    assert sha256(str(sketch(model, weights)).encode()).hexdigest()[:16] == "1e2c1bd7ef62b338"
 
 
 def test_the_distance_of_sketches_is_that_of_the_weights(pico_folders: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -23,7 +24,7 @@ from erasure_core.errors import DeviceOutOfMemory, OutOfMemory, OutputError
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.progress import Silent
-from erasure_core.safe_files import exclusive, write_files
+from erasure_core.safe_files import exclusive, read_tensors, write_files, write_tensors
 
 CONCEPT = Concept(("ball",), None, ("a red box",))
 QUICK = [
@@ -236,6 +237,51 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken(tmp_path: Path, monkeypa
     with exclusive(out):
         assert len(seen) == 2 and lock.stat().st_ino == seen[1] != seen[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_removes_no_file_that_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, opened = safe_files._locked, []
+
+    def locked(path: Path, lock: Path) -> IO[str]:
+        opened.append(original(path, lock))
+        return opened[0]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if not opened[0].closed:
+            raise PermissionError(13, "[WinError 32] The process cannot access the file", str(path))
+        os.unlink(path)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=lambda *how: None))
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(safe_files, "_locked", locked)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with exclusive(tmp_path / "x.safetensors"):
+        assert [path.name for path in tmp_path.iterdir()] == [".x.safetensors.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_removed_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "held by a virus scanner", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with exclusive(tmp_path / "x.safetensors"):
+            pass
+    with exclusive(tmp_path / "x.safetensors"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_on_windows_what_is_read_does_not_hold_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is mapped into memory can neither be replaced nor removed there."""
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(3)}, {})
+    monkeypatch.setattr(sys, "platform", "win32")
+    tensors, _ = read_tensors(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert torch.equal(tensors["a"], torch.ones(3))
 
 
 def test_a_model_folder_that_may_only_be_read(

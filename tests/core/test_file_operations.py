@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure_core import Concept, DeltaSet, erase, read_erasure, write_erasure
 from erasure_core.algebra import dense, low_rank, merged
+from erasure_core.cli import bake
 from erasure_core.cli.main import main
 from erasure_core.combining import all_words
 from erasure_core.delta import DenseDelta, LowRankDelta
@@ -284,6 +285,22 @@ def test_a_baked_checkpoint_paints_as_with_the_erasure(
     before, after = load_file(path), load_file(out)
     assert before.keys() == after.keys()
     assert any(torch.equal(before[key], after[key]) for key in before), "norms and the autoencoder stay as they are"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_baking_copies_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Of SDXL a copy would be ten gigabytes."""
+    model = DiffusersModel.load(write_pico(tmp_path, family, real_vocabulary=True))
+    before = {key: tensor.clone() for key, tensor in bake._tensors(model).items()}
+    chosen = ["unet.conv_out", *(name for name in model.layers() if name.endswith("layers.0.self_attn.k_proj"))]
+    deltas = DeltaSet({name: random_deltas(model, "full+text-encoder")[name] for name in chosen})
+    write_erasure(tmp_path / "e.safetensors", as_erasure(model, deltas), model, torch.float32)
+    monkeypatch.setattr(torch.Tensor, "clone", None)
+    found = bake.baked_tensors(model, [str(tmp_path / "e.safetensors"), f"{tmp_path / 'e.safetensors'}:0"])
+    monkeypatch.undo()
+    after = bake._tensors(model)
+    assert set(found) == {key for key in before if not torch.equal(before[key], after[key])}
+    assert len(found) == len(chosen) and all(torch.equal(found[key], after[key]) for key in found)
 
 
 def test_baking_keeps_each_tensors_type_and_refuses_what_it_cannot_hold(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from erasure_core import read_erasure
 from erasure_core.errors import ErasureError, InvalidFile, WrongBase
 from erasure_core.foreign import read_foreign
 from erasure_core.hosts.diffusers import DiffusersModel
+from erasure_core.plain_weights import load_weights
 
 CASES = hostile_files()
 LAYER = "down_blocks_9_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -269,4 +271,30 @@ def test_hostile_weights_are_not_converted(pico: DiffusersModel, tmp_path: Path)
         with pytest.raises(ErasureError) as caught:
             read_foreign(path, pico, pico.other_parameters())
         assert expected in str(caught.value), path.name
+        check_sentence(caught.value, path)
+
+
+def forged(program: bytes) -> bytes:
+    """An archive in which Python's reader finds all entries but the last, and torch's finds that as well."""
+    size, start = struct.unpack("<II", program[-10:-2])
+    listed = program[start : start + size]
+    last = listed.rindex(b"PK\x01\x02")
+    before, room = listed.rindex(b"PK\x01\x02", 0, last), size - last
+    without = listed[: before + 32] + struct.pack("<H", room) + listed[before + 34 : last] + b" " * room
+    return program[:start] + listed + without + program[-22:]
+
+
+def test_a_program_is_not_given_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.6 torch runs it, even where it is asked for weights only."""
+    plain, hidden = tmp_path / "plain.pt", tmp_path / "hidden.pt"
+    torch.save({"x.weight": torch.zeros(2)}, plain)
+    with zipfile.ZipFile(plain, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/constants.pkl", b"\x80\x02}.")
+    hidden.write_bytes(forged(plain.read_bytes()))
+    with zipfile.ZipFile(hidden) as archive:
+        assert not any("constants" in name for name in archive.namelist())
+    monkeypatch.setattr(torch, "load", None)
+    for path in (plain, hidden):
+        with pytest.raises(InvalidFile, match="is a program") as caught:
+            load_weights(path)
         check_sentence(caught.value, path)

@@ -28,6 +28,7 @@ from erasure_core.library import Library, confined, read_manifest, safe_stem
 from erasure_core.making import Hardening, Made, make_erasure, request_key, training_path
 from erasure_core.methods import find_method
 from erasure_core.progress import Silent
+from erasure_core.safe_files import exclusive
 
 BALL = Concept(("ball",), keep=("a red box",))
 CLOSED_FORM, ESD = find_method("closed_form"), find_method("esd")
@@ -112,6 +113,26 @@ def test_other_inputs_make_other_files(pico: DiffusersModel, tmp_path: Path) -> 
     other = make_erasure(library, pico, replace(BALL, alternative="box", keep=()), CLOSED_FORM, settings, Silent())
     stronger = make_erasure(library, pico, BALL, CLOSED_FORM, replace(settings, damping=0.2), Silent())
     assert len({first.path, other.path, stronger.path}) == 3
+
+
+def test_a_name_that_another_process_writes_to_just_now_is_left_to_it(pico: DiffusersModel, tmp_path: Path) -> None:
+    library, settings = Library([tmp_path]), CLOSED_FORM.settings()
+    with exclusive(tmp_path / "ball.safetensors"), exclusive(tmp_path / "ball-2.safetensors"):
+        made = make_erasure(library, pico, BALL, CLOSED_FORM, settings, Silent())
+    assert made.path.name == "ball-3.safetensors" and library.names() == ["ball-3.safetensors"]
+
+
+def test_a_round_whose_file_cannot_be_removed_does_not_lose_those_behind_it(
+    pico: DiffusersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where another program may hold the file."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "held by another program", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    training = tmp_path / "ball-esd-0123.safetensors"
+    module._Order(Library([tmp_path]), pico, ["0123"], [training], "ball").remove(0, tmp_path / "round.safetensors")
 
 
 def test_hardening_is_part_of_the_request(pico: DiffusersModel) -> None:

@@ -13,13 +13,12 @@ def schedules() -> list[NoiseSchedule]:
     return [
         NoiseSchedule.from_alphas_cumprod(alphas, "epsilon"),
         NoiseSchedule.from_alphas_cumprod(alphas, "v_prediction"),
-        NoiseSchedule.rectified_flow(1000, shift=3.0),
     ]
 
 
 def exact_prediction(schedule: NoiseSchedule, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     a, s = schedule.scales(t)
-    return {"epsilon": noise, "v_prediction": a * noise - s * x0, "flow": noise - x0}[schedule.prediction]
+    return {"epsilon": noise, "v_prediction": a * noise - s * x0}[schedule.prediction]
 
 
 @pytest.mark.parametrize("schedule", schedules(), ids=lambda s: s.prediction)
@@ -112,6 +111,6 @@ def test_epsilon_step_agrees_with_diffusers() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="prediction type 'x0' is unknown"):
         NoiseSchedule(torch.ones(3), torch.ones(3), "x0")
-    for steps in (0, 101):
-        with pytest.raises(InvalidSettings, match="has 100 timesteps; choose steps between 1 and 100"):
-            NoiseSchedule.rectified_flow(100).timesteps(steps)
+    for steps in (0, 1001):
+        with pytest.raises(InvalidSettings, match="has 1000 timesteps; choose steps between 1 and 1000"):
+            schedules()[0].timesteps(steps)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def test_foreign_weights_are_whole_and_said_once(pico: DiffusersModel, tmp_path:
 def test_a_pickle_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     torch.save({"x.weight": torch.zeros(123)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InvalidFile, match=r"older than torch 1\.6"):
+        load_weights(path)
+    with zipfile.ZipFile(path, "a") as behind:  # an archive for those who look at the end of a file
+        behind.writestr("archive/version", "3\n")
+        behind.writestr("archive/data.pkl", b"\x80\x02}.")
     with pytest.raises(InvalidFile, match=r"older than torch 1\.6"):
         load_weights(path)
 

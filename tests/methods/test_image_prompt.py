@@ -111,6 +111,28 @@ def test_other_kinds_and_other_models_are_refused(pico_models: dict[str, Diffuse
         adapter.projector(torch.zeros(1, 8))
 
 
+@pytest.mark.parametrize(
+    ("part", "shape", "says"),
+    [
+        ("proj.weight", (4 * 64,), "do not fit together"),
+        ("proj.weight", (0, EMBEDDING), "do not fit together"),
+        ("proj.weight", (4 * 64 + 1, EMBEDDING), "do not fit together"),
+        ("proj.bias", (64,), "do not fit together"),
+        ("norm.weight", (), "do not fit together"),
+        ("norm.weight", (32,), "do not fit together"),
+        ("norm.bias", (32,), "do not fit together"),
+        ("norm.both", (32,), "another width than its to_k_ip weights read"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(
+    pico: DiffusersModel, part: str, shape: tuple[int, ...], says: str
+) -> None:
+    wrong = ("norm.weight", "norm.bias") if part == "norm.both" else (part,)
+    tensors = state_dict(pico) | {f"image_proj.{name}": torch.ones(shape) for name in wrong}
+    with pytest.raises(InvalidFile, match=f"adapter is damaged: .*{says}.*; get a fresh copy"):
+        ImageAdapter.from_tensors(tensors, pico, "adapter")
+
+
 def test_learned_tokens_lower_the_error_on_their_pictures(pico: DiffusersModel) -> None:
     latents = torch.randn(2, *pico.latent_shape, generator=torch.Generator().manual_seed(0))
     branch = ImageBranch(ImageAdapter.of_model(pico), pico)

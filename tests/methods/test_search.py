@@ -20,7 +20,7 @@ from erasure_core.layers import select
 from erasure_core.methods import METHODS, find_method, vocabulary
 from erasure_core.methods.closed_form import subject_rows
 from erasure_core.methods.rece import returning
-from erasure_core.near_words import MOST_ANCHORS, nearest_words, with_everyday_keep, with_neighbours
+from erasure_core.near_words import MOST_ANCHORS, nearest_words, with_everyday_keep, with_neighbours, words_around
 from erasure_core.progress import Silent
 from erasure_core.purify import invert, purify
 from erasure_core.self_check import BoundaryPoints, SelfCheck, self_check
@@ -131,6 +131,12 @@ def test_a_check_of_nothing_finds_the_concept(pico: DiffusersModel) -> None:
     with pico.trainable():
         found = self_check(pico, deltas, "ball", SelfCheck(starts=2, steps=1), torch.Generator().manual_seed(0))
     torch.testing.assert_close(found.remaining, found.belonging)
+
+
+def test_where_no_word_is_wanted_no_table_is_read(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words_around(pico, ["ball"], 1)
+    monkeypatch.setattr(pico, "token_tables", lambda: pytest.fail("it is copied whole"))
+    assert words_around(pico, ["ball"], 0) == words_around(pico, [], 1) == {}
 
 
 def test_nearest_words_are_whole_words_but_not_the_phrase(pico: DiffusersModel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from method_helpers import CONCEPT, stopped
+from random_changes import random_deltas
 from stopping import StopAt
 
 from erasure_core import Concept, Erasure, Report, Silent, erase, write_erasure
@@ -73,7 +74,7 @@ def undisturbed(request: pytest.FixtureRequest, pico_models: dict[str, Diffusers
 
 def finished(model: DiffusersModel, name: str, checkpoint: Path | None = None) -> Erasure:
     erasure, history = erase(model, CONCEPT, name, settings_of(name), checkpoint=checkpoint)
-    assert len(history.losses) == 6
+    assert len(history.losses) == 6 and METHODS[name].erasing in history.losses[0]
     return erasure
 
 
@@ -204,6 +205,13 @@ AS_TOLD = {"neighbours": 0, "replace": False}
 """Nothing beside what the concept says."""
 
 
+def test_a_dense_change_is_no_start_for_one_of_low_rank(pico: DiffusersModel) -> None:
+    settings = METHODS["esd"].settings(**SMALL | {"layers": "cross-attention-kv"})
+    start = random_deltas(pico, settings.layers, 0, True)
+    with pytest.raises(InvalidSettings, match=r"is full-size \(dense\), and what is trained has rank 2; choose rank 0"):
+        erase(pico, CONCEPT, "esd", settings, start=start)
+
+
 @pytest.mark.parametrize("rank", [2, 0])
 def test_the_closed_form_start_is_the_closed_form(pico: DiffusersModel, rank: int) -> None:
     closed, _ = erase(pico, CONCEPT, "closed_form", METHODS["closed_form"].settings(rank=rank, **AS_TOLD))
@@ -292,6 +300,17 @@ def test_a_training_that_wrecks_the_model_with_finite_numbers_is_told(pico: Diff
     assert not sound.notes
     wild = erase(pico, CONCEPT, "esd", replace(settings, learning_rate=1.0))[1]
     assert wild.notes == ["The training moved away from its goal: its loss grew; lower the learning rate"]
+
+
+def test_a_loss_may_name_its_terms_as_it_likes(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    esd = METHODS["esd"]
+    assert esd.loss is not None
+    own = replace(esd, name="own", loss=lambda s, step: {"gone": esd.loss(s, step)["erase"]})  # type: ignore[misc]
+    settings = esd.settings(**SMALL | {"steps": 20, "learning_rate": 1.0})
+    for method, told in ((own, False), (replace(own, erasing="gone"), True)):
+        monkeypatch.setitem(METHODS, "own", method)
+        _, history = erase(pico, CONCEPT, "own", settings)
+        assert len(history.losses) == 20 and bool(history.notes) is told
 
 
 def test_what_nothing_kept_is_not_said_to_be_kept(pico: DiffusersModel) -> None:
