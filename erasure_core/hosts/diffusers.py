@@ -339,12 +339,7 @@ def _canonical(prefix: str, name: str) -> str:
 
 def _device(wanted: str) -> torch.device:
     if wanted == "auto":
-        there = {
-            "cuda": torch.cuda.is_available(),
-            "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        return torch.device(next((kind for kind, is_there in there.items() if is_there), "cpu"))
+        return torch.device(next(iter(_accelerators()), "cpu"))
     reason = "there is no such kind of device"
     try:
         device = torch.device(wanted)
@@ -357,9 +352,19 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
+def _accelerators() -> list[str]:
+    """The kinds of device beside the CPU that this machine has, the fastest first."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),  # torch 2.1 has none
+        "mps": torch.backends.mps.is_available(),
+    }
+    return [kind for kind, is_there in there.items() if is_there]
+
+
 def _devices() -> str:
     cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ", ".join(["auto", "cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])])
+    return ", ".join(["auto", "cpu", *cards, *(kind for kind in _accelerators() if kind != "cuda")])
 
 
 def _dtype(device: torch.device) -> torch.dtype:
