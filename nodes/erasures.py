@@ -21,7 +21,7 @@ from ..erasure_core.delta import LowRankDelta
 from ..erasure_core.erasing import describe
 from ..erasure_core.erasure_file import read_erasure, write_erasure
 from ..erasure_core.errors import ErasureError, InvalidFile, ModelError
-from ..erasure_core.foreign import looks_foreign, missing_of, read_foreign
+from ..erasure_core.foreign import CONVERTED, looks_foreign, missing_of, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
@@ -120,9 +120,8 @@ def _foreign(path: Path, words: tuple[str, ...], model: Any, clip: Any) -> Item:
         raise ModelError(f"{path.name} holds weights of other software: connect the MODEL that it was made on.")
     loaded = ComfyModel(model, clip)
     found = read_foreign(path, loaded, loaded.other_parameters())
-    status = "made by other software; converted to this format"
     said = Concept(words or (UNKNOWN,))
-    manifest = describe(loaded, found.deltas, said, "converted", status, found.source(path))
+    manifest = describe(loaded, found.deltas, said, *CONVERTED, found.source(path))
     return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False, noise=found.noise)
 
 
