@@ -105,7 +105,11 @@ class LoadErasure(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None, **others: Any) -> str | float:
         if file is None:
             return math.nan  # equal to nothing, so that the file is read again
-        return _content(located(file), file_fingerprint([located(file)])) if file in listed() else ""
+        try:
+            path = located(file)
+        except InvalidFile:
+            return ""
+        return _content(path, file_fingerprint([path]))
 
     @classmethod
     def execute(cls, file: str, erases: str, model: Any = None, clip: Any = None) -> io.NodeOutput:

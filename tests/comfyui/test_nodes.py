@@ -537,6 +537,20 @@ def test_figures_in_a_file_do_not_make_its_graph_run_again(nodes: Nodes, graph: 
     assert load.fingerprint_inputs(file=path.name) != before
 
 
+def test_the_folders_are_listed_once_for_a_file(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be large, and on a slow disk; the host asks at every queue."""
+    path = instant(nodes, graph).args[2][0].stored.path
+    erasures = importlib.import_module(f"{PACK}.nodes.erasures")
+    asked: list[str] = []
+    own = erasures.listed
+    monkeypatch.setattr(erasures, "listed", lambda: asked.append("once") or own())
+    assert str(path) in erasures.LoadErasure.fingerprint_inputs(file=path.name)
+    assert asked == ["once"]
+    assert erasures.LoadErasure.fingerprint_inputs(file="gone.safetensors") == ""
+
+
 @pytest.mark.parametrize("damage", ["missing", "exchanged", "empty", "profile"])
 def test_profiles_fail_closed(nodes: Nodes, graph: dict[str, Any], profile: str, damage: str, fake_host: Path) -> None:
     files = sorted((fake_host / "erasures").glob("*.safetensors"))
