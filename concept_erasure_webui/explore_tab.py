@@ -160,14 +160,15 @@ def search_of(
         ErasureError: something in it cannot be used.
     """
     try:
-        numbers = {"look": int(look), "states": int(states), "seed": int(seed)}
+        settings = ExploreSettings(
+            seconds=float(seconds), levels="+".join(levels or ()), pictures=bool(pictures), sensitive=bool(sensitive),
+            guidance=float(guidance), look=int(look), states=int(states), seed=int(seed),
+        )  # fmt: skip
+        wish = Wish(erasure, float(strength), float(strength)) if erasure and erasure != NONE else None
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidSettings("Pictures, latents and seed of the search must be whole numbers.") from error
-    settings = ExploreSettings(
-        seconds=float(seconds), levels="+".join(levels or ()), pictures=bool(pictures), sensitive=bool(sensitive),
-        guidance=float(guidance), **numbers,
-    )  # fmt: skip
-    wish = Wish(erasure, float(strength), float(strength)) if erasure and erasure != NONE else None
+        raise InvalidSettings(
+            "Strength, seconds and guidance of the search must be numbers; pictures, latents and seed whole ones."
+        ) from error
     return Search(tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), wish, settings, latent_side(side))
 
 

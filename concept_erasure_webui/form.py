@@ -57,7 +57,12 @@ def settings_of(
     Raises:
         InvalidSettings: there is no such preset, or a value is missing, of the wrong kind or out of range.
     """
-    given = {s.name: _value(s, value) for s, value in zip(fields(method.settings), values, strict=True)}
+    known = fields(method.settings)
+    if len(values) != len(known):
+        raise InvalidSettings(
+            f"{method.title} has {len(known)} settings, but {len(values)} were sent; send all of them."
+        )
+    given = {setting.name: _value(setting, value) for setting, value in zip(known, values, strict=True)}
     if preset is not None:
         defaults = asdict(method.settings())
         # What a widget shows unchanged was not chosen by the user, so the preset may.

@@ -18,7 +18,7 @@ from erasure_core.hosts.webui_patching import ForgePatcher, PatchFailed
 from erasure_core.hosts.webui_slots import Applied, key_of
 
 from . import places, wishes
-from .guard import INFOTEXT_REFUSED, spoil, stay_enabled
+from .refusal import INFOTEXT_REFUSED, spoil, stay_enabled
 from .running import RUNNING, STATE, State, keep, state_of
 from .session import SESSION, UNKNOWN, check_kept, checkpoint_of
 from .wishes import Wish

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from erasure_core.concept_pictures import MAX_PIXELS, ConceptPictures, upright_rgb
+from erasure_core.concept_pictures import ConceptPictures, opened_picture
 from erasure_core.errors import InvalidFile, InvalidSettings
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.model import PATCH
@@ -24,7 +23,6 @@ from erasure_core.safe_files import check_regular
 
 from .working import as_pixels
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MOST_PICTURES = 64
 MOST_BYTES = 16 * 2**20
 """Of one picture's file."""
@@ -99,11 +97,6 @@ def _check_bytes(size: int, number: int) -> None:
 
 
 def _opened(content: bytes, number: int) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:  # known from the header, before anything is decoded
-                raise InvalidFile(f"Picture {number} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
-            side = min(MOST_SIDE, opened.width, opened.height)
-            return ImageOps.fit(upright_rgb(opened), (side, side))
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise InvalidFile(f"Picture {number} cannot be read; give PNG, JPEG, WebP or BMP.") from error
+    picture = opened_picture(io.BytesIO(content), f"Picture {number}")
+    side = min(MOST_SIDE, *picture.size)
+    return ImageOps.fit(picture, (side, side))

@@ -130,13 +130,15 @@ def measurement_of(
     Raises:
         ErasureError: something in it cannot be used.
     """
+    shown = {"pictures": bool(pictures), "explicit": bool(explicit), "sensitive": bool(sensitive)}
     try:
         numbers = {"states": int(states), "steps": int(steps), "seed": int(seed)}
+        settings = ReportSettings(seconds=float(seconds), guidance=float(guidance), **shown, **numbers)
+        wishes = tuple(Wish(name, float(strength), float(strength)) for name in erasures or ())
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidSettings("Latents, steps and seed of the report must be whole numbers.") from error
-    shown = {"pictures": bool(pictures), "explicit": bool(explicit), "sensitive": bool(sensitive)}
-    settings = ReportSettings(seconds=float(seconds), guidance=float(guidance), **shown, **numbers)
-    wishes = tuple(Wish(name, float(strength), float(strength)) for name in erasures or ())
+        raise InvalidSettings(
+            "Strength, seconds and guidance of the report must be numbers; latents, steps and seed whole ones."
+        ) from error
     return Measurement(
         wishes, tuple(lines(words)), tuple(lines(keep)), tuple(lines(tries)), settings, latent_side(side), bool(merge)
     )

@@ -17,7 +17,7 @@ from erasure_core.delta import LowRankDelta
 from erasure_core.erasing import describe
 from erasure_core.erasure_file import Erasure, StoredErasure, read_erasure, write_erasure
 from erasure_core.errors import ErasureError, InvalidConcept, InvalidFile, InvalidSettings, OutputError
-from erasure_core.foreign import looks_foreign, missing_of, not_kept, read_foreign
+from erasure_core.foreign import CONVERTED, looks_foreign, missing_of, not_kept, read_foreign
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.library import SUFFIX, safe_stem
 from erasure_core.making import history_path
@@ -174,8 +174,7 @@ def import_file(source: Path | None, words: str) -> str:
         origin[LOSS] = error
     else:
         deltas = stored.bind(model)
-    status = "made by other software; converted to this format"
-    manifest = describe(model, deltas, Concept(said), "converted", status, origin)
+    manifest = describe(model, deltas, Concept(said), *CONVERTED, origin)
     write_erasure(target, Erasure(deltas, manifest), model)
     told = f"{target.stem} was imported; relative error of the conversion {origin.get(LOSS, 0.0):.1e}."
     missing = missing_of(origin)

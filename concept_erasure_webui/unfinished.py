@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,12 @@ def save_unfinished(
 
 def learned_concept(found: Mapping[str, Any]) -> Concept:
     """The concept that a training works on, from its checkpoint: as the user wrote it, completed by the method."""
-    pairs = tuple((word, instead) for word, instead in found["instead"])
-    return Concept(tuple(found["words"]), found["alternative"], tuple(found["keep"]), pairs)
+    return Concept(**{field.name: _as_tuples(found[field.name]) for field in fields(Concept)})
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists, and lists in them, as the tuples that they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def is_completed(asked: Concept, learned: Concept) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .delta import Delta, DeltaSet, DenseDelta, LowRankDelta
-from .progress import Progress, told
+from .progress import Progress, reporting_each
 
 TOLERANCE = 1e-6
 """Relative error below which a dense change counts as exactly low rank."""
@@ -31,7 +31,7 @@ def merged(parts: Sequence[tuple[DeltaSet, float]], progress: Progress | None = 
     """
     all_low_rank = all(isinstance(delta, LowRankDelta) for deltas, _ in parts for delta in deltas.deltas.values())
     names = list(dict.fromkeys(name for deltas, _ in parts for name in deltas))
-    return DeltaSet({name: _sum(name, parts, all_low_rank) for name in told(names, "adding up", progress)})
+    return DeltaSet({name: _sum(name, parts, all_low_rank) for name in reporting_each(names, "adding up", progress)})
 
 
 def _sum(name: str, parts: Sequence[tuple[DeltaSet, float]], low_rank: bool) -> Delta:
@@ -71,7 +71,7 @@ def low_rank(
     """
     found: dict[str, Delta] = {}
     missed = whole = 0.0
-    for name, delta in told(list(deltas.deltas.items()), "converting", progress):
+    for name, delta in reporting_each(list(deltas.deltas.items()), "converting", progress):
         change = delta.change().detach().cpu()  # cards are slow in float64, and Apple's have none
         found[name] = _nearest(change, rank, max(TOLERANCE, noise.get(name, 0.0)))
         missed += float((found[name].change().detach() - change).double().pow(2).sum())

@@ -19,7 +19,7 @@ from .errors import InvalidSettings
 from .manifest import Manifest
 from .model import LoadedModel
 from .naming import file_names
-from .progress import Progress, told
+from .progress import Progress, reporting_each
 
 CPU = torch.device("cpu")
 """Where sums and conversions are made: a full-size change of a whole network is twice as large as that network, which
@@ -79,7 +79,7 @@ def merge(
         InvalidSettings: nothing but rounding is left of them.
         WrongBase: a part was made for another model.
     """
-    reading = told(parts, "matching to the model", progress)
+    reading = reporting_each(parts, "matching to the model", progress)
     bound = [(_weighted(part, part.stored.bind(model, allow_other_base, CPU)), 1.0) for part in reading]
     deltas = merged(bound, progress)
     if _size(deltas) <= CANCELLED * sum(_size(part) for part, _ in bound):

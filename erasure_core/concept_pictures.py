@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -100,22 +100,35 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     check_regular(path)
+    picture = opened_picture(path, str(path))
+    cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
+    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
+
+
+def opened_picture(source: Path | BinaryIO, called: str) -> Image.Image:
+    """A picture that may come from a stranger, as ``upright_rgb`` has it.
+
+    Args:
+        source: the file, or its content.
+        called: what a sentence calls it.
+
+    Raises:
+        InvalidFile: it is too large, damaged, or of another format.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InvalidFile(f"{path} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
-            picture = upright_rgb(opened)
+        with Image.open(source, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:  # known from the header, before anything is decoded
+                raise InvalidFile(f"{called} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.")
+            return upright_rgb(opened)
     except InvalidFile:
         raise
     except Image.DecompressionBombError as error:
-        raise InvalidFile(f"{path} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.") from error
+        raise InvalidFile(f"{called} has more than {MAX_PIXELS // 2**20} megapixels; make it smaller.") from error
     except Exception as error:  # the decoders raise many types for damaged files
         reason = "it is no PNG, JPEG, WebP or BMP" if isinstance(error, UnidentifiedImageError) else f"damaged: {error}"
         raise InvalidFile(
-            f"{path} cannot be read as a picture ({reason}); save it anew as PNG or JPEG, or take it out."
+            f"{called} cannot be read as a picture ({reason}); save it anew as PNG or JPEG, or take it out."
         ) from error
-    cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
-    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
 
 
 def upright_rgb(opened: Image.Image) -> Image.Image:

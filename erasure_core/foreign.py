@@ -41,6 +41,8 @@ NOTE = "lora_adapter_metadata"
 MAX_NOTE = 10_000
 UNUSUAL = ("alpha_pattern", "use_dora", "use_rslora")
 OTHERS = "norms, biases and embeddings"
+CONVERTED = ("converted", "made by other software; converted to this format")
+"""Method and its status in the manifest of what other software made."""
 GIVE_BASE = "give the base model that it was made on"
 FAR = 0.9
 """Relative distance of a weight to the base's from which they cannot belong together."""

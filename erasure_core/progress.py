@@ -96,7 +96,7 @@ class PartOfWhole:
         return self.whole.cancelled()
 
 
-def told(items: Sequence[T], stage: str, progress: Progress | None) -> Iterator[T]:
+def reporting_each(items: Sequence[T], stage: str, progress: Progress | None) -> Iterator[T]:
     """The items one after the other, with a report after each.
 
     Raises:

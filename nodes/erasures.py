@@ -19,9 +19,9 @@ from ..erasure_core.combining import UNKNOWN, Part, merge, stored_form
 from ..erasure_core.concept import Concept
 from ..erasure_core.delta import LowRankDelta
 from ..erasure_core.erasing import describe
-from ..erasure_core.erasure_file import read_erasure, write_erasure
+from ..erasure_core.erasure_file import Erasure, read_erasure, write_erasure
 from ..erasure_core.errors import ErasureError, InvalidFile, ModelError
-from ..erasure_core.foreign import looks_foreign, missing_of, read_foreign
+from ..erasure_core.foreign import CONVERTED, looks_foreign, missing_of, read_foreign
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.hosts.comfyui_patches import Strengths, apply_deltas, bound, check_blocks, parse_blocks
 from ..erasure_core.library import read_manifest
@@ -105,7 +105,11 @@ class LoadErasure(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None, **others: Any) -> str | float:
         if file is None:
             return math.nan  # equal to nothing, so that the file is read again
-        return _content(located(file), file_fingerprint([located(file)])) if file in listed() else ""
+        try:
+            path = located(file)
+        except InvalidFile:
+            return ""
+        return _content(path, file_fingerprint([path]))
 
     @classmethod
     def execute(cls, file: str, erases: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
@@ -120,9 +124,8 @@ def _foreign(path: Path, words: tuple[str, ...], model: Any, clip: Any) -> Item:
         raise ModelError(f"{path.name} holds weights of other software: connect the MODEL that it was made on.")
     loaded = ComfyModel(model, clip)
     found = read_foreign(path, loaded, loaded.other_parameters())
-    status = "made by other software; converted to this format"
     said = Concept(words or (UNKNOWN,))
-    manifest = describe(loaded, found.deltas, said, "converted", status, found.source(path))
+    manifest = describe(loaded, found.deltas, said, *CONVERTED, found.source(path))
     return Item(stored_form(loaded, found.deltas, manifest, path), is_file=False, noise=found.noise)
 
 
@@ -294,18 +297,30 @@ class SaveErasure(io.ComfyNode):
     def execute(cls, erasure: Stack, name: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
         with working():
             path = library().free_path(name)
-            only = erasure[0] if len(erasure) == 1 else None
-            if only is not None and only.is_file and only.unet == only.text == 1.0:
+            only = _as_it_is(erasure)
+            if only is not None and only.is_file:
                 copy_file(only.stored.path, path)
             elif model is None:
                 raise ModelError("This is more than a copy of one file: connect the MODEL (and CLIP) it was made on.")
             else:
                 check_clip(erasure, clip)
                 loaded = ComfyModel(model, clip)
-                parts = [Part(item.stored, item.unet, item.text) for item in erasure]
-                write_erasure(path, merge(loaded, parts), loaded)
+                write_erasure(path, _joined(erasure, loaded), loaded)
             shown = badge_of(path.name, read_manifest(path))
             return io.NodeOutput((Item(read_erasure(path)),), str(path), ui={"erasure": [shown]})
+
+
+def _as_it_is(erasure: Stack) -> Item | None:
+    """The only one of a stack, if it has its full strength."""
+    return erasure[0] if len(erasure) == 1 and erasure[0].unet == erasure[0].text == 1.0 else None
+
+
+def _joined(erasure: Stack, model: ComfyModel) -> Erasure:
+    """A stack as one erasure: a converted one with the description that it has, else the sum; raises as ``merge``."""
+    only = _as_it_is(erasure)
+    if only is not None and only.stored.manifest is not None:
+        return Erasure(only.stored.bind(model, device=torch.device("cpu")), only.stored.manifest)
+    return merge(model, [Part(item.stored, item.unet, item.text) for item in erasure])
 
 
 class InspectErasure(io.ComfyNode):

@@ -1,6 +1,6 @@
 """AUTOMATIC1111's entry: the host executes this file, and nothing else by itself, at every load of its scripts."""
 
-from concept_erasure_webui import guard
+from concept_erasure_webui import refusal
 
 __all__ = ["ConceptErasureScript"]
 
@@ -10,4 +10,4 @@ try:
 
     hooks.register()
 except Exception:  # the host would go on without us, whatever should be erased
-    ConceptErasureScript = guard.stand_in()
+    ConceptErasureScript = refusal.stand_in()

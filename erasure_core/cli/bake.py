@@ -16,7 +16,7 @@ from ..errors import InvalidSettings, ModelError
 from ..finite import all_finite
 from ..hosts.diffusers import DiffusersModel
 from ..hosts.ldm_checkpoint import ModelParts, checkpoint_tensors
-from ..progress import Progress, told
+from ..progress import Progress, reporting_each
 from ..safe_files import read_header, write_tensors
 from .erasure_arguments import add_other_base_argument, bind_all
 from .model_arguments import add_model_arguments, load_chosen_model
@@ -60,7 +60,7 @@ def baked_tensors(
         for name in deltas.changed()
         if strength
     ]
-    for weight, delta, strength in told(changes, "building in", progress):
+    for weight, delta, strength in reporting_each(changes, "building in", progress):
         weight.add_(strength * delta.change())
     own = {weight.data_ptr() for weight, _, _ in changes}
     after = _tensors(model).items()
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     model = load_chosen_model(options)
     with terminal_progress() as progress, safe_open(options.model, framework="pt") as file:
         changed = baked_tensors(model, options.erasure, progress, options.allow_other_base)
-        tensors = {key: file.get_tensor(key) for key in told(file.keys(), "reading the checkpoint", progress)}
+        tensors = {key: file.get_tensor(key) for key in reporting_each(file.keys(), "reading the checkpoint", progress)}
     metadata = read_header(options.model).get("__metadata__", {})
     tensors |= {key: tensor.to(tensors[key].dtype) for key, tensor in changed.items()}
     for key in changed:

@@ -15,7 +15,7 @@ from ..delta import DeltaSet
 from ..erasing import describe
 from ..erasure_file import Erasure, read_erasure, write_erasure
 from ..errors import InvalidConcept, InvalidSettings
-from ..foreign import looks_foreign, missing_of, not_kept, read_foreign
+from ..foreign import CONVERTED, looks_foreign, missing_of, not_kept, read_foreign
 from ..hosts.diffusers import DiffusersModel
 from ..manifest import Manifest
 from .erasure_arguments import add_other_base_argument
@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _describe(model: DiffusersModel, deltas: DeltaSet, words: list[str], source: dict[str, Any]) -> Manifest:
-    status = "made by other software; converted to this format"
-    return describe(model, deltas, Concept(tuple(words)), "converted", status, source)
+    return describe(model, deltas, Concept(tuple(words)), *CONVERTED, source)
 
 
 def _read(options: argparse.Namespace, model: DiffusersModel) -> tuple[DeltaSet, Manifest, Mapping[str, float]]:

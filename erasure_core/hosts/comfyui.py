@@ -11,26 +11,29 @@ from torch import Tensor, nn
 
 from ..delta import weight_of
 from ..effort import KEPT, PICTURES
-from ..errors import ModelError, PromptTooLong
-from ..model import Conditioning
+from ..errors import ModelError
+from ..model import PATCH, Conditioning
 from ..schedule import NoiseSchedule
+from .autoencoder import checked_latents, checked_pictures
 from .comfyui_weights import (
     HostWeights,
+    cancellable,
     constant,
     interrupt_cancels,
     lent,
+    of_a_copy,
     out_of_place,
-    recomputing,
     refuse_quantised,
 )
+from .families import TEXT_ENCODERS, latent_side
+from .token_rows import Marks, ends_of, framed
+from .training import recomputing
 
 TEXT_PARTS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 """ComfyUI's names of a family's text encoders, in the order in which their outputs are joined."""
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-LENGTH = 77
 USUAL_BATCH = 8
 """Pictures in one step of a training, for which room is made."""
-RESOLUTIONS = {"sd1": 512, "sd2": 512, "sdxl": 1024}
+VAE_CURE = "connect another VAE, or start ComfyUI with --fp32-vae"
 CONTEXT_FAMILIES = {768: "sd1", 1024: "sd2"}
 UNET = "diffusion_model."
 WRAPPER_KEY = "concept_erasure"
@@ -46,7 +49,7 @@ class ComfyModel:
         patcher: MODEL; ``None`` where only text encoders are looked at.
         clip: CLIP; ``None`` where only the diffusion network is looked at.
         vae: VAE; ``None`` where no pictures are wanted.
-        resolution: width and height of training pictures in pixels; 0 takes what the family was made for.
+        resolution: width and height of training pictures in pixels; 0 takes what the model was made for.
 
     Raises:
         ModelError: a kind of model that is not supported.
@@ -55,10 +58,10 @@ class ComfyModel:
     def __init__(self, patcher: Any, clip: Any = None, vae: Any = None, resolution: int = 0) -> None:
         self.patcher, self.clip, self.vae = patcher, clip, vae
         self.family = _family(patcher.model) if patcher is not None else _text_family(clip)
-        side = (resolution or RESOLUTIONS[self.family]) // 8
-        if not side or (resolution and resolution % 8):
+        side = resolution // PATCH if resolution else self._made_for()
+        if not side or resolution % PATCH:
             raise ModelError(
-                f"The resolution {resolution} is no multiple of 8 pixels; 0 takes what the model was made for."
+                f"The resolution {resolution} is no multiple of {PATCH} pixels; 0 takes what the model was made for."
             )
         self.latent_shape = (4, side, side)
         self.device: torch.device = (patcher or clip.patcher).load_device
@@ -76,6 +79,12 @@ class ComfyModel:
         if self._schedule is None:
             self._schedule = _schedule(self._unet_patcher().get_model_object("model_sampling"))
         return self._schedule
+
+    def _made_for(self) -> int:
+        """Side of the latents that the model was made for. Asked of every MODEL, also of those whose schedule is not
+        supported."""
+        sampling = None if self.patcher is None else self.patcher.get_model_object("model_sampling")
+        return latent_side(self.family, _predicted(sampling))
 
     @property
     def reading(self) -> str:
@@ -101,17 +110,8 @@ class ComfyModel:
         Raises:
             PromptTooLong: a row has more ids than the text encoders read at once.
         """
-        for row in rows:
-            if len(row) > LENGTH - 2:
-                text = self.detokenize(row)[:60]
-                raise PromptTooLong(
-                    f"The prompt {text!r}… has {len(row)} tokens; at most {LENGTH - 2} are read. Shorten it."
-                )
-        whole = []
-        for t in self._tokenizers():
-            padded = [[t.start_token, *row, t.end_token] + [t.pad_token] * (LENGTH - 2 - len(row)) for row in rows]
-            whole.append(torch.tensor(padded, dtype=torch.long).view(-1, LENGTH))
-        return whole, tuple(len(row) + 1 for row in rows)
+        marks = [Marks(t.start_token, t.end_token, t.pad_token) for t in self._tokenizers()]
+        return [framed(rows, own, self.detokenize) for own in marks], ends_of(rows)
 
     def token_tables(self) -> list[Tensor]:
         """Input embeddings [V, D] of each text encoder, float32."""
@@ -261,8 +261,7 @@ class ComfyModel:
             raise ModelError("No VAE is connected, so no pictures can be shown.")
         with as_the_host(), interrupt_cancels():
             pictures = self.vae.decode(self._unet_patcher().model.process_latent_out(latents.clone()))
-            shown: Tensor = (pictures.movedim(-1, 1).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-        return shown.clone()
+        return checked_pictures(pictures.movedim(-1, 1).float() * 255, self, VAE_CURE)
 
     def latents_of(self, pictures: Tensor) -> Tensor:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; as ``decode``, not inside ``trainable``."""
@@ -272,7 +271,7 @@ class ComfyModel:
             encoded = self.vae.encode(pictures.movedim(1, -1).float() / 255)
             latents: Tensor = self._unet_patcher().model.process_latent_in(encoded.clone())
             latents = latents.float().to(self.device)
-        return latents.clone()
+        return checked_latents(latents.clone(), self, VAE_CURE)
 
     def _enter_networks(self, stack: ExitStack, checkpointing: bool) -> None:
         import comfy.model_management as mm
@@ -288,13 +287,14 @@ class ComfyModel:
             unet = self.patcher.model.diffusion_model
             stack.enter_context(lent(unet, self._weights("unet"), self.device, self.dtype, keep=not checkpointing))
             if checkpointing:
-                stack.enter_context(recomputing(unet, _blocks()))
+                stack.enter_context(recomputing(_of_kinds(unet, _blocks()), cancellable))
         if self.clip is not None:
             text, weights = self._text_root(), self._weights("text")
             stack.enter_context(lent(text, weights, self.device, torch.float32, keep=not checkpointing))
             stack.enter_context(out_of_place(text))
             if checkpointing:  # what is stored in 16 bits is there in 32 for one layer at a time
-                stack.enter_context(recomputing(text, _text_blocks(), writing=True))
+                blocks = _of_kinds(text, _text_blocks())
+                stack.enter_context(recomputing(blocks, lambda forward: cancellable(of_a_copy(forward))))
 
     def _make_room(self) -> None:
         """Have the host load both networks, and leave room beside them: it reckons with a picture, and keeps other
@@ -451,8 +451,17 @@ def _schedule(sampling: Any) -> NoiseSchedule:
         raise ModelError("This model's noise schedule is not supported; those of SD1.x, SD2.x and SDXL are.")
     sigmas = sampling.sigmas.detach().cpu().double()  # in this order: Apple's devices have no such numbers
     signal = (1 + sigmas**2).rsqrt()
-    prediction = "v_prediction" if isinstance(sampling, ms.V_PREDICTION) else "epsilon"
-    return NoiseSchedule(signal.float().clone(), (sigmas * signal).float().clone(), prediction)
+    return NoiseSchedule(signal.float().clone(), (sigmas * signal).float().clone(), _predicted(sampling))
+
+
+def _predicted(sampling: Any) -> str:
+    import comfy.model_sampling as ms
+
+    return "v_prediction" if isinstance(sampling, ms.V_PREDICTION) else "epsilon"
+
+
+def _of_kinds(root: nn.Module, kinds: tuple[type, ...]) -> list[nn.Module]:
+    return [module for module in root.modules() if isinstance(module, kinds)]
 
 
 def _blocks() -> tuple[type, ...]:

@@ -209,39 +209,23 @@ def _converting_forward(module: nn.Module, device: torch.device, dtype: torch.dt
     return forward
 
 
-@contextmanager
-def recomputing(root: nn.Module, kinds: tuple[type, ...], writing: bool = False) -> Iterator[None]:
-    """Inside, modules of these kinds keep no activations: their backward runs them again. Entered inside ``lent``.
+def cancellable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward in which the host's interrupt is our own, see ``interrupt_cancels``."""
 
-    Those that are ``writing`` into their input get a copy of it: run again, they must read what they have read before.
-    """
-    from torch.utils.checkpoint import checkpoint
+    def run(*inputs: Any, **named: Any) -> Any:
+        with interrupt_cancels():
+            return forward(*inputs, **named)
 
-    def wrapped(module: nn.Module) -> Callable[..., Any]:
-        original = type(module).forward
+    return run
 
-        def run(*inputs: Any, **named: Any) -> Any:
-            if writing:
-                inputs = (inputs[0].clone(), *inputs[1:])
-            with interrupt_cancels():  # the backward runs it outside of any prediction
-                return original(module, *inputs, **named)
 
-        def forward(*inputs: Any, **named: Any) -> Any:
-            return checkpoint(run, *inputs, use_reentrant=False, **named)
+def of_a_copy(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward that writes into a copy of its input: run again, it must read what it has read before."""
 
-        return forward
+    def run(first: Tensor, *inputs: Any, **named: Any) -> Any:
+        return forward(first.clone(), *inputs, **named)
 
-    chosen = [module for module in root.modules() if isinstance(module, kinds)]
-    before = [module.__dict__.get("forward") for module in chosen]
-    try:
-        for module in chosen:
-            module.__dict__["forward"] = wrapped(module)
-        yield
-    finally:
-        for module, forward in zip(chosen, before, strict=True):
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
+    return run
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..broken_model import check_model
 from ..delta import weight_of
 from ..errors import (
     DeviceOutOfMemory,
     InvalidConcept,
     InvalidFile,
     ModelError,
-    PromptTooLong,
     is_out_of_memory,
     telling_memory,
 )
 from ..model import Conditioning
 from ..safe_files import check_regular_inside, read_header, read_text, refuse_pickled
 from ..schedule import NoiseSchedule
-from .ldm_checkpoint import LATENT_SIZE, ModelParts, read_checkpoint
+from .autoencoder import checked_latents, checked_pictures, decoded_at_once
+from .families import TEXT_ENCODERS, latent_side
+from .ldm_checkpoint import ModelParts, read_checkpoint
+from .token_rows import Marks, ends_of, framed
+from .training import frozen
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 LARGEST_SIDE = 4096
 """Latent pixels along a side that a model may say it was made for."""
 MOST_TIMESTEPS = 100_000
@@ -45,8 +46,7 @@ LAYER_COUNTS = (
 )
 SHORTEST_ROW = 3
 """Tokens of a prompt that says anything: its begin, one of its own, its end."""
-DECODED_AT_ONCE = 64 * 64
-"""Latent pixels decoded in one call: one picture of 512 x 512, or many small ones."""
+VAE_CURE = 'get a fresh copy of it, or write "force_upcast": true into the config.json of the folder vae'
 
 
 class DiffusersModel:
@@ -73,7 +73,7 @@ class DiffusersModel:
         config: Any = unet.config
         self.is_sdxl = config.addition_embed_type == "text_time"
         self.family = "sdxl" if self.is_sdxl else "sd2" if config.use_linear_projection else "sd1"
-        size = config.sample_size or LATENT_SIZE[self.family]
+        size = config.sample_size or latent_side(self.family, schedule.prediction)
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (config.in_channels, height, width)
         parameter = next(unet.parameters())
@@ -101,10 +101,10 @@ class DiffusersModel:
         return cls(parts.unet, parts.text_encoders, parts.tokenizers, parts.schedule, parts.vae)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        read = [_token_ids(tokenizer, prompts, self._length) for tokenizer in self.tokenizers]
-        return self._encode([ids for ids, _ in read], read[-1][1])
+        return self._encode(*self.token_rows(self.tokenize(prompts)))
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        _check_unicode(prompts)
         ids: list[list[int]] = self.tokenizers[0](list(prompts), add_special_tokens=False).input_ids
         return ids
 
@@ -112,8 +112,9 @@ class DiffusersModel:
         return str(self.tokenizers[0].decode(list(ids))).strip()
 
     def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
-        framed = [_framed(tokenizer, rows, self._length).to(self.device) for tokenizer in self.tokenizers]
-        return framed, tuple(len(row) + 1 for row in rows)
+        marks = [Marks(t.bos_token_id, t.eos_token_id, t.pad_token_id) for t in self.tokenizers]
+        whole = [framed(rows, own, self.detokenize, self._length).to(self.device) for own in marks]
+        return whole, ends_of(rows)
 
     @property
     def _length(self) -> int:
@@ -206,46 +207,18 @@ class DiffusersModel:
 
     @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:
-        everything = [module for part in (self.unet, *self.text_encoders) for module in part.modules()]
-        parameters = [(p, p.requires_grad) for part in (self.unet, *self.text_encoders) for p in part.parameters()]
-        modes = [(module, module.training) for module in everything]
-        recomputing: list[tuple[Any, bool]] = [
-            (module, bool(module.gradient_checkpointing))
-            for module in everything
-            if hasattr(module, "gradient_checkpointing")
-        ]
-        unet: Any = self.unet
-        try:
-            for parameter, _ in parameters:
-                parameter.requires_grad_(False)
-            for module, _ in modes:
-                module.training = False
-            if checkpointing:
-                unet.enable_gradient_checkpointing()
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-        finally:
-            for network, was_recomputing in recomputing:
-                network.gradient_checkpointing = was_recomputing
-            for parameter, needed_gradient in parameters:
-                parameter.requires_grad_(needed_gradient)
-            for module, mode in modes:
-                module.training = mode
+        recomputing = _recomputing(self.unet) if checkpointing else nullcontext()
+        with frozen([self.unet, *self.text_encoders]), recomputing, torch.inference_mode(False), torch.enable_grad():
+            yield
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._autoencoder()
         parameter = next(vae.parameters())
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        # A few at a time: decoding needs far more memory than denoising.
-        pieces = scaled.to(parameter.device, parameter.dtype).split(max(1, DECODED_AT_ONCE // scaled[0, 0].numel()))
+        pieces = decoded_at_once(scaled.to(parameter.device, parameter.dtype))
         pictures = torch.cat([_in_tiles_if_need_be(vae, vae.decode, piece).sample.float().cpu() for piece in pieces])
-        if not torch.isfinite(pictures).all():  # as a picture it would be black
-            check_model(self)
-            raise ModelError(
-                "The model's autoencoder gives no finite numbers; get a fresh copy of it, or load it in float32."
-            )
-        return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return checked_pictures((pictures + 1) * 127.5, self, VAE_CURE)
 
     @torch.no_grad()
     def latents_of(self, pictures: Tensor) -> Tensor:
@@ -254,8 +227,7 @@ class DiffusersModel:
         pieces = ((one.float() / 127.5 - 1).to(parameter.device, parameter.dtype) for one in torch.split(pictures, 1))
         encoded = [_in_tiles_if_need_be(vae, vae.encode, one).latent_dist.mode().float() for one in pieces]
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents: Tensor = (torch.cat(encoded) - shift) * vae.config.scaling_factor
-        return latents
+        return checked_latents((torch.cat(encoded) - shift) * vae.config.scaling_factor, self, VAE_CURE)
 
     def _autoencoder(self) -> Any:
         if self.vae is None:
@@ -276,40 +248,23 @@ def _in_tiles_if_need_be(vae: Any, work: Callable[[Tensor], Any], given: Tensor)
     return work(given)
 
 
-def _token_ids(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Padded ids [B, limit] and for each prompt the place of its end token.
+@contextmanager
+def _recomputing(unet: Any) -> Iterator[None]:
+    """Inside, a diffusers network recomputes its activations in its own way."""
+    before = [(part, part.gradient_checkpointing) for part in unet.modules() if hasattr(part, "gradient_checkpointing")]
+    try:
+        unet.enable_gradient_checkpointing()
+        yield
+    finally:
+        for part, was_recomputing in before:
+            part.gradient_checkpointing = was_recomputing
 
-    Raises:
-        PromptTooLong: the prompt would be cut.
-        InvalidConcept: a prompt is no Unicode text, which a terminal of another encoding gives.
-    """
+
+def _check_unicode(prompts: Sequence[str]) -> None:
+    """Raises InvalidConcept for a prompt that is no Unicode text, which a terminal of another encoding gives."""
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InvalidConcept(f"The prompt {prompt[:60]!r} holds bytes that are no UTF-8; write them as text.")
-    rows = tokenizer(list(prompts)).input_ids
-    for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) > limit:
-            raise PromptTooLong(
-                f"The prompt {prompt[:60]!r}… has {len(row) - 2} tokens, but only {limit - 2} are read. Shorten it."
-            )
-    padded = torch.full((len(rows), limit), tokenizer.pad_token_id, dtype=torch.long)
-    for place, row in enumerate(rows):  # by hand: to tokenize them again for it takes as long as the first time
-        padded[place, : len(row)] = torch.tensor(row)
-    return padded, tuple(len(row) - 1 for row in rows)
-
-
-def _framed(tokenizer: Any, rows: Sequence[Sequence[int]], limit: int) -> Tensor:
-    """Ids [B, limit] with begin, end and padding around each row.
-
-    Raises:
-        PromptTooLong: a row would be cut.
-    """
-    framed = torch.full((len(rows), limit), tokenizer.pad_token_id, dtype=torch.long)
-    for place, row in enumerate(rows):
-        if len(row) + 2 > limit:
-            raise PromptTooLong(f"A prompt has {len(row)} tokens, but only {limit - 2} are read. Shorten it.")
-        framed[place, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *row, tokenizer.eos_token_id])
-    return framed
 
 
 def _token_layer(encoder: nn.Module) -> nn.Embedding:
@@ -339,12 +294,7 @@ def _canonical(prefix: str, name: str) -> str:
 
 def _device(wanted: str) -> torch.device:
     if wanted == "auto":
-        there = {
-            "cuda": torch.cuda.is_available(),
-            "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        return torch.device(next((kind for kind, is_there in there.items() if is_there), "cpu"))
+        return torch.device(next(iter(_accelerators()), "cpu"))
     reason = "there is no such kind of device"
     try:
         device = torch.device(wanted)
@@ -357,9 +307,19 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
+def _accelerators() -> list[str]:
+    """The kinds of device beside the CPU that this machine has, the fastest first."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),  # torch 2.1 has none
+        "mps": torch.backends.mps.is_available(),
+    }
+    return [kind for kind, is_there in there.items() if is_there]
+
+
 def _devices() -> str:
     cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ", ".join(["auto", "cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])])
+    return ", ".join(["auto", "cpu", *cards, *(kind for kind in _accelerators() if kind != "cuda")])
 
 
 def _dtype(device: torch.device) -> torch.dtype:

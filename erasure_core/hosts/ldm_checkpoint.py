@@ -16,11 +16,11 @@ from ..errors import ModelError, is_out_of_memory
 from ..safe_files import read_header
 from ..schedule import NoiseSchedule
 from . import ldm_config, ldm_keys
+from .families import latent_side
 from .ldm_keys import CLIP_SD1, CLIP_SDXL, OPEN_CLIP_SD2, OPEN_CLIP_SDXL
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "clip_tokenizer"
 """The CLIP byte-pair vocabulary, which all three families use."""
-LATENT_SIZE = {"sd1": 64, "sd2": 96, "sdxl": 128}
 EDM_MARKS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"})
 """Tensors by which models of EDM (Karras et al. 2022) are known, such as Playground 2.5 and CosXL."""
 MODELSPEC_NAMES = ("prediction_type", "predict_key")
@@ -100,7 +100,8 @@ def _build(
 ) -> ModelParts:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    size = _latent_size(metadata, family)
+    chosen = prediction or prediction_of(source, family, metadata)
+    size = _latent_size(metadata, family, chosen)
     unet = _empty(UNet2DConditionModel, sample_size=size, **ldm_config.unet_config(source.shapes, family))
     keys = ldm_keys.unet_keys(unet.state_dict())
     source.fill(unet, {name: source.get(key) for name, key in keys.items()})
@@ -112,7 +113,6 @@ def _build(
         tensors = {name: ldm_keys.as_vae_tensor(key, source.get(key)) for name, key in keys.items()}
         source.fill(vae, tensors, torch.float32)  # SDXL's autoencoder overflows in float16
     encoders = _text_encoders(source, family)
-    chosen = prediction or prediction_of(source, family, metadata)
     return ModelParts(unet, encoders, _tokenizers(family), _schedule(chosen, "ztsnr" in source.shapes), vae)
 
 
@@ -174,10 +174,10 @@ def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith(whole) else f"text_model.{name}": tensor for name, tensor in state.items()}
 
 
-def _latent_size(metadata: Mapping[str, Any], family: str) -> int:
-    """Side of the latents the model was made for, from ``modelspec.resolution`` or the family."""
+def _latent_size(metadata: Mapping[str, Any], family: str, prediction: str) -> int:
+    """Side of the latents the model was made for, from ``modelspec.resolution`` or as its family's are."""
     width = re.fullmatch(r"([0-9]{1,4})x[0-9]{1,4}", str(metadata.get("modelspec.resolution", "")))
-    return int(width[1]) // 8 if width and int(width[1]) >= 8 else LATENT_SIZE[family]
+    return int(width[1]) // 8 if width and int(width[1]) >= 8 else latent_side(family, prediction)
 
 
 def prediction_of(source: _Source, family: str, metadata: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def family_of(shapes: Shapes) -> str:
         raise ModelError("it is an erasure or another LoRA, to be used with the model it was made for")
     if f"{UNET}input_blocks.0.0.weight" not in shapes:
         raise ModelError("it holds no Stable Diffusion UNet in the original layout (model.diffusion_model.…)")
-    if f"{UNET}input_blocks.0.0.weight" in shapes and shapes[f"{UNET}input_blocks.0.0.weight"][1] != 4:
+    if shapes[f"{UNET}input_blocks.0.0.weight"][1] != 4:
         raise ModelError("its UNet does not read 4 channels: inpainting and depth models are not supported")
     if f"{OPEN_CLIP_SDXL}token_embedding.weight" in shapes:
         if f"{CLIP_SDXL}text_model.embeddings.token_embedding.weight" not in shapes:

@@ -19,15 +19,16 @@ from ..delta import weight_of
 from ..errors import ModelError
 from ..model import Conditioning
 from ..schedule import NoiseSchedule
+from .autoencoder import checked_latents, checked_pictures, decoded_at_once
+from .families import latent_side as family_side
 from .ldm_modules import canonical_unet_names
+from .token_rows import ends_of
+from .training import frozen, recomputing
 from .webui_hosts import ForgeHost, LdmHost, host_of
 from .webui_text import TextSide, is_layer, text_sides
-from .webui_training import OutOfPlace, frozen, make_normal, recomputing
+from .webui_training import OutOfPlace, make_normal, out_of_place, recomputed_blocks
 
-LATENT_SIDE = {"sd1": 64, "sd2": 64, "sdxl": 128}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-DECODED_AT_ONCE = 64 * 64
-"""Latent pixels decoded in one call."""
 
 
 class WebuiModel:
@@ -35,7 +36,7 @@ class WebuiModel:
 
     Args:
         sd_model: ``modules.shared.sd_model``.
-        latent_side: side of the square latents to train on; by default that of the family.
+        latent_side: side of the square latents to train on; by default what the model was made for.
         reading: the user's settings on which it hangs, beside the weights, what prompts are read as.
 
     Raises:
@@ -51,7 +52,7 @@ class WebuiModel:
         if self.family == "sdxl" and len(self.texts) == 1:
             raise ModelError("The loaded model is SDXL's refiner, which is not supported; load SDXL's base model.")
         self.schedule: NoiseSchedule = self.host.schedule()
-        side = latent_side or LATENT_SIDE[self.family]
+        side = latent_side or family_side(self.family, self.schedule.prediction)
         self.latent_shape = (4, side, side)
         parameter = next(p for p in self.unet.parameters() if p.dim() > 1)
         self.device, self.dtype = self.host.device(parameter.device), parameter.dtype
@@ -69,7 +70,7 @@ class WebuiModel:
         return self.texts[0].detokenize(ids)
 
     def token_rows(self, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], tuple[int, ...]]:
-        return [side.rows(rows).to(side.table.device) for side in self.texts], tuple(len(row) + 1 for row in rows)
+        return [side.rows(rows).to(side.table.device) for side in self.texts], ends_of(rows)
 
     def token_tables(self) -> list[Tensor]:
         return [side.table for side in self.texts]
@@ -162,7 +163,7 @@ class WebuiModel:
             make_normal(networks)
             with frozen(networks), ExitStack() as stack:
                 if checkpointing:
-                    stack.enter_context(recomputing(self.unet))
+                    stack.enter_context(recomputing(recomputed_blocks(self.unet), out_of_place))
                 yield
 
     def _check_trainable(self) -> None:
@@ -186,16 +187,16 @@ class WebuiModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        # A few at a time: decoding needs far more memory than denoising.
-        pieces = torch.split(latents.to(self.device), max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
+        pieces = decoded_at_once(latents.to(self.device))
         pictures = torch.cat([self.host.decode(piece).float().cpu() for piece in pieces])
-        return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return checked_pictures((pictures + 1) * 127.5, self, self.host.vae_cure)
 
     @torch.no_grad()
     def latents_of(self, pictures: Tensor) -> Tensor:
         """Clean latents [B, C, h, w] of pictures, uint8 [B, 3, H, W]; what ``decode`` turns back."""
         scaled = (pictures.float() / 127.5 - 1).to(self.device)
-        return torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
+        latents = torch.cat([self.host.encode(piece).float() for piece in torch.split(scaled, 1)])
+        return checked_latents(latents, self, self.host.vae_cure)
 
 
 def is_packed(network: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,6 +31,8 @@ def host_of(sd_model: Any) -> LdmHost | ForgeHost:
 
 class LdmHost:
     """A1111: an LDM or SGM model whose Lora extension merges into the weights at each module's next forward."""
+
+    vae_cure = "choose another VAE under Settings, VAE, or get a fresh copy of it"
 
     def __init__(self, sd_model: Any) -> None:
         self.sd_model = sd_model
@@ -98,26 +101,39 @@ class LdmHost:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] from -1 to 1."""
-        from modules import devices
-
-        with devices.without_autocast():
-            pictures: Tensor = self.sd_model.decode_first_stage(latents.to(devices.dtype_vae))
-        return pictures
+        return self._by_vae(self.sd_model.decode_first_stage, latents)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures [B, 3, H, W] from -1 to 1; the likeliest ones, not drawn by chance."""
+        return self._by_vae(self._likeliest, pictures)
+
+    def _likeliest(self, pictures: Tensor) -> Tensor:
+        model = self.sd_model
+        if getattr(model, "is_sdxl", False):  # its first stage would draw by chance
+            first = model.first_stage_model
+            mean, _ = first.quant_conv(first.encoder(pictures)).chunk(2, dim=1)
+            likeliest: Tensor = mean * model.scale_factor
+            return likeliest
+        latents: Tensor = model.get_first_stage_encoding(model.encode_first_stage(pictures).mode())
+        return latents
+
+    def _by_vae(self, work: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """What the autoencoder makes of something. Some overflow in the host's 16 bits: then it is done once more in
+        32, as the host does it in a generation, and the autoencoder is put back as it was."""
         from modules import devices
 
-        model = self.sd_model
+        usual = devices.dtype_vae
         with devices.without_autocast():
-            if getattr(model, "is_sdxl", False):  # its first stage would draw by chance
-                first = model.first_stage_model
-                mean, _ = first.quant_conv(first.encoder(pictures.to(devices.dtype_vae))).chunk(2, dim=1)
-                likeliest: Tensor = mean * model.scale_factor
-                return likeliest
-            found = model.encode_first_stage(pictures.to(devices.dtype_vae))
-            latents: Tensor = model.get_first_stage_encoding(found.mode())
-        return latents
+            found = work(given.to(usual))
+            if usual == torch.float32 or torch.isfinite(found).all():
+                return found
+            try:
+                devices.dtype_vae = torch.float32  # with --upcast-sampling the host casts to it once more
+                self.sd_model.first_stage_model.to(torch.float32)
+                return work(given.float())
+            finally:
+                devices.dtype_vae = usual
+                self.sd_model.first_stage_model.to(usual)
 
 
 class ForgeHost:
@@ -126,6 +142,8 @@ class ForgeHost:
     The host makes weights in inference mode, so they must be moved in it too: moved in another mode, a weight is half
     an inference tensor, which nobody can read again ("Inference tensors do not track version counter").
     """
+
+    vae_cure = "start the web UI with --vae-in-fp32, or choose another VAE"
 
     def __init__(self, sd_model: Any) -> None:
         self.sd_model = sd_model

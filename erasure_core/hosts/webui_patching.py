@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,8 @@ class ForgePatcher:
         self.model, self.host, self.view = model, model.host, PatchView(model)
         self._changed: dict[bool, tuple[str, list[Change]]] = {}
         self._cache: dict[bool, tuple[Any, str, Any]] = {}
-        self._checked: dict[bool, tuple[str, list[tuple[nn.Module, str, Tensor]]]] = {}
+        # Weakly, or what the host has taken off would stay on the card.
+        self._checked: dict[bool, tuple[str, list[tuple[nn.Module, str, weakref.ref[Tensor]]]]] = {}
 
     @property
     def objects(self) -> Any:
@@ -161,6 +163,7 @@ class ForgePatcher:
         """
         changes, key = self._changes(wanted, text), key_of(wanted)
         if not changes:
+            self._checked.pop(text, None)
             return True
         side = _side(self.objects.clip if text else self.objects.unet, text)
         cached = self._cache.get(text)
@@ -168,13 +171,14 @@ class ForgePatcher:
             return False
         seen_key, seen = self._checked.get(text, ("", []))
         # After another generation the host may have patched anew: then the weights are others, and checked again.
-        if seen_key == key and all(module._parameters.get(leaf) is weight for module, leaf, weight in seen):
+        if seen_key == key and all(module._parameters.get(leaf) is ref() for module, leaf, ref in seen):
             return True
         # Coarse weights may not hold less of it because there is a LoRA, too.
         least = MIN_EFFECT_AMONG_OTHERS if _shares(side) and _all_fine(changes) else MIN_EFFECT
         if self._effect(changes) < least:
             return False
-        self._checked[text] = (key, [(change.slot.module, change.slot.leaf, _now(change.slot)) for change in changes])
+        slots = [change.slot for change in changes]
+        self._checked[text] = (key, [(slot.module, slot.leaf, weakref.ref(_now(slot))) for slot in slots])
         return True
 
     def why_not(self, wanted: Sequence[Applied], text: bool = False) -> str:

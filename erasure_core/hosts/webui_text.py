@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, PromptTooLong
+from ..errors import ModelError
+from .families import TEXT_ENCODERS
+from .token_rows import LENGTH, Marks, framed
 
-LENGTH = 77
 _OPEN_CLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
@@ -65,12 +66,8 @@ class TextSide:
         Raises:
             PromptTooLong: a row would be cut.
         """
-        framed = torch.full((len(ids), LENGTH), int(self.engine.id_pad), dtype=torch.long)
-        for place, row in enumerate(ids):
-            if len(row) + 2 > LENGTH:
-                raise PromptTooLong(f"A prompt has {len(row)} tokens, but only {LENGTH - 2} are read. Shorten it.")
-            framed[place, : len(row) + 2] = torch.tensor([self.engine.id_start, *row, self.engine.id_end])
-        return framed
+        engine = self.engine
+        return framed(ids, Marks(engine.id_start, engine.id_end, int(engine.id_pad)), self.detokenize)
 
     def placed(self, ends: Sequence[int], length: int = LENGTH) -> Tensor:
         """Rows [B, length] that only say where the end token is, for encoding from so many embeddings.
@@ -163,4 +160,4 @@ def text_sides(sd_model: Any) -> list[TextSide]:
         engines = [engine for engine in found if hasattr(engine, "encode_with_transformers")]
     if not 1 <= len(engines) <= 2:
         raise ModelError("The text encoders of this model are of an unknown kind; use SD1.x, SD2.x or SDXL.")
-    return [TextSide(engine, name) for engine, name in zip(engines, ("text_encoder", "text_encoder_2"), strict=False)]
+    return [TextSide(engine, name) for engine, name in zip(engines, TEXT_ENCODERS, strict=False)]

@@ -1,15 +1,13 @@
-"""Making a host's modules trainable for a while: frozen parameters, gradients, recomputed activations."""
+"""What the web UIs' modules need to be trained: weights that autograd accepts, and nothing written in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 RECOMPUTED = ("BasicTransformerBlock", "ResBlock")
 """Class names of the blocks whose activations are recomputed; every LDM-layout host uses these."""
@@ -44,49 +42,16 @@ def make_normal(modules: Sequence[nn.Module]) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-@contextmanager
-def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient and no module is in training mode; afterwards all is as before."""
-    everything = [m for root in modules for m in root.modules()]
-    parameters = [(p, p.requires_grad) for root in modules for p in root.parameters()]
-    modes = [(module, module.training) for module in everything]
-    try:
-        for parameter, _ in parameters:
-            parameter.requires_grad_(False)
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for parameter, needed in parameters:
-            parameter.requires_grad_(needed)
-        for module, mode in modes:
-            module.training = mode
+def recomputed_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks whose activations are recomputed."""
+    return [module for module in network.modules() if type(module).__name__ in RECOMPUTED]
 
 
-@contextmanager
-def recomputing(network: nn.Module) -> Iterator[None]:
-    """Inside, activations of the network's blocks are recomputed in backward instead of kept."""
-    blocks = [m for m in network.modules() if type(m).__name__ in RECOMPUTED]
-    before = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = _recomputed(block.forward)
-        yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = forward
+def out_of_place(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward in ``OutOfPlace``."""
 
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        # Entered here and not around the checkpoint: backward runs the block again, outside of any mode.
+    def run(*inputs: Any, **named: Any) -> Any:
         with OutOfPlace():
-            return forward(*args, **kwargs)
+            return forward(*inputs, **named)
 
-    def outer(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
-    return outer
+    return run

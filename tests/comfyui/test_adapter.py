@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,36 @@ def test_encodes_and_predicts_as_diffusers_does(family: str, pico_models: dict[s
     assert torch.allclose(model.schedule.signal, oracle.schedule.signal, atol=1e-5)
     assert set(oracle.layers()) - set(model.layers()) <= {n for n in oracle.layers() if "text_projection" in n}
     assert set(model.layers()) <= set(oracle.layers())
+
+
+@pytest.mark.parametrize(
+    ("family", "prediction", "side"),
+    [
+        ("sd1", "epsilon", 64),
+        ("sd2", "v_prediction", 96),  # 2.1 at 768 pixels
+        ("sd2", "epsilon", 64),  # 2.1-base
+        ("sdxl", "epsilon", 128),
+    ],
+)
+def test_pictures_are_as_large_as_the_model_was_made_for(
+    family: str, prediction: str, side: int, pico_models: dict[str, DiffusersModel]
+) -> None:
+    oracle = copy.copy(pico_models[family])
+    oracle.schedule = replace(oracle.schedule, prediction=prediction)
+    assert ComfyModel(*on_host(oracle)).latent_shape == (4, side, side)
+
+
+def test_an_autoencoder_without_numbers_is_told_as_such(
+    oracle: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else pictures would be black, and a strength be blamed for what is read."""
+    model = adapter(oracle)
+    monkeypatch.setattr(VAE, "decode", lambda self, latents: torch.full((1, 64, 64, 3), torch.nan))
+    monkeypatch.setattr(VAE, "encode", lambda self, pictures: torch.full((1, 4, 8, 8), torch.nan))
+    with pytest.raises(ModelError, match=r"\(VAE\) gives no finite numbers; .*--fp32-vae"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ModelError, match=r"\(VAE\) gives no finite numbers"):
+        model.latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
 def test_networks_are_moved_in_the_mode_they_were_made_in(
@@ -305,7 +336,7 @@ def test_token_embeddings_encode_as_their_tokens_and_carry_gradients(
 
 
 def test_too_long_prompts_are_refused(oracle: DiffusersModel) -> None:
-    with pytest.raises(PromptTooLong, match="at most 75"):
+    with pytest.raises(PromptTooLong, match=r"The prompt 'ball.* only 75 are read"):
         adapter(oracle).encode(["ball " * 80])
 
 

@@ -425,9 +425,25 @@ def test_a_conversion_that_loses_much_loses_the_figures(nodes: Nodes, graph: dic
     assert exact[0].stored.manifest.measured == {"leak": 0.1}
     lossy, error = nodes.run("Convert", erasure=measured, model=graph["model"], form="low-rank", rank=1).args
     assert error > 1e-3 and lossy[0].stored.manifest.measured == {}
-    saved = nodes.run("Save", erasure=lossy, name="small", model=graph["model"], clip=graph["clip"]).args[0]
-    (part,) = saved[0].stored.manifest.settings["parts"]
-    assert part["conversion_error"] == pytest.approx(error)
+    both = nodes.run("Stack", first=lossy, second=measured).args[0]
+    saved = nodes.run("Save", erasure=both, name="both", model=graph["model"], clip=graph["clip"]).args[0]
+    assert saved[0].stored.manifest.settings["parts"][0]["conversion_error"] == pytest.approx(error)
+
+
+def test_a_converted_erasure_is_saved_with_its_own_description(nodes: Nodes, graph: dict[str, Any]) -> None:
+    """As the command line's convert writes it: method, steps, settings and figures stay."""
+    item = instant(nodes, graph).args[2][0]
+    manifest = replace(item.stored.manifest, measured={"leak": 0.1}, steps_done=7)
+    measured = (replace(item, stored=replace(item.stored, manifest=manifest)),)
+    exact = nodes.run("Convert", erasure=measured, model=graph["model"], form="dense").args[0]
+    links = {"name": "dense", "model": graph["model"], "clip": graph["clip"]}
+    (saved,) = nodes.run("Save", erasure=exact, **links).args[0]
+    converted = exact[0].stored.manifest
+    stored_as = {"dtype": "float32", "storage_error": saved.stored.manifest.storage_error}
+    assert saved.stored.manifest == replace(converted, **stored_as)
+    assert (saved.stored.manifest.method, saved.stored.manifest.steps_done) == (manifest.method, 7)
+    (weaker,) = nodes.run("Save", erasure=(exact[0].times(0.5, 0.5),), **links).args[0]
+    assert weaker.stored.manifest.method == "merge"
 
 
 def test_a_profile_is_applied_once_however_often_it_is_asked_for(
@@ -519,6 +535,20 @@ def test_figures_in_a_file_do_not_make_its_graph_run_again(nodes: Nodes, graph: 
     assert load.fingerprint_inputs(file=path.name) == before
     write_tensors(path, {name: 2 * tensor for name, tensor in tensors.items()}, metadata)
     assert load.fingerprint_inputs(file=path.name) != before
+
+
+def test_the_folders_are_listed_once_for_a_file(
+    nodes: Nodes, graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be large, and on a slow disk; the host asks at every queue."""
+    path = instant(nodes, graph).args[2][0].stored.path
+    erasures = importlib.import_module(f"{PACK}.nodes.erasures")
+    asked: list[str] = []
+    own = erasures.listed
+    monkeypatch.setattr(erasures, "listed", lambda: asked.append("once") or own())
+    assert str(path) in erasures.LoadErasure.fingerprint_inputs(file=path.name)
+    assert asked == ["once"]
+    assert erasures.LoadErasure.fingerprint_inputs(file="gone.safetensors") == ""
 
 
 @pytest.mark.parametrize("damage", ["missing", "exchanged", "empty", "profile"])

@@ -15,7 +15,7 @@ from erasure_core import Concept, batches, erase, memory
 from erasure_core.batches import Batches
 from erasure_core.boundary.probe import Probe
 from erasure_core.boundary.subject import Budget, Subject
-from erasure_core.errors import DeviceOutOfMemory, is_out_of_memory, telling_memory
+from erasure_core.errors import DeviceOutOfMemory, ModelError, is_out_of_memory, telling_memory
 from erasure_core.hosts.diffusers import DiffusersModel, _device
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
@@ -162,6 +162,14 @@ def test_auto_takes_what_torch_finds(monkeypatch: pytest.MonkeyPatch, there: tup
     for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
         monkeypatch.setattr(module, "is_available", lambda kind=kind: kind in there)
     assert _device("auto") == torch.device(wanted)
+
+
+def test_a_device_that_is_not_there_is_told_which_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="choose from auto, cpu, xpu"):
+        _device("phone")
 
 
 def test_no_more_is_asked_at_once_than_a_card_has_room_for(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure_core.errors import PromptTooLong
+from erasure_core.errors import ModelError, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.model import Conditioning
 
@@ -31,8 +31,8 @@ def test_a_tokenizer_that_does_not_know_its_length(
     model = DiffusersModel.load(changed(pico_folders["sd1"], tmp_path / "x", file, model_max_length=length))
     assert torch.equal(model.encode(["a red ball"]).context, pico.encode(["a red ball"]).context)
     assert torch.equal(model.token_rows([[5, 6]])[0][0], pico.token_rows([[5, 6]])[0][0])
-    with pytest.raises(PromptTooLong, match="only 75 are read"):
-        model.encode(["cat " * 80])
+    with pytest.raises(PromptTooLong, match=r"The prompt 'cat cat .* 80 tokens, but only 75 are read"):
+        model.token_rows(model.tokenize(["cat " * 80]))
 
 
 @pytest.mark.parametrize(("family", "side"), [("sd1", 64), ("sd2", 96), ("sdxl", 128)])
@@ -41,6 +41,15 @@ def test_a_unet_that_does_not_know_its_size(
 ) -> None:
     folder = changed(pico_folders[family], tmp_path / "x", "unet/config.json", sample_size=None)
     assert DiffusersModel.load(folder, pictures=False).latent_shape == (4, side, side)
+
+
+def test_pictures_that_the_autoencoder_reads_as_no_numbers(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the strength of what is painted from them would be blamed."""
+    monkeypatch.setattr(pico.vae.config, "scaling_factor", torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=r"\(VAE\) gives no finite numbers"):
+        pico.latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
 def test_an_end_token_of_id_0_stands_in_its_place_alone(

@@ -89,6 +89,17 @@ def test_v_prediction_marks() -> None:
         assert prediction_of(source({"v_pred": torch.zeros(0)}), "sdxl", said[kind]) == "v_prediction"
 
 
+@pytest.mark.parametrize(("prediction", "side"), [("v_prediction", 96), ("epsilon", 64)])
+def test_sd2_is_of_two_sizes(both: tuple[DiffusersModel, Path], tmp_path: Path, prediction: str, side: int) -> None:
+    """Where the file does not say it: 2.1 was made for 768 pixels, 2.1-base for 512."""
+    model, path = both
+    if model.family != "sd2":
+        pytest.skip("the other families are of one size")
+    save_file(load_file(path), tmp_path / "silent.safetensors")
+    read = DiffusersModel.load(tmp_path / "silent.safetensors", pictures=False, prediction=prediction)
+    assert read.latent_shape == (4, side, side)
+
+
 def test_a_checkpoint_that_starts_from_pure_noise(both: tuple[DiffusersModel, Path], tmp_path: Path) -> None:
     _, path = both
     marked = tmp_path / "noobs.safetensors"

@@ -14,7 +14,7 @@ from erasure_core.cli.main import main
 from erasure_core.cli.terminal import TerminalProgress
 from erasure_core.errors import Cancelled
 from erasure_core.hosts.diffusers import DiffusersModel
-from erasure_core.progress import Noting, PartOfWhole, Silent, told
+from erasure_core.progress import Noting, PartOfWhole, Silent, reporting_each
 
 
 class Noted(Silent):
@@ -33,10 +33,10 @@ class Noted(Silent):
 
 def test_items_are_told_one_after_the_other_until_the_user_stops() -> None:
     progress = Noted()
-    assert list(told("abc", "reading", progress)) == ["a", "b", "c"]
+    assert list(reporting_each("abc", "reading", progress)) == ["a", "b", "c"]
     assert progress.seen == [("reading", 1, 3), ("reading", 2, 3), ("reading", 3, 3)]
     with pytest.raises(Cancelled, match=r"Stopped after 2 of 3 \(reading\)"):
-        list(told("abc", "reading", Noted(enough=2)))
+        list(reporting_each("abc", "reading", Noted(enough=2)))
 
 
 def test_a_part_is_told_as_the_whole() -> None:

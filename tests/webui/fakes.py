@@ -108,7 +108,7 @@ class SdModel(nn.Module):
     @property
     def first_stage_model(self) -> Any:
         vae = self.vae[0]
-        return types.SimpleNamespace(encoder=vae.encoder, quant_conv=vae.quant_conv)
+        return types.SimpleNamespace(encoder=vae.encoder, quant_conv=vae.quant_conv, to=vae.to)
 
     @property
     def scale_factor(self) -> float:

@@ -19,9 +19,10 @@ from erasure_core import Concept, erase
 from erasure_core.errors import ModelError, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.ldm_modules import canonical_unet_names
+from erasure_core.hosts.training import recomputing
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_text import TextSide
-from erasure_core.hosts.webui_training import OutOfPlace, recomputing
+from erasure_core.hosts.webui_training import OutOfPlace, out_of_place, recomputed_blocks
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.naming import ldm_paths
 
@@ -86,8 +87,8 @@ def test_prompts_taken_apart_encode_to_the_same_bits(
         )
         short = model.encode_embeddings([vector[:, : ends[0] + 2] for vector in vectors], ends).context
         torch.testing.assert_close(short, whole[:, : ends[0] + 2])
-    with pytest.raises(PromptTooLong, match="75 are read"):
-        model.token_rows([[5] * 76])
+    with pytest.raises(PromptTooLong, match=r"The prompt 'ball.* 76 tokens, but only 75 are read"):
+        model.token_rows(model.tokenize(["ball " * 76]))
 
 
 def test_text_blocks_that_the_host_stops_before_are_not_there() -> None:
@@ -192,6 +193,39 @@ def test_pictures_are_decoded_where_the_network_is(a1111: SimpleNamespace, monke
     assert places == ["meta"]
 
 
+def overflowing(given: torch.Tensor) -> torch.Tensor:
+    """SDXL's autoencoder in 16 bits."""
+    return torch.full((len(given), 3, 8, 8), torch.nan if given.dtype == torch.float16 else 0.0)
+
+
+def test_an_autoencoder_that_overflows_is_asked_again_in_32_bits(
+    a1111: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, vae = sys.modules["modules.devices"], a1111.model.vae[0].half()
+    monkeypatch.setattr(devices, "dtype_vae", torch.float16)
+    monkeypatch.setattr(a1111.model, "decode_first_stage", overflowing)
+    monkeypatch.setattr(a1111.model, "encode_first_stage", lambda given: SimpleNamespace(mode=lambda: given))
+    monkeypatch.setattr(a1111.model, "get_first_stage_encoding", overflowing)
+    model = WebuiModel(a1111.model, latent_side=8)
+    assert model.decode(torch.zeros(1, 4, 8, 8)).unique().tolist() == [128]
+    assert model.latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).isfinite().all()
+    assert vae.dtype == devices.dtype_vae == torch.float16, "the host's own"
+
+
+@pytest.mark.parametrize(("kind", "cure"), [("a1111", "under Settings, VAE"), ("forge", "--vae-in-fp32")])
+def test_an_autoencoder_without_numbers_is_told_as_such(
+    kind: str, cure: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else pictures would be black, and a strength be blamed for what is read."""
+    model = WebuiModel(request.getfixturevalue(kind).model, latent_side=8)
+    for name in ("decode", "encode"):
+        monkeypatch.setattr(model.host, name, lambda given: torch.full((1, 3, 8, 8), torch.nan))
+    with pytest.raises(ModelError, match=rf"\(VAE\) gives no finite numbers; .*{cure}"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ModelError, match=r"\(VAE\) gives no finite numbers"):
+        model.latents_of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 class BasicTransformerBlock(torch.nn.Module):
     """Forge's way: ``x += n``, which overwrites what backward needs."""
 
@@ -216,7 +250,7 @@ def test_in_place_additions_get_right_gradients(checkpointing: bool) -> None:
         if not checkpointing:
             with OutOfPlace():
                 return net(x)
-        with recomputing(net), OutOfPlace():
+        with recomputing(recomputed_blocks(net), out_of_place), OutOfPlace():
             return net(x)
 
     assert torch.equal(run(x), plain)
@@ -227,7 +261,7 @@ def _backward_inside(net: torch.nn.Module, x: torch.Tensor, checkpointing: bool)
     with OutOfPlace():
         if not checkpointing:
             return net(x)
-        with recomputing(net):
+        with recomputing(recomputed_blocks(net), out_of_place):
             return net(x)
 
 

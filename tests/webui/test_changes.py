@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_no_dense_change_is_kept(forge: SimpleNamespace) -> None:
         change for patches in forge.model.forge_objects.unet.lora_patches.values() for _, (change,) in patches.values()
     ]
     assert len(kept) == len(deltas) and all(isinstance(change, Expanding) for change in kept)
+
+
+@pytest.mark.parametrize("kind", ["forge", "classic"])
+def test_patched_weights_are_gone_once_the_host_has_taken_them_off(kind: str, request: pytest.FixtureRequest) -> None:
+    """Of SDXL's text encoders they would take a gigabyte of the card."""
+    loaded = request.getfixturevalue(kind).model
+    patcher: Any = patcher_for(WebuiModel(loaded))
+    name, layer = next((n, layer) for n, layer in patcher.view.layers().items() if n.endswith("attn2.to_k"))
+    wanted = [Applied("one", "digest", DeltaSet({name: low_rank(*layer.weight.shape)}))]
+    patcher.apply(wanted)
+    loaded.prepare()
+    assert patcher.in_effect(wanted) and patcher.in_effect(wanted)
+    patched = weakref.ref(layer._parameters["weight"])
+    patcher.apply([])
+    loaded.prepare()
+    assert patched() is None
+    assert patcher.in_effect([])
 
 
 def test_modules_are_named_once_however_many_are_asked_for(

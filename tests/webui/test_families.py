@@ -76,6 +76,7 @@ def test_prompts_and_predictions_are_those_of_the_stand_alone_adapter(loaded: An
     model = WebuiModel(loaded, latent_side=8)
     assert (model.family, model.schedule.prediction) == (source.family, source.schedule.prediction)
     torch.testing.assert_close(model.schedule.signal, source.schedule.signal)
+    assert WebuiModel(loaded).latent_shape[1:] == 2 * ({"sd1": 64, "sd2": 96, "sdxl": 128}[source.family],)
     ids = model.tokenize(PROMPTS)
     assert ids == source.tokenize(PROMPTS) and model.detokenize(ids[0]) == source.detokenize(ids[0])
     mine, theirs = model.encode(PROMPTS), source.encode(PROMPTS)

@@ -181,9 +181,12 @@ def test_the_explore_form(part: Any) -> None:
     assert asked.words == ("ball", "sphere") and asked.erasure.unet == 0.5 and asked.latent_side == 16
     assert (asked.settings.levels, asked.settings.seconds, asked.settings.seed) == ("lexical+prefix", 30.0, 7)
     assert tab.search_of(*FORM[:3], "None", *FORM[4:]).erasure is None
-    for place, value in ((4, 9.0), (5, 0.0), (6, []), (7, None), (8 + 1, 1), (10, 3), (10, 10**9), (11, "x")):
+    wrong = ((4, 9.0), (4, None), (5, 0.0), (5, None), (6, []), (7, None), (9, 1), (10, 3), (10, 10**9), (11, "x"))
+    for place, value in wrong:
         with pytest.raises(ErasureError):
             tab.search_of(*FORM[:place], value, *FORM[place + 1 :])
+    with pytest.raises(InvalidSettings, match="guidance"):
+        tab.search_of(*FORM, False, "")
     assert "no number" not in tab.explore("task", *FORM[:5], 0.0, *FORM[6:])[2]
     assert "class='error'" in tab.explore("task", *FORM[:5], 0.0, *FORM[6:])[2]
 
@@ -224,9 +227,11 @@ def test_the_report_form(part: Any) -> None:
     asked = tab.measurement_of(*values)
     assert [wish.name for wish in asked.erasures] == ["ball", "words"] and not asked.merge
     assert (asked.settings.steps, asked.settings.seed, asked.settings.explicit) == (5, 3, False)
-    for place, value in ((0, []), (0, None), (1, -1), (5, 0), (8, "x"), (9, 0), (10, 1)):
+    for place, value in ((0, []), (0, None), (1, -1), (1, None), (5, 0), (5, ""), (8, "x"), (9, 0), (10, 1)):
         with pytest.raises(ErasureError):
             tab.measurement_of(*values[:place], value, *values[place + 1 :])
+    with pytest.raises(InvalidSettings, match="guidance"):
+        tab.measurement_of(*values, False, None)
     assert "class='error'" in tab.measure("task", None, *values[1:])[1]
     assert "class='error'" in tab.shown("../x")[1]
 
@@ -267,6 +272,11 @@ def test_the_erase_form_hardens_only_if_asked(part: Any, page: fake_gradio.Page)
     for rounds, seconds, preview in ((99, 60, 0), (1, 0, 0), (1, None, 0), (0, 60, -1), ("x", 60, 0)):
         with pytest.raises(InvalidSettings):
             tab.request_of(*HEAD, rounds, seconds, preview, *values)
+
+
+def test_settings_that_an_api_client_left_out_are_told(part: Any, page: fake_gradio.Page) -> None:
+    with pytest.raises(InvalidSettings, match="9 settings, but 0 were sent"):
+        part("erase_tab").request_of(*HEAD, 0, 60, 0, *shown_values(page)[:2])
 
 
 def test_a_file_can_be_named(part: Any, page: fake_gradio.Page, routes: Any, library: Path) -> None:

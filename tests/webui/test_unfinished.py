@@ -136,16 +136,18 @@ def test_an_interrupted_training_keeps_the_words_that_its_method_found(
 def test_an_interrupted_training_keeps_all_that_its_method_completed(
     jobs: Any, a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Concept(("ball", "orb"), "box", ("a red cat", "a dog"), (("orb", "thing"),))
+    whole = Concept(
+        ("ball", "orb", "cup"), "box", ("a red cat",), (("orb", "thing"),), ("a dog",), (("ball", "orb"), ("cup",)),
+        ("orb",),
+    )  # fmt: skip
     completing = replace(find_method("esd"), prepare=lambda model, concept, settings, progress: whole)
     monkeypatch.setitem(METHODS, "esd", completing)
     interrupt_after(jobs, monkeypatch, 3, a1111.shared.state)
     output = Path(jobs.run_erase(request(jobs, **SHORT)).output)
     manifest = read_erasure(library / file_in(jobs.save_stopped())).manifest
     assert manifest is not None
-    made = Concept(manifest.words, manifest.alternative, manifest.keep, manifest.instead)
-    assert (made.words, made.alternative, made.instead) == (whole.words, whole.alternative, whole.instead)
-    assert set(whole.keep) <= set(made.keep)
+    assert set(whole.kept_prompts) <= {"", *manifest.keep}
+    assert manifest.concept == replace(whole, keep=manifest.keep, neighbours=())
     for other in (Concept(("cat",)), Concept(("ball",), "cat"), Concept(("ball", "sphere"))):
         jobs.JOBS.stopped[output] = replace(jobs.JOBS.stopped[output], concept=other)
         with pytest.raises(InvalidFile, match="another concept"):

@@ -64,7 +64,7 @@ def stay_enabled() -> None:
 
 
 def stand_in() -> type:
-    """Called where loading has failed: says so in the console, and guards every generation from now on.
+    """Called where loading has failed: says so in the console, and watches every generation from now on.
 
     Returns:
         The script that the host is to use.
