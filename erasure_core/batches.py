@@ -20,7 +20,7 @@ class Batches:
 
     Args:
         most: at most so many, and fewer where a card says that it has no room for them; halved whenever memory does
-            not suffice, and kept so from then on.
+            not suffice for those that were tried, and kept so from then on.
     """
 
     most: int
@@ -42,6 +42,7 @@ class Batches:
 
         Raises:
             Cancelled: the user stopped; asked before each call.
+            DeviceOutOfMemory: memory does not suffice for one latent.
         """
         done: list[Tensor] = []
         start, room = 0, predicted_at_once(model.device, model.dtype, latents.shape[-2:].numel()) or self.most
@@ -54,9 +55,10 @@ class Batches:
                 with telling_memory():
                     done.append(model.predict(latents[start:stop], t[start:stop], conditioning[rows]))
             except DeviceOutOfMemory:
-                if self.most == 1:
+                tried = stop - start
+                if tried == 1:
                     raise
-                self.most //= 2
+                self.most = tried // 2
                 continue
             start = stop
             told(start)

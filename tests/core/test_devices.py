@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,29 @@ def test_no_more_is_asked_at_once_than_a_card_has_room_for(
     given = torch.randn(5, 4, 8, 8)
     assert torch.equal(Batches(4).predict(pico, given, torch.zeros(5), pico.encode([""] * 5), Silent()), given)
     assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("fitting", "given", "wanted"), [(1, 4, [2, 1, 1, 1, 1]), (2, 4, [2, 2]), (0, 4, [2, 1]), (0, 1, [1])]
+)
+def test_what_does_not_fit_is_halved_from_what_was_tried(
+    pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch, fitting: int, given: int, wanted: list[int]
+) -> None:
+    """Halving what was only allowed would repeat the same failing call."""
+    tried: list[int] = []
+
+    def scarce(self: DiffusersModel, latents: Tensor, *others: Any) -> Tensor:
+        tried.append(len(latents))
+        if len(latents) > fitting:
+            raise DeviceOutOfMemory("acted")
+        return latents
+
+    monkeypatch.setattr(batches, "predicted_at_once", lambda *_: 2)
+    monkeypatch.setattr(DiffusersModel, "predict", scarce)
+    latents, t, prompts = torch.randn(given, 4, 8, 8), torch.zeros(given), pico.encode([""] * given)
+    with nullcontext() if fitting else pytest.raises(DeviceOutOfMemory):
+        assert torch.equal(Batches(64).predict(pico, latents, t, prompts, Silent()), latents)
+    assert tried == wanted
 
 
 def test_pictures_that_do_not_fit_are_sampled_in_turns(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
