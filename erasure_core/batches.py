@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import Cancelled, DeviceOutOfMemory, telling_memory
 from .memory import predicted_at_once
 from .model import Conditioning, LoadedModel
-from .progress import Progress
+from .progress import Progress, Silent
 
 
 @dataclass
@@ -63,3 +63,11 @@ class Batches:
             start = stop
             told(start)
         return torch.cat(done)
+
+    def predictor(self, model: LoadedModel) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+        """``predict`` of one model as the steps of a sampler call it, which ask for Cancelled between them."""
+
+        def predict(latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            return self.predict(model, latents, t, conditioning, Silent())
+
+        return predict

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import guard
+from .batches import Batches
 from .concept import said_word
 from .delta import DeltaSet
 from .erasing import applied
@@ -53,12 +54,13 @@ def invert(
     progress = progress or Silent()
     empty = model.encode([""])[[0] * len(latents)]
     ascending = _way(model, steps, share)[::-1]
+    predict = Batches(len(latents)).predictor(model)  # all at once, where they fit
     z, now = latents.to(model.device), -1
     for i, following in enumerate(ascending):
         _ask(progress, "inverting", i, len(ascending))
         t_next = torch.full((len(z),), following, device=model.device)
         # The prediction belongs to the next, noisier timestep; the step between them is small.
-        predicted = model.predict(z, t_next, empty)
+        predicted = predict(z, t_next, empty)
         z = model.schedule.step_back(z, torch.full_like(t_next, now), t_next, predicted)
         now = following
     return z
@@ -125,9 +127,10 @@ def purify(
     progress = progress or Silent()
     z = invert(model, latents, steps, share, progress)
     timesteps = _way(model, steps, share)
+    predict = Batches(2 * len(z)).predictor(model)
     with applied(model, erasures):
         both = Conditioning.cat([model.encode([""] * len(z)), model.encode(list(captions))])
         for i, now_and_next in enumerate(onwards(timesteps)):
             _ask(progress, "painting again", i, len(timesteps))
-            z = guided_step(model.schedule, model.predict, z, now_and_next, both, guidance)
+            z = guided_step(model.schedule, predict, z, now_and_next, both, guidance)
     return finite(z, model)

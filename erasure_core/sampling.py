@@ -67,11 +67,7 @@ def sample(
     positive = model.encode(distinct)[places]
     both = Conditioning.cat([model.encode([negative])[[0] * len(prompts)], positive])
     z = seeded_noise(model.latent_shape, seeds).to(model.device)
-    batches = Batches(2 * len(z))  # all at once, where they fit
-
-    def predict(latents: Tensor, t: Tensor, asked: Conditioning) -> Tensor:
-        return batches.predict(model, latents, t, asked, Silent())
-
+    predict = Batches(2 * len(z)).predictor(model)  # all at once, where they fit
     for i, now_and_next in enumerate(onwards(model.schedule.timesteps(steps))):
         if progress.cancelled():
             raise Cancelled("Stopped while sampling pictures.")

@@ -21,6 +21,7 @@ from erasure_core.hosts.diffusers import DiffusersModel, _device
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
 from erasure_core.progress import Report, Silent
+from erasure_core.purify import purify
 from erasure_core.sampling import sample
 from erasure_core.schedule import NoiseSchedule
 from erasure_core.trainer import Trainer
@@ -222,6 +223,19 @@ def test_pictures_that_do_not_fit_are_sampled_in_turns(pico: DiffusersModel, mon
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
     assert torch.allclose(sample(pico, ["a ball", "a cat"], [1, 2], 2), wanted, atol=1e-4)
+
+
+def test_pictures_that_do_not_fit_are_purified_in_turns(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, forward = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), DiffusersModel.predict
+    wanted = purify(pico, given, ["a ball", "a cat"], [], 2)
+
+    def scarce(self: DiffusersModel, latents: Tensor, *others: Any) -> Tensor:
+        if len(latents) > 1:
+            raise DeviceOutOfMemory("acted")
+        return forward(self, latents, *others)
+
+    monkeypatch.setattr(DiffusersModel, "predict", scarce)
+    assert torch.allclose(purify(pico, given, ["a ball", "a cat"], [], 2), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_pictures_that_do_not_fit_are_decoded_and_read_in_tiles(
