@@ -13,7 +13,7 @@ from .concept_pictures import ConceptPictures
 from .delta import DeltaSet
 from .effort import BALANCED, Effort, foreseen, plan, within_memory
 from .erasure_file import Erasure
-from .errors import DeviceOutOfMemory, InvalidConcept, InvalidSettings, OutOfMemory, telling_memory
+from .errors import InvalidConcept, InvalidSettings, raising_out_of_memory
 from .fingerprint import fingerprint, sketch
 from .guard import is_explicit
 from .history import History, moved_away
@@ -79,11 +79,11 @@ def erase(
     _check_layers(model, chosen, settings, start)
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
-    try:
-        with telling_memory(), model.trainable():
+    with raising_out_of_memory():
+        with model.trainable():
             concept = _complete(model, concept, chosen, settings, progress)
         if chosen.solve is not None:
-            with telling_memory(), model.trainable():
+            with model.trainable():
                 solved = chosen.solve(model, concept, settings, progress)
             deltas, history = solved.to(model.device), History()
         else:
@@ -99,8 +99,6 @@ def erase(
                 progress,
                 checkpoint,
             )
-    except DeviceOutOfMemory as error:
-        raise OutOfMemory("The device has too little memory for this model; free some, or use the CPU.") from error
     if not deltas.changed():
         raise InvalidConcept(
             "This changes nothing: the model reads concept and alternative as the same. Choose others."
@@ -123,7 +121,7 @@ def _planned(
     if effort.name == BALANCED:
         return settings
     # Only there the memory is what a training finds: hosts make room for the model on entering, and some copy it.
-    with telling_memory(), model.trainable():
+    with model.trainable():
         picked = plan(effort.name, settings, model, asked=effort.asked, goes_on=goes_on)
     progress.update(Report("training", 0, picked.settings.steps, note=picked.sentence))
     return picked.settings

@@ -45,6 +45,22 @@ def telling_memory() -> Iterator[None]:
         raise DeviceOutOfMemory(str(error)) from error
 
 
+@contextmanager
+def raising_out_of_memory() -> Iterator[None]:
+    """Inside, or in a function that this decorates, a device that is short of memory is an error for the user.
+
+    Raises:
+        OutOfMemory: it is.
+    """
+    try:
+        with telling_memory():
+            yield
+    except DeviceOutOfMemory as error:
+        raise OutOfMemory(
+            "The device has too little memory for this model; free some, paint smaller pictures, or use the CPU."
+        ) from error
+
+
 class ErasureError(Exception):
     """Base of all errors with a message for the user. ``exit_code`` is what the command line returns."""
 

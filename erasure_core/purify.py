@@ -17,7 +17,7 @@ from .batches import Batches
 from .concept import said_word
 from .delta import DeltaSet
 from .erasing import applied
-from .errors import Cancelled, InvalidConcept, InvalidSettings
+from .errors import Cancelled, InvalidConcept, InvalidSettings, raising_out_of_memory
 from .manifest import Manifest
 from .model import Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
@@ -35,6 +35,7 @@ def caption_misses(caption: str, manifests: Iterable[Manifest | None]) -> str:
 
 
 @torch.no_grad()
+@raising_out_of_memory()
 def invert(
     model: LoadedModel, latents: Tensor, steps: int = 50, share: float = 1.0, progress: Progress | None = None
 ) -> Tensor:
@@ -50,6 +51,7 @@ def invert(
     Raises:
         Cancelled: the user stopped.
         InvalidSettings: the share is not between 0 and 1.
+        OutOfMemory: the device has too little memory for one picture.
     """
     progress = progress or Silent()
     empty = model.encode([""])[[0] * len(latents)]
@@ -90,6 +92,7 @@ def check_captions(captions: Sequence[str]) -> None:
 
 
 @torch.no_grad()
+@raising_out_of_memory()
 def purify(
     model: LoadedModel,
     latents: Tensor,
@@ -120,6 +123,7 @@ def purify(
         InvalidConcept: a caption combines minors with sexual content.
         InvalidSettings: the share is not between 0 and 1.
         ModelError: the picture is made of no finite numbers.
+        OutOfMemory: the device has too little memory for one picture.
         PromptTooLong: a caption has more tokens than the text encoder reads.
     """
     # Here and not in the front ends: whoever paints by a caption comes through this door.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..concept import worded
-from ..errors import DeviceOutOfMemory, OutOfMemory, telling_memory
+from ..errors import DeviceOutOfMemory, telling_memory
 from ..model import Conditioning, each_once, gradient_scale
 from ..sampling import seeded_noise
 from .probe import SAMPLING_STEPS, neutral_latents
@@ -57,7 +57,7 @@ class Aim:
         from then on in this ``subject``.
 
         Raises:
-            OutOfMemory: it does not suffice for one.
+            DeviceOutOfMemory: it does not suffice for one.
         """
         start, leaves, most = 0, _leaves(prompts), subject.batches.most
         while start < len(prompts):
@@ -66,9 +66,9 @@ class Aim:
                 with telling_memory():
                     loss = self.loss(subject, leaves[rows], places).sum() * gradient_scale(subject.model.dtype)
                     loss.backward()  # type: ignore[no-untyped-call]
-            except DeviceOutOfMemory as error:
+            except DeviceOutOfMemory:
                 if len(rows) == 1:
-                    raise OutOfMemory("the device has too little memory for it") from error
+                    raise
                 subject.batches.most = most  # what does not fit with activations may fit without
                 # A backward that was broken off may have left a part of its gradients: all begins anew.
                 subject.descended_at_once, start, leaves = len(rows) // 2, 0, _leaves(prompts)

@@ -14,12 +14,9 @@ from ..concept import Concept, check_words, without_contradictions
 from ..delta import DeltaSet
 from ..errors import (
     Cancelled,
-    DeviceOutOfMemory,
     ErasureError,
-    InvalidConcept,
     InvalidSettings,
-    OutOfMemory,
-    telling_memory,
+    raising_out_of_memory,
 )
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, check_readable
@@ -68,6 +65,7 @@ class ExploreSettings:
             raise InvalidSettings("A search needs an end; give seconds or calls.")
 
 
+@raising_out_of_memory()
 def explore(
     model: PromptModel,
     concept: Concept,
@@ -95,8 +93,11 @@ def explore(
 
     Raises:
         InvalidConcept: the guard refuses the search, before any of it is made.
+        InvalidSettings: the budget was used up before anything was found.
         Cancelled: the user stopped before anything was found.
         PromptTooLong: a prompt of the user's has more tokens than the text encoder reads.
+        OutOfMemory: the device has too little memory for the preparation.
+        ErasureError: nothing was found, since every search failed; of the last one.
     """
     concept = searchable(model, concept, tries)
     settings, progress = settings or ExploreSettings(), progress or Silent()
@@ -162,7 +163,7 @@ class _Explorer:
                 # Even the smallest budget tries the concept's own words.
                 if level.name in chosen and not (self.points and self.subject.stopped()):
                     failed = self._attempt(level, chosen) or failed
-            self.looks.look(self.settings.look, self.detector)
+            self._spared("looks", lambda: self.looks.look(self.settings.look, self.detector))
         except Cancelled:
             self.stopped = True
         self.looks.settle()
@@ -171,7 +172,7 @@ class _Explorer:
             raise Cancelled("Stopped before anything was found.")
         if not self.points:
             spent = "The budget was used up before anything was found; give more seconds or calls."
-            raise failed or InvalidConcept(spent)
+            raise failed or InvalidSettings(spent)
         return self._result()
 
     def _tell(self, stage: str) -> None:
@@ -179,22 +180,27 @@ class _Explorer:
         self.subject.progress.update(Report(stage, min(100, round(100 * spent)), 100))
 
     def _attempt(self, level: Level, chosen: Sequence[str]) -> ErasureError | None:
-        """Run one search; where something does not fit this model, that search is left out and the others go on."""
+        """Run one search, which does not count among those that were run where it fails."""
+        failed = self._spared(level.name, lambda: self._climb(level, chosen))
+        if failed:
+            self.levels.remove(level.name)
+        return failed
+
+    def _spared(self, what: str, work: Callable[[], None]) -> ErasureError | None:
+        """Do a part of the work; where something does not fit this model, it is left out and the rest goes on.
+
+        Raises:
+            Cancelled: the user stopped.
+        """
         try:
-            with telling_memory():
-                self._climb(level, chosen)
+            with raising_out_of_memory():
+                work()
         except Cancelled:
             raise
         except ErasureError as error:
-            return self._leave_out(level, error)
-        except DeviceOutOfMemory:
-            return self._leave_out(level, OutOfMemory("the device has too little memory for it"))
+            self._tell(f"{what} left out: {error}")
+            return error
         return None
-
-    def _leave_out(self, level: Level, error: ErasureError) -> ErasureError:
-        self.levels.remove(level.name)
-        self._tell(f"{level.name} left out: {error}")
-        return error
 
     def _climb(self, level: Level, chosen: Sequence[str]) -> None:
         """Run one search for its share of what is left."""
@@ -266,14 +272,12 @@ class _Explorer:
         """With small pictures of what was painted, where they are wanted; those that cannot be made are left out."""
         pictures: dict[str, str] = {}
         try:
-            for text, latent in self.looks.painted.items() if self.settings.pictures else ():
-                explicit = self.explicit or guard.is_explicit_prompt(text)
-                with telling_memory():
+            with raising_out_of_memory():
+                for text, latent in self.looks.painted.items() if self.settings.pictures else ():
+                    explicit = self.explicit or guard.is_explicit_prompt(text)
                     pictures[text] = thumbnail(self.subject.model, latent, explicit)
         except ErasureError as error:
             self._tell(f"pictures left out: {error}")
-        except DeviceOutOfMemory:
-            self._tell("pictures left out: the device has too little memory for them")
         return replace(found, points=tuple(replace(p, thumbnail=pictures.get(p.text, "")) for p in found.points))
 
     def _result(self) -> Exploration:

@@ -14,6 +14,7 @@ from .. import guard
 from ..concept import TEMPLATES, Concept, worded
 from ..delta import DeltaSet
 from ..erasing import applied
+from ..errors import raising_out_of_memory
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, fitting
@@ -79,6 +80,7 @@ class Subjected:
     folder: str = ""
 
 
+@raising_out_of_memory()
 def report(
     model: PromptModel,
     concept: Concept,
@@ -101,7 +103,9 @@ def report(
 
     Raises:
         InvalidConcept: the guard refuses to search for the concept.
+        OutOfMemory: the device has too little memory.
         Cancelled: the user stopped.
+        ErasureError: as ``explore``.
     """
     concept = searchable(model, concept, tries)
     return _Reporter(model, concept, settings or ReportSettings(), progress or Silent(), tries, detector).run(files)

@@ -28,7 +28,7 @@ from erasure_core.boundary.searches.lexical import misspelled
 from erasure_core.boundary.searches.prefix import onto_simplex
 from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.concept import TEMPLATES, worded
-from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, PromptTooLong
+from erasure_core.errors import Cancelled, InvalidConcept, InvalidFile, InvalidSettings, ModelError, PromptTooLong
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.near_words import nearest_words
 
@@ -438,7 +438,26 @@ def test_too_little_memory_costs_one_search(pico: DiffusersModel, monkeypatch: p
     monkeypatch.setattr(Aim, "loss", short)
     found = explore(pico, CONCEPT, (), ExploreSettings(**{**QUICK, "levels": "lexical+prefix"}), Listening())
     assert found.levels == ("lexical",) and found.points
-    assert "prefix left out: the device has too little memory for it" in told
+    assert any(stage.startswith("prefix left out: The device has too little memory") for stage in told)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("acted"), ModelError("It paints no finite numbers.")])
+def test_looks_that_fail_cost_no_finds(pico: DiffusersModel, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "update", lambda self, report: told.append(report.stage))
+
+    def fails(pictures: Any) -> list[float]:
+        raise error
+
+    found = explore(pico, CONCEPT, (), ExploreSettings(**QUICK | {"levels": "lexical"}), detector=fails)
+    assert found.points and not found.looked and found.levels == ("lexical",) and not found.stopped
+    assert any(stage.startswith("looks left out: ") for stage in told)
+
+
+def test_a_budget_too_small_for_any_find_is_told_as_such(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "affordable", lambda *_, **__: 0)
+    with pytest.raises(InvalidSettings, match="give more seconds or calls"):
+        explore(pico, CONCEPT, (), ExploreSettings(**QUICK | {"levels": "prefix"}))
 
 
 def test_prompts_that_take_turns_get_the_same_gradients(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:

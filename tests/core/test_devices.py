@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from erasure_core import Concept, batches, erase, memory
 from erasure_core.batches import Batches
+from erasure_core.boundary import ExploreSettings, explore
 from erasure_core.boundary.probe import Probe
+from erasure_core.boundary.report import ReportSettings, report
 from erasure_core.boundary.subject import Budget, Subject
-from erasure_core.errors import DeviceOutOfMemory, ModelError, is_out_of_memory, telling_memory
+from erasure_core.errors import DeviceOutOfMemory, ModelError, OutOfMemory, is_out_of_memory, telling_memory
 from erasure_core.hosts.diffusers import DiffusersModel, _device
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
 from erasure_core.progress import Report, Silent
-from erasure_core.purify import purify
+from erasure_core.purify import invert, purify
 from erasure_core.sampling import sample
 from erasure_core.schedule import NoiseSchedule
 from erasure_core.trainer import Trainer
@@ -236,6 +239,29 @@ def test_pictures_that_do_not_fit_are_purified_in_turns(pico: DiffusersModel, mo
 
     monkeypatch.setattr(DiffusersModel, "predict", scarce)
     assert torch.allclose(purify(pico, given, ["a ball", "a cat"], [], 2), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model: erase(model, BALL, "closed_form"),
+        lambda model: explore(model, BALL, (), ExploreSettings(calls=1)),
+        lambda model: report(model, BALL, [], ReportSettings(calls=1)),
+        lambda model: purify(model, torch.zeros(1, 4, 8, 8), ["a ball"], [], 2),
+        lambda model: invert(model, torch.zeros(1, 4, 8, 8), 2),
+    ],
+    ids=["erase", "explore", "report", "purify", "invert"],
+)
+def test_too_little_memory_is_an_error_for_the_user(
+    pico: DiffusersModel, work: Callable[[DiffusersModel], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Tensor:
+        raise DeviceOutOfMemory("acted")
+
+    monkeypatch.setattr(DiffusersModel, "predict", full)
+    monkeypatch.setattr(DiffusersModel, "encode", full)
+    with pytest.raises(OutOfMemory, match="use the CPU"):
+        work(pico)
 
 
 def test_pictures_that_do_not_fit_are_decoded_and_read_in_tiles(
