@@ -18,7 +18,7 @@ from ..chosen_words import chosen_words
 from ..concept import Concept
 from ..effort import EFFORTS, Effort, effort_of
 from ..erasure_file import Erasure, write_erasure
-from ..errors import Cancelled, DeviceOutOfMemory, ErasureError, InvalidSettings, OutOfMemory, OutputError
+from ..errors import Cancelled, ErasureError, InvalidSettings, OutOfMemory, OutputError
 from ..manifest import Manifest
 from ..methods import METHODS, RECOMMENDED, Method, SolverSettings, find_method
 from ..presets import about_preset
@@ -160,17 +160,12 @@ def _erase(
                 finished.append,
                 effort=effort,
             )
-    except (ErasureError, DeviceOutOfMemory) as stopped:
+    except ErasureError as stopped:
         if finished:  # an erasing that took hours must not be lost to a search behind it
             write_erasure(options.out, finished[-1], model)
             again = "--resume --overwrite" if checkpoint.exists() else "--overwrite"
-            why = (
-                stopped
-                if isinstance(stopped, ErasureError)
-                else OutOfMemory("The device has too little memory for the search.")
-            )
             what = f"{options.out} holds the erasure as it was before."
-            raise type(why)(f"{why} {what} To harden it again, repeat the command with {again}.") from stopped
+            raise type(stopped)(f"{stopped} {what} To harden it again, repeat the command with {again}.") from stopped
         advice = " Repeat the command with --resume to go on." if checkpoint.exists() else ""
         if isinstance(stopped, OutOfMemory):
             flags = "A smaller --size or --rank, fewer --layers or --device cpu need less."
