@@ -51,7 +51,7 @@ class Boundary:
     def widened(self, words: tuple[str, ...] = ()) -> ConceptRequest:
         """The concept with these words added, or else with the worst that leak."""
         chosen = words or self.found.leaking_words(self.most)
-        return replace(self.request, concept=widened(self.request.concept, chosen))
+        return replace(self.request, concept=widened(self.request.concept, self.found.as_names(chosen)))
 
 
 def search_inputs(what: str, interrupt: str) -> list[Any]:

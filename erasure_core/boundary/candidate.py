@@ -83,6 +83,8 @@ class Point:
         hidden: far from the concept in text, and still leaking.
         cluster: index into the exploration's clusters.
         thumbnail: data URI of a small PNG, or empty.
+        near: the concept's word that the original model reads it most like: it is another name of that one. Empty where
+            an older version explored.
     """
 
     text: str
@@ -97,6 +99,7 @@ class Point:
     hidden: bool = False
     cluster: int = 0
     thumbnail: str = ""
+    near: str = ""
 
     @property
     def is_text(self) -> bool:

@@ -29,7 +29,7 @@ SCALARS = {
 }  # fmt: skip
 POINT = {
     "text": str, "word": str, "origin": str, "similarity": float, "leak": float, "margin": float, "residual": float, 
-    "leaks": bool, "hidden": bool, "cluster": int, "thumbnail": str,
+    "leaks": bool, "hidden": bool, "cluster": int, "thumbnail": str, "near": str,
 }  # fmt: skip
 
 
@@ -118,6 +118,12 @@ class Exploration:
         own = {word.casefold() for word in self.words} | ARTICLES
         found = [point for point in self.leaking if point.is_text and (not origins or point.origin in origins)]
         return tuple(dict.fromkeys(point.word for point in found if point.word.casefold() not in own))[:count]
+
+    def as_names(self, words: Sequence[str]) -> list[tuple[str, str]]:
+        """Found words as ``Concept.grown`` takes them: each with the concept's word that it is nearest to, or the first
+        one where that is not known."""
+        near = {point.word: point.near for point in reversed(self.points) if point.near in self.words}
+        return [(word, near.get(word, self.words[0])) for word in words]
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """For each origin how many points leak, and of how many."""
@@ -223,7 +229,7 @@ def _texts(raw: dict[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _point(raw: Any) -> Point:
-    known = _typed(raw, POINT)
+    known = _typed({"near": ""} | raw, POINT)  # older ones do not tell it
     evidence = None if raw["evidence"] is None else _typed(raw, {"evidence": float})["evidence"]
     return Point(**known, evidence=evidence)
 

@@ -245,14 +245,15 @@ class _Explorer:
     def _score(self, batch: Sequence[Candidate]) -> None:
         if not batch:
             return
-        scores = self.field.scorer(batch)
+        reading, scorer = self.field.reading, self.field.scorer
+        scores = scorer(batch)
         with self.subject.original():
-            vectors = self.field.reading.read(batch, short=False)
-        similar = self.field.reading.similarity(vectors).tolist()
+            vectors = reading.read(batch, short=False)
+        similar, near = reading.similarity(vectors).tolist(), map(scorer.word_of, reading.nearest(vectors))
         self.sketches += list(_sketch(vectors))
-        for candidate, score, similarity in zip(batch, scores, similar, strict=True):
+        for candidate, score, similarity, word in zip(batch, scores, similar, near, strict=True):
             heard = candidate.origin == NAMED and score.residual >= (HEARD if candidate.against else UNCHANGED)
-            leaks = score.leak > self.field.scorer.threshold or heard
+            leaks = score.leak > scorer.threshold or heard
             self.points.append(
                 Point(
                     text=candidate.text,
@@ -264,6 +265,7 @@ class _Explorer:
                     residual=round(score.residual, 5),
                     leaks=leaks,
                     hidden=leaks and candidate.is_text and not candidate.against and similarity < HIDDEN_BELOW,
+                    near=word,
                 )
             )
         self.notify(self.points)

@@ -15,6 +15,7 @@ from ..erasing import erase
 from ..erasure_file import Erasure
 from ..errors import Cancelled
 from ..history import History
+from ..manifest import Manifest
 from ..methods import RECOMMENDED, SolverSettings, find_method
 from ..model import PromptModel
 from ..progress import Progress, Silent
@@ -38,15 +39,15 @@ class Round:
     added: tuple[str, ...]
 
 
-def widened(concept: Concept, words: Sequence[str]) -> Concept:
-    """The concept with words added, but for those that are to be kept, cannot be used, or would say together with the
-    others what the guard refuses to search for."""
+def widened(concept: Concept, found: Sequence[tuple[str, str]]) -> Concept:
+    """The concept ``grown`` by what was found, but for words that are to be kept, cannot be used, or would say together
+    with the others what the guard refuses to search for."""
     own = {word.casefold() for word in concept.words} | ARTICLES
-    usable = [word for word in words if word.casefold() not in own and len(word) <= MAX_LENGTH and word.isprintable()]
     wider = concept
-    for word in usable:
-        if not concept.spares(word) and guard.allows(wider, word):
-            wider = replace(wider, words=(*wider.words, word), found=(*wider.found, word))
+    for word, of in found:
+        is_usable = word.casefold() not in own and len(word) <= MAX_LENGTH and word.isprintable()
+        if is_usable and not concept.spares(word) and guard.allows(wider, word):
+            wider = wider.grown([(word, of)])
     return wider
 
 
@@ -104,8 +105,7 @@ def harden(
     else:
         erasure, history = start, History()
     done = list(rounds_of(erasure.manifest.settings))
-    added = tuple(word for one in done for word in one.added)
-    concept = replace(concept, words=(*concept.words, *added), found=(*concept.found, *added))
+    concept = concept.grown([(word, _named_in(erasure.manifest, word)) for one in done for word in one.added])
     for number in range(len(done) + 1, rounds + 1):
         if done and not _goes_on(done[-1], method):
             break
@@ -114,7 +114,7 @@ def harden(
         notify(number, found)
         if found.stopped:
             raise Cancelled(f"Stopped while searching in round {number}.")
-        wider = widened(concept, found.leaking_words(MOST_ADDED))
+        wider = widened(concept, found.as_names(found.leaking_words(MOST_ADDED)))
         added = wider.words[len(concept.words) :]
         done.append(Round(sum(p.leaks for p in found.typed), len(found.typed), added))
         if not _goes_on(done[-1], method):
@@ -124,6 +124,11 @@ def harden(
         erasure, _ = erase(model, concept, *following, pictures=pictures, start=erasure.deltas, effort=effort.rest)
         finished(_recorded(erasure, done))
     return _recorded(erasure, done), history, tuple(done)
+
+
+def _named_in(manifest: Manifest, word: str) -> str:
+    """The word of which an added one is another name, as the file of the rounds before tells: the first beside it."""
+    return next((group for group in manifest.concept.each if word in group), manifest.words)[0]
 
 
 def _goes_on(last: Round, method: str) -> bool:

@@ -61,6 +61,12 @@ class Reading:
         found = _cosine(vectors - self.origin, self.concept, self.plain, self.plain, self.plain)
         return (found - self._floor) / max(1 - self._floor, 1e-6)
 
+    def nearest(self, vectors: Tensor) -> list[int]:
+        """The place of the concept's prompt that each of B prompts is nearest to; ``vectors`` as of ``similarity``."""
+        found = _cosines(vectors - self.origin, self.concept, self.plain, self.plain, self.plain)
+        places: list[int] = found.argmax(-1).tolist()
+        return places
+
     def leak(self, vectors: Tensor) -> Tensor:
         """How much the erased model reads prompts as the original reads the concept, [B], a cosine.
 
@@ -89,12 +95,17 @@ class Reading:
 
 
 def _cosine(prompts: Tensor, concept: Tensor, cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Cosine with the nearest of the concept's prompts, mean over places; [B]."""
+    """Cosine with the nearest of the concept's prompts, [B]."""
+    return _cosines(prompts, concept, cross, left, right).amax(-1)
+
+
+def _cosines(prompts: Tensor, concept: Tensor, cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Cosine with each of the concept's prompts, mean over places; [B, C]."""
     products = torch.einsum("bpd,de,cpe->bcp", prompts, cross, concept)
     a = torch.einsum("bpd,de,bpe->bp", prompts, left, prompts).clamp_min(1e-12)
     b = torch.einsum("cpd,de,cpe->cp", concept, right, concept).clamp_min(1e-12)
-    cosine: Tensor = (products / (a[:, None] * b[None]).sqrt()).mean(-1).amax(-1)
-    return cosine
+    cosines: Tensor = (products / (a[:, None] * b[None]).sqrt()).mean(-1)
+    return cosines
 
 
 def _moments(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:

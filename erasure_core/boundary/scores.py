@@ -120,6 +120,10 @@ class Scorer:
         self.synonyms = [prompt for i, prompt in enumerate(self.outside) if i not in set(stays)]
         self.outside, self.away = [self.outside[i] for i in stays], self.away[stays]
 
+    def word_of(self, place: int) -> str:
+        """The concept's word that a prompt of ``inside`` says."""
+        return self.words[place // len(self.templates)]
+
     def margins(self, directions: Tensor) -> Tensor:
         """How much nearer directions [N, F] are to the concept than to all else, [N]."""
         return _distances(directions, self.away).amin(1) - _distances(directions, self.towards).amin(1)

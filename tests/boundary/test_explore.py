@@ -454,6 +454,22 @@ def test_looks_that_fail_cost_no_finds(pico: DiffusersModel, error: Exception, m
     assert any(stage.startswith("looks left out: ") for stage in told)
 
 
+def test_a_find_is_told_with_the_word_that_it_is_near_to(pico: DiffusersModel) -> None:
+    both = Concept.joined([Concept(("ball",)), Concept(("cat",))])
+    tries = ("a big ball", "one small cat")
+    found = explore(pico, both, (), ExploreSettings(**QUICK | {"levels": "lexical", "look": 0}), tries=tries)
+    assert {point.text: point.near for point in found.points if point.text in tries} == dict(
+        zip(tries, both.words, strict=True)
+    )
+    assert found.as_names(["a big ball", "one small cat", "typed"]) == [
+        ("a big ball", "ball"), ("one small cat", "cat"), ("typed", "ball"),
+    ]  # fmt: skip
+    raw = json.loads(found.to_json())
+    for point in raw["points"]:
+        del point["near"]
+    assert Exploration.from_json(json.dumps(raw)).points[0].near == "", "an older version did not tell"
+
+
 def test_a_budget_too_small_for_any_find_is_told_as_such(pico: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subject, "affordable", lambda *_, **__: 0)
     with pytest.raises(InvalidSettings, match="give more seconds or calls"):

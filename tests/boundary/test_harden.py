@@ -122,7 +122,7 @@ def test_a_finished_erasing_is_not_lost_to_a_search_that_fails(
 
 def test_no_words_are_added_that_are_refused_together() -> None:
     """Each alone is harmless; the next search would be refused, and the round with it."""
-    wider = loop.widened(Concept(("woman",)), ["girl", "nude", "lady"])
+    wider = loop.widened(Concept(("woman",)), [("girl", "woman"), ("nude", "woman"), ("lady", "woman")])
     assert wider.words == ("woman", "girl", "lady") and wider.named == ("woman",)
 
 
@@ -229,6 +229,39 @@ def test_a_round_that_found_nothing_is_not_searched_again(
     longer = _made(pico, tmp_path, 3)
     assert trained == [("ball",)] and longer.path != once.path
     assert longer.erasure.manifest.settings == once.erasure.manifest.settings
+
+
+BALL_AND_CAT = Concept.joined([Concept(("ball",), "box", ("a tree",)), Concept(("cat",), "dog")])
+
+
+def test_what_leaks_takes_the_place_of_the_word_that_it_is_near_to(
+    pico: DiffusersModel, tmp_path: Path, searches: list[Exploration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pushed to nothing beside words that have something in their place, and of no concept, it would be forgotten by
+    whatever draws from each of them; also where a stopped loop goes on."""
+    concepts: list[Concept] = []
+    erase = loop.erase
+
+    def noted(model: Any, concept: Concept, *rest: Any, **named: Any) -> Any:
+        concepts.append(concept)
+        return erase(model, concept, *rest, **named)
+
+    def near(found: Exploration, words: tuple[str, ...], of: str) -> Exploration:
+        points = tuple(replace(point, near=of if point.leaks else "") for point in found.points)
+        return replace(found, words=words, points=points)
+
+    monkeypatch.setattr(loop, "erase", noted)
+    esd, rounds = find_method("esd"), Hardening(2, SEARCH)
+    searches += [near(_found("kitten"), BALL_AND_CAT.words, "cat"), replace(_found(), stopped=True)]
+    with pytest.raises(Cancelled):
+        make_erasure(Library([tmp_path]), pico, BALL_AND_CAT, esd, SHORT, Silent(), hardening=rounds)
+    wider = concepts[-1]
+    assert wider.each == (("ball",), ("cat", "kitten")) and dict(wider.instead)["kitten"] == "dog"
+    searches += [near(_found("sphere"), (*BALL_AND_CAT.words, "kitten"), "ball")]
+    make_erasure(Library([tmp_path]), pico, BALL_AND_CAT, esd, SHORT, Silent(), hardening=rounds)
+    wider = concepts[-1]
+    assert wider.each == (("ball", "sphere"), ("cat", "kitten")) and wider.found == ("kitten", "sphere")
+    assert dict(wider.instead) == {"ball": "box", "cat": "dog", "kitten": "dog", "sphere": "box"}
 
 
 @pytest.mark.parametrize("strange", [3, [3], [{}], [{"leaking": 1, "tried": 2, "added": 5}],

@@ -336,9 +336,11 @@ def test_without_rounds_it_is_an_erasure(pico: DiffusersModel) -> None:
 
 def test_widening_never_touches_what_is_kept() -> None:
     concept = Concept(("ball",), "box", ("a red orb", "a cat"))
-    assert widened(concept, ["orb", "BOX", "globe", "Ball", "cat"]).words == ("ball", "globe")
+    found = [(word, "ball") for word in ("orb", "BOX", "globe", "Ball", "cat")]
+    assert widened(concept, found).words == ("ball", "globe")
     named = Concept(("Eiffel Tower",), None, ("a red orb",))
-    assert widened(named, ["eiffel tower", "tower"]).words == ("Eiffel Tower", "tower")
+    found = [(word, "Eiffel Tower") for word in ("eiffel tower", "tower")]
+    assert widened(named, found).words == ("Eiffel Tower", "tower")
 
 
 def test_a_word_that_the_erasure_kept_can_be_searched_for() -> None:
