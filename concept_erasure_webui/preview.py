@@ -25,7 +25,7 @@ STEPS, GUIDANCE = 12, 5.0
 
 def prompts(concept: Concept) -> list[str]:
     """The concept, unless it is one that must not be shown, and a kept prompt."""
-    kept = next((prompt for prompt in concept.keep if not guard.is_explicit(Concept((prompt,)))), "a photo")
+    kept = next((prompt for prompt in concept.keep if not guard.is_explicit_prompt(prompt)), "a photo")
     return [kept] if guard.is_explicit(concept) else [f"a {concept.name}", kept]
 
 

@@ -113,11 +113,6 @@ def _is_glued(text: str) -> bool:
     )
 
 
-def names_minor(text: str) -> bool:
-    """Whether a text speaks of somebody under age."""
-    return _holds(BOTH, text) or _is_of_minors(text)
-
-
 def _is_of_minors(text: str) -> bool:
     return _holds(MINORS, _adults().sub(" ", without_accents(text))) or tells_young_age(text)
 
@@ -144,8 +139,9 @@ def explicit_words(concept: Concept) -> tuple[str, ...]:
 
 
 def is_explicit(concept: Concept) -> bool:
-    """Whether pictures of a concept are hidden unless asked for, and blurred then."""
-    return bool(explicit_words(concept))
+    """Whether pictures of a concept are hidden unless asked for, and blurred then: a word is explicit, or all of them
+    together are forbidden."""
+    return bool(explicit_words(concept)) or is_forbidden(*_said(concept))
 
 
 def _said(concept: Concept) -> tuple[str, ...]:

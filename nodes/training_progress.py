@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from ..erasure_core import guard
-from ..erasure_core.concept import Concept
 from ..erasure_core.hosts.comfyui import ComfyModel
 from ..erasure_core.progress import Report, Silent
 from ..erasure_core.sampling import sample
@@ -26,21 +25,13 @@ TELL_EVERY = 0.3
 
 def preview_prompts(request: ConceptRequest) -> list[str]:
     """The concept, unless it must not be shown, and a kept prompt that may be."""
-    kept = next((prompt for prompt in request.concept.keep if not _is_explicit(prompt)), "a photo")
+    kept = next((prompt for prompt in request.concept.keep if not guard.is_explicit_prompt(prompt)), "a photo")
     return [kept] if is_hidden(request) else [f"a {request.concept.name}", kept]
 
 
 def is_hidden(request: ConceptRequest) -> bool:
     """Whether no picture of a concept is made: its user says so, or its words do, whatever the user says."""
-    concept = request.concept
-    # The erased model paints an alternative for the concept's name, so it is read as well.
-    others = [concept.alternative, *(alternative for _, alternative in concept.instead)]
-    said = (*concept.words, *filter(None, others))
-    return request.explicit or any(map(_is_explicit, said)) or guard.is_forbidden(*said)
-
-
-def _is_explicit(prompt: str) -> bool:
-    return guard.is_explicit(Concept((prompt,)))
+    return request.explicit or guard.is_explicit(request.concept)
 
 
 @torch.no_grad()

@@ -190,7 +190,7 @@ def test_no_word_that_models_know_is_only_explicit_with_its_doubled_letters_made
     kinds = [kind for kind in lists if kind.removesuffix(" as written") in KINDS]
     listed = {guard.plain(word) for kind in kinds for language in lists[kind].values() for word in language}
     doubled = [word for word in words if re.search(r"(.)\1", word)]
-    met = [word for word in doubled if guard.names_minor(f"the {word} there") or guard.is_explicit_prompt(word)]
+    met = [word for word in doubled if guard.is_forbidden(f"nude {word}") or guard.is_explicit_prompt(word)]
     assert met and not [word for word in map(guard.plain, met) if not {word, word.removesuffix("s")} & listed]
 
 
@@ -211,5 +211,7 @@ def test_marks_explicit_concepts(word: str, explicit: bool) -> None:
 
 def test_what_takes_the_place_of_a_concept_can_be_explicit() -> None:
     assert guard.is_explicit(Concept(("dress",), "nudity"))
+    together = Concept(("bo", "obs", "schoolgirl"))
+    assert guard.is_explicit(together) and not guard.explicit_words(together), "spelled over several words"
     assert guard.is_explicit(Concept(("dress", "ball"), None, (), (("dress", "nudity"),)))
     assert not guard.is_explicit(Concept(("dress",), "coat")) and guard.is_explicit_prompt("a n*de woman")
