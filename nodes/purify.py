@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..erasure_core import guard
-from ..erasure_core.errors import InvalidConcept
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.purify import caption_misses, purify
+from ..erasure_core.purify import caption_misses, check_captions, purify
 from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, check_pictures, say, working
 from .subjects import erasures_of
 from .training_progress import BarProgress
@@ -80,8 +78,7 @@ class PurifyImage(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, image: torch.Tensor, caption: str, erasure: Stack = (), **how: Any
     ) -> io.NodeOutput:
         with working():
-            if guard.is_forbidden(caption):
-                raise InvalidConcept("Sexual content about minors is not painted; change the caption.")
+            check_captions([caption])  # before a host moves networks for nothing
             loaded = ComfyModel(model, clip, vae, how["resolution"])
             erasures = erasures_of(loaded, erasure)
             progress = BarProgress(cls.hidden.unique_id)
