@@ -213,51 +213,102 @@ def survey(
     Raises:
         Cancelled: the user stopped.
     """
+    progress = progress or Silent()
     user, anchors = (telling_words((*concept.keep, *more), concept) for more in ((), PROMPTS if everyday else ()))
     if not (anchors or settings.candidates):
         return []
+    around = _surroundings(model, concept, settings, user, anchors)
+    of_things = not named and _all_describe(concept)
+    prompts = [*concept.words, *around.anchors, *around.candidates]
+    frames = frames_of_things(settings.frames) if of_things else frames_in_kept(concept, settings.frames)
+    frames = frames_with_room(model, frames, prompts)
+    directions = _directions(model, prompts, frames, settings, progress)
+    steady = dict(zip(prompts, _steadiness(directions, len(frames)), strict=True)) if of_things else {}
+    counts = [len(concept.words), len(around.anchors), len(around.candidates)]
+    own, others, candidates = torch.split(directions, counts)
+    kept, judged = Steering.of(around.anchors, others, own), Steering.of(around.candidates, candidates, own)
+    _tell_if_unknown(concept, kept, progress)
+    kept, judged = _sorted_anew(kept, judged, {*(around.user if named else ()), *around.fixed_parts})
+    known = kept.where(kept.strength >= FAINT)
+    eligible = torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
+    belongs = belonging(judged, known, settings) & eligible
+    # A ruby explains as much of a red ball's pictures as red does, which stays.
+    if settings.looks and not around.fixed_parts:
+        doubtful = eligible & ~belongs & (judged.likeness >= settings.alike)
+        belongs |= _after_looks(model, concept, judged, known, doubtful, frames, settings, progress)
+    found = (replace(one, steady=steady.get(one.word, 1.0)) for one in _labelled(around, kept, judged, belongs))
+    return sorted(found, key=lambda one: -one.likeness)
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """The words of a survey.
+
+    Args:
+        user: telling words of the prompts to keep.
+        anchors: these, those of everyday prompts, and the parts of erased phrases: what a candidate may mean instead.
+        parts: telling words inside of erased phrases, each with its phrase.
+        candidates: words that may belong to the concept.
+        near: those of them that were found near to a word of the prompts to keep, each with that word.
+        offered: those of them that are only used as the concept's words are, and may take their place.
+    """
+
+    user: list[str]
+    anchors: list[str]
+    parts: dict[str, str]
+    candidates: list[str]
+    near: dict[str, str]
+    offered: set[str]
+
+    @property
+    def fixed_parts(self) -> set[str]:
+        """The parts of phrases that are no names: they stay."""
+        return {part for part, phrase in self.parts.items() if not is_name(phrase)}
+
+
+def _surroundings(
+    model: PromptModel, concept: Concept, settings: Survey, user: list[str], anchors: list[str]
+) -> _Surroundings:
+    """What is judged beside some ``anchors``: words near the concept, and near the ``user``'s words to keep."""
     parts = _parts(concept)
-    anchors += [part for part in parts if part not in anchors]
+    anchors = [*anchors, *(part for part in parts if part not in anchors)]
     near = words_around(model, user, settings.around_kept)
     close = [word for words in concept.each for word in nearest_words(model, words, settings.candidates)]
     kin = fitting(model, [word for words in concept.each for word in familiar_words(words, settings.kin)])
-    words = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
-    prompts = [*concept.words, *anchors, *words]
-    of_things = not named and _all_describe(concept)
-    frames = frames_of_things(settings.frames) if of_things else frames_in_kept(concept, settings.frames)
-    frames = frames_with_room(model, frames, prompts)
-    directions = _directions(model, prompts, frames, settings, progress or Silent())
-    steady = dict(zip(prompts, _steadiness(directions, len(frames)), strict=True)) if of_things else {}
-    own, others, candidates = torch.split(directions, [len(concept.words), len(anchors), len(words)])
-    kept, judged = Steering.of(anchors, others, own), Steering.of(words, candidates, own)
-    if progress and int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
+    candidates = [word for word in dict.fromkeys([*close, *kin, *near]) if word not in anchors]
+    return _Surroundings(user, anchors, parts, candidates, near, {*kin} - {*close, *near, *anchors})
+
+
+def _tell_if_unknown(concept: Concept, kept: Steering, progress: Progress) -> None:
+    """A note where the words that are kept make the concept itself faint."""
+    if int((kept.strength * FAINT > 1).sum()) >= KNOWN_BESIDE:
         why = "other words steer its pictures far more; is it spelled right?"
         progress.update(Report(LOOKING, 1, 1, note=f"This model hardly knows {concept.name!r}: {why}"))
-    fixed_parts = {part for part, of in parts.items() if not is_name(of)}
-    fixed = {*(user if named else ()), *fixed_parts}
-    loose = torch.tensor([word not in fixed for word in anchors], dtype=torch.bool)
+
+
+def _sorted_anew(kept: Steering, judged: Steering, fixed: set[str]) -> tuple[Steering, Steering]:
+    """What is kept and what is judged: of the first, words that are not ``fixed`` and steer the ``SAME`` way are judged
+    too, and of the second those that the model does not know are left out."""
+    loose = torch.tensor([word not in fixed for word in kept.words], dtype=torch.bool)
     same = loose & (kept.likeness >= SAME) & (kept.strength >= FAINT)
-    judged, kept = judged.joined(kept.where(same)), kept.where(~same)
-    judged = judged.where(judged.strength >= FAINT)
-    known = kept.where(kept.strength >= FAINT)
-    of_kind = torch.tensor([not is_other_colour(word, concept.words) for word in judged.words], dtype=torch.bool)
-    belongs = belonging(judged, known, settings) & of_kind
-    if settings.looks and not fixed_parts:  # a ruby explains as much of a red ball's pictures as red does, which stays
-        doubtful = of_kind & ~belongs & (judged.likeness >= settings.alike)
-        belongs |= _after_looks(model, concept, judged, known, doubtful, frames, settings, progress or Silent())
-    offered = {*kin} - {*close, *near, *anchors}
+    judged = judged.joined(kept.where(same))
+    return kept.where(~same), judged.where(judged.strength >= FAINT)
+
+
+def _labelled(around: _Surroundings, kept: Steering, judged: Steering, belongs: Tensor) -> list[NearWord]:
+    """The finds: what is kept of the user's and of erased phrases, and what was judged, of which ``belongs`` [W] is the
+    concept."""
     inside = judged.directions[belongs]
-    told = [
-        replace(one, kept=one.word in user, near=one.word if one.word in fixed_parts else "", aside=aside)
+    found = [
+        replace(one, kept=one.word in around.user, near=one.word if one.word in around.fixed_parts else "", aside=aside)
         for one, aside in zip(kept.found(), kept.likest_of(inside), strict=True)
-        if one.word in user or one.word in parts
+        if one.word in around.user or one.word in around.parts
     ]
     for one, in_it, aside in zip(judged.found(), belongs.tolist(), judged.likest_of(inside), strict=True):
-        if in_it and one.word in offered:
+        if in_it and one.word in around.offered:
             continue  # nobody was near it: too alike to take the concept's place, and no other word for it
-        told.append(replace(one, belongs=in_it, near=near.get(one.word, ""), aside=aside))
-    told = [replace(one, steady=steady.get(one.word, 1.0)) for one in told]
-    return sorted(told, key=lambda one: -one.likeness)
+        found.append(replace(one, belongs=in_it, near=around.near.get(one.word, ""), aside=aside))
+    return found
 
 
 def belonging(judged: Steering, kept: Steering, settings: Survey) -> Tensor:
