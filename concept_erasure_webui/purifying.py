@@ -8,37 +8,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasure_core.concept_pictures import cut_to, upright_rgb
 from erasure_core.erasure_file import read_erasure
-from erasure_core.errors import InvalidSettings
+from erasure_core.errors import InvalidSettings, raising_out_of_memory
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.hosts.webui_slots import Applied, Products
 from erasure_core.library import read_manifest
 from erasure_core.profile import bind_profile
-from erasure_core.purify import caption_misses, purify
+from erasure_core.purify import caption_misses, painted_size, purify
 
 from . import places
 from .session import check_kept
 from .wishes import Wish
-from .working import HostProgress, Job, as_pictures, as_pixels, loaded_model
-
-GRID = 64
-"""Pixels that both sides are a multiple of: every UNet halves them several times."""
-MOST_PIXELS = 2048 * 2048
-"""Of a picture that is painted again; the network's memory grows with them."""
+from .working import HostProgress, Job, as_pictures, loaded_model
 
 
 @torch.no_grad()
+@raising_out_of_memory()
 def run_purify(
-    picture: Image.Image, caption: str, wishes: Sequence[Wish], steps: int, guidance: float, share: float
+    picture: Image.Image | None, caption: str, wishes: Sequence[Wish], steps: int, guidance: float, share: float
 ) -> list[Image.Image]:
     """Paint a picture again without what the erasures and the profile in force take away.
 
     Raises:
         ProfileFailed: the profile cannot be applied whole; nothing is painted.
+        InvalidSettings: there is no picture or no erasure.
         ErasureError: as ``purify``, and for files that cannot be applied.
     """
-    job, pixels = Job("Purifying a picture"), _pixels(picture)
-    model = loaded_model()
+    if picture is None:
+        raise InvalidSettings("Give a picture.")
+    job, model = Job("Purifying a picture"), loaded_model()
     if not wishes:
         raise InvalidSettings("Choose an erasure.")
     profile, asked = _profile(model), [_asked(wish, model) for wish in wishes]
@@ -50,7 +49,7 @@ def run_purify(
         if len(pair[0])
     ]
     with model.trainable(), torch.no_grad():
-        latents = model.latents_of(pixels)
+        latents = model.latents_of(_pixels(picture, model))
         made = purify(model, latents, [caption], bound, steps, guidance, share, HostProgress(job, steps))
         return as_pictures(model.decode(made))
 
@@ -80,18 +79,7 @@ def _profile(model: WebuiModel) -> list[Applied]:
     ]
 
 
-def _pixels(picture: Image.Image | None) -> Tensor:
-    """uint8 [1, 3, H, W] with sides that are multiples of ``GRID``.
-
-    Raises:
-        InvalidSettings: no picture, or more pixels than are painted at once.
-    """
-    if picture is None:
-        raise InvalidSettings("Give a picture.")
-    width, height = (max(GRID, side // GRID * GRID) for side in picture.size)
-    if width * height > MOST_PIXELS:
-        raise InvalidSettings(
-            f"The picture would be painted with {width * height / 2**20:.1f} megapixels; make it smaller, at most "
-            f"{MOST_PIXELS // 2**20} are painted at once."
-        )
-    return as_pixels(picture.convert("RGB").resize((width, height)))[None]
+def _pixels(picture: Image.Image, model: WebuiModel) -> Tensor:
+    """A picture at the size at which it is painted again, uint8 [1, 3, H, W]."""
+    upright = upright_rgb(picture)
+    return cut_to(upright, painted_size(model, upright.height, upright.width))[None]

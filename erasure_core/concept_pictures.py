@@ -93,16 +93,18 @@ def picture_paths(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
-    """One picture, cut to the middle and scaled, uint8 [3, height, width]; of a moving one the first.
+    """One picture, cut to the middle and scaled, uint8 [3, height, width]; raises as ``whole_picture``."""
+    return cut_to(whole_picture(path), size)
+
+
+def whole_picture(path: Path) -> Image.Image:
+    """The picture in a file, as ``upright_rgb`` has it; of a moving one the first.
 
     Raises:
         InvalidFile: it is no file, too large, damaged, or of another format.
     """
-    height, width = size
     check_regular(path)
-    picture = opened_picture(path, str(path))
-    cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
-    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
+    return opened_picture(path, str(path))
 
 
 def opened_picture(source: Path | BinaryIO, called: str) -> Image.Image:
@@ -129,6 +131,13 @@ def opened_picture(source: Path | BinaryIO, called: str) -> Image.Image:
         raise InvalidFile(
             f"{called} cannot be read as a picture ({reason}); save it anew as PNG or JPEG, or take it out."
         ) from error
+
+
+def cut_to(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """A picture cut to the middle and scaled to a height and width, uint8 [3, height, width]."""
+    height, width = size
+    cut = np.asarray(ImageOps.fit(picture, (width, height)))  # scales the middle only: a long strip would grow huge
+    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
 
 
 def upright_rgb(opened: Image.Image) -> Image.Image:

@@ -7,6 +7,7 @@ reads as what takes its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,7 +20,7 @@ from .delta import DeltaSet
 from .erasing import applied
 from .errors import Cancelled, InvalidConcept, InvalidSettings, raising_out_of_memory
 from .manifest import Manifest
-from .model import Conditioning, LoadedModel
+from .model import PATCH, Conditioning, LoadedModel
 from .progress import Progress, Report, Silent
 from .sampling import finite, guided_step, onwards
 
@@ -32,6 +33,21 @@ def caption_misses(caption: str, manifests: Iterable[Manifest | None]) -> str:
     if not words or said_word(caption, words):
         return ""
     return f"The caption says nothing of what is erased ({', '.join(words[:5])}), so pictures hardly change: name it."
+
+
+def painted_size(model: LoadedModel, height: int, width: int) -> tuple[int, int]:
+    """The height and width in pixels at which a picture of a height and width is painted again.
+
+    Its proportions and the area that the model was made for, as near as whole steps of the network come to them: each
+    time that it halves its latents doubles a step. Of a strip so long that its other side is one step the ends are cut.
+    """
+    halvings = sum(".downsamplers." in name for name in model.layers())
+    step = PATCH * 2**halvings
+    area = PATCH**2 * math.prod(model.latent_shape[1:])
+    scale = math.sqrt(area / (height * width)) / step
+    most = max(1, area // step**2)
+    rows, columns = (min(most, max(1, round(side * scale))) for side in (height, width))
+    return step * rows, step * columns
 
 
 @torch.no_grad()

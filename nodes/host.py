@@ -158,14 +158,15 @@ def check_pictures(image: torch.Tensor) -> None:
         )
 
 
-def fit(image: torch.Tensor, side: int) -> torch.Tensor:
-    """An IMAGE cut to its middle square and scaled, uint8 [B, 3, side, side]; raises as ``check_pictures``."""
+def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """An IMAGE cut to the middle and scaled to a height and width, uint8 [B, 3, height, width]; raises as
+    ``check_pictures``."""
     check_pictures(image)
-    height, width = image.shape[1:3]
-    edge = min(height, width)
-    top, left = (height - edge) // 2, (width - edge) // 2
-    square = image[:, top : top + edge, left : left + edge, :3].movedim(-1, 1).float()
-    scaled = torch.nn.functional.interpolate(square, size=(side, side), mode="bilinear", antialias=True)
+    scale = max(wanted / given for wanted, given in zip(size, image.shape[1:3], strict=True))
+    height, width = (max(1, round(wanted / scale)) for wanted in size)
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    middle = image[:, top : top + height, left : left + width, :3].movedim(-1, 1).float()
+    scaled = torch.nn.functional.interpolate(middle, size=size, mode="bilinear", antialias=True)
     return (scaled * 255).round().clamp(0, 255).to("cpu", torch.uint8)
 
 

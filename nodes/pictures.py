@@ -65,7 +65,8 @@ def concept_pictures(
         if adapted:
             raise InvalidSettings("ip_adapter reads pictures of the concept: connect some to the Concept node.")
         return None
-    pictures = fit(request.pictures, 8 * model.latent_shape[-1])
+    side = 8 * model.latent_shape[-1]
+    pictures = fit(request.pictures, (side, side))
     if not adapted:
         return ConceptPictures(latents=model.latents_of(pictures))
     adapter = ImageAdapter.read(_located(ip_adapter), model)

@@ -8,13 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..erasure_core.hosts.comfyui import ComfyModel
-from ..erasure_core.purify import caption_misses, check_captions, purify
-from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, check_pictures, say, working
+from ..erasure_core.purify import caption_misses, check_captions, painted_size, purify
+from .host import CATEGORY, PREFIX, ErasureType, Stack, as_image, check_pictures, fit, say, working
 from .subjects import erasures_of
 from .training_progress import BarProgress
-
-GRID = 64
-"""Pixels that both sides are a multiple of: the network halves them several times."""
 
 
 class PurifyImage(io.ComfyNode):
@@ -79,12 +76,13 @@ class PurifyImage(io.ComfyNode):
     ) -> io.NodeOutput:
         with working():
             check_captions([caption])  # before a host moves networks for nothing
+            check_pictures(image)
             loaded = ComfyModel(model, clip, vae, how["resolution"])
             erasures = erasures_of(loaded, erasure)
             progress = BarProgress(cls.hidden.unique_id)
             clean = []
             # One at a time: a batch of large pictures would not fit beside the model.
-            for picture in painted_size(image, 8 * loaded.latent_shape[-1]):
+            for picture in fit(image, painted_size(loaded, *image.shape[1:3])):
                 latents = loaded.latents_of(picture[None])
                 with loaded.trainable():
                     steps, guidance = how["steps"], how["guidance"]
@@ -93,21 +91,6 @@ class PurifyImage(io.ComfyNode):
             if told := caption_misses(caption, (item.stored.manifest for item in erasure)):
                 say(cls.hidden.unique_id, told)
             return io.NodeOutput(as_image(torch.cat(clean)))
-
-
-def painted_size(image: torch.Tensor, side: int) -> torch.Tensor:
-    """An IMAGE scaled to the area of a square of ``side`` pixels, uint8 [B, 3, H, W] with sides in steps of GRID.
-
-    Raises:
-        InvalidSettings: there is no picture, or one without three colours.
-    """
-    check_pictures(image)
-    height, width = image.shape[1:3]
-    scale = side / (height * width) ** 0.5
-    size = [max(GRID, round(edge * scale / GRID) * GRID) for edge in (height, width)]
-    channels = image[..., :3].movedim(-1, 1).float()
-    scaled = torch.nn.functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
-    return (scaled * 255).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
 NODES = [PurifyImage]

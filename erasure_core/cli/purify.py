@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator, Sequence
+from itertools import count, groupby, islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..concept_pictures import picture_paths, read_picture
+from ..concept_pictures import cut_to, picture_paths, whole_picture
 from ..errors import InvalidSettings
-from ..model import PATCH
-from ..purify import caption_misses, check_captions, purify
+from ..model import LoadedModel
+from ..purify import caption_misses, check_captions, painted_size, purify
 from ..safe_files import check_regular, write_bytes
 from .erasure_arguments import add_other_base_argument, read_all
 from .generate import png
@@ -62,20 +65,31 @@ def run(options: argparse.Namespace) -> None:
     erasures = [(stored.bind(model, options.allow_other_base), strength) for stored, strength in read]
     if told := caption_misses(options.caption, (stored.manifest for stored, _ in read)):
         say(printable(told))
-    _, height, width = model.latent_shape
-    size = (PATCH * height, PATCH * width)
     check_folder(options.out)
-    first = next_number(options.out)
+    numbers = count(next_number(options.out))
     with terminal_progress() as progress:
-        for start in range(0, len(paths), options.batch):
-            batch = paths[start : start + options.batch]
-            latents = model.latents_of(torch.stack([read_picture(path, size) for path in batch]))
-            captions = [options.caption] * len(batch)
+        for sources, pictures in _batches(model, paths, options.batch):
+            latents, captions = model.latents_of(pictures), [options.caption] * len(sources)
             clean = purify(model, latents, captions, erasures, options.steps, options.guidance, options.share, progress)
-            for number, (source, picture) in enumerate(zip(batch, model.decode(clean), strict=True), first + start):
-                path = options.out / f"{number:04d}_{source.stem[:LONGEST_STEM]}.png"
+            for source, picture in zip(sources, model.decode(clean), strict=True):
+                path = options.out / f"{next(numbers):04d}_{source.stem[:LONGEST_STEM]}.png"
                 write_bytes(path, png(picture))
                 print(json.dumps({"source": str(source), "path": str(path)}) if options.json else path, flush=True)
+
+
+def _batches(model: LoadedModel, paths: Sequence[Path], most: int) -> Iterator[tuple[list[Path], Tensor]]:
+    """Up to ``most`` paths at once whose pictures follow each other and are painted at one size, and these pictures,
+    uint8 [B, 3, H, W]; raises as ``whole_picture``."""
+    read = ((path, _picture(model, path)) for path in paths)
+    for _, of_one_size in groupby(read, lambda pair: pair[1].shape):
+        while some := list(islice(of_one_size, most)):
+            yield [path for path, _ in some], torch.stack([picture for _, picture in some])
+
+
+def _picture(model: LoadedModel, path: Path) -> Tensor:
+    """A picture at the size at which it is painted again, uint8 [3, H, W]; raises as ``whole_picture``."""
+    picture = whole_picture(path)
+    return cut_to(picture, painted_size(model, picture.height, picture.width))
 
 
 def _files(path: Path) -> list[Path]:

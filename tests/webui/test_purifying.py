@@ -12,32 +12,46 @@ import torch
 from generation import write_negated
 from PIL import Image
 
-from erasure_core.errors import InvalidConcept, InvalidSettings, ModelError, WrongBase
+from erasure_core.errors import InvalidConcept, InvalidSettings, ModelError, OutOfMemory, WrongBase
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.hosts.webui import WebuiModel
 from erasure_core.profile import ProfileFailed
 
 
 @pytest.fixture
-def purifying(a1111: SimpleNamespace, library: Path) -> Any:
-    return importlib.import_module("concept_erasure_webui.purifying")
+def purifying(a1111: SimpleNamespace, library: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With a model for pictures of 64 pixels, in the place of its family's 512."""
+    part = importlib.import_module("concept_erasure_webui.purifying")
+    load = part.loaded_model
+    monkeypatch.setattr(part, "loaded_model", lambda: load(8))
+    return part
 
 
 def test_purify_paints_a_picture_again(purifying: Any, a1111: SimpleNamespace, library: Path) -> None:
     before = {name: tensor.clone() for name, tensor in a1111.model.state_dict().items()}
     picture = Image.new("RGB", (70, 90), (200, 30, 30))
     (made,) = purifying.run_purify(picture, "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
-    assert made.size == (64, 64) and made.tobytes() != picture.resize((64, 64)).tobytes()
+    assert made.size == (64, 80) and made.tobytes() != picture.resize((64, 80)).tobytes()
     assert all(torch.equal(tensor, before[name]) for name, tensor in a1111.model.state_dict().items())
     with pytest.raises(InvalidSettings, match="Give a picture"):
         purifying.run_purify(None, "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
 
 
-@pytest.mark.parametrize("size", [(2112, 2048), (1, 100_000)])
-def test_a_picture_too_large_to_paint_is_refused(purifying: Any, size: tuple[int, int], monkeypatch: Any) -> None:
-    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: pytest.fail("it was worked on"))
-    with pytest.raises(InvalidSettings, match="megapixels"):
-        purifying.run_purify(Image.new("RGB", size), "a red ball", [purifying.Wish("ball")], 4, 3.0, 0.5)
+@pytest.mark.parametrize(("size", "painted"), [((2112, 2048), (64, 64)), ((1, 100_000), (16, 256))])
+def test_a_large_picture_is_painted_at_the_area_of_the_model(
+    purifying: Any, size: tuple[int, int], painted: tuple[int, int]
+) -> None:
+    (made,) = purifying.run_purify(Image.new("RGB", size), "a red ball", [purifying.Wish("ball")], 2, 3.0, 0.5)
+    assert made.size == painted
+
+
+def test_too_little_memory_is_told(purifying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("acted")
+
+    monkeypatch.setattr(WebuiModel, "latents_of", full)
+    with pytest.raises(OutOfMemory, match="too little memory"):
+        purifying.run_purify(Image.new("RGB", (64, 64)), "a red ball", [purifying.Wish("ball")], 2, 3.0, 0.5)
 
 
 def test_purify_asks_the_guard(purifying: Any, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
