@@ -14,7 +14,7 @@ from .. import guard
 from ..concept import TEMPLATES, Concept, worded
 from ..delta import DeltaSet
 from ..erasing import applied
-from ..errors import raising_out_of_memory
+from ..errors import Cancelled, ErasureError, raising_out_of_memory
 from ..manifest import Manifest
 from ..methods.registry import check_settings, option
 from ..model import PromptModel, fitting
@@ -282,8 +282,16 @@ class _Reporter:
         self.not_painted = self._why_not_painted(hidden)
         wanted = [one for one in wanted if one not in hidden]
         self._tell("painting", 0, 1)
-        columns = [self._paint([prompt for _, prompt in wanted], (), decode)]
-        columns += [self._paint([p for _, p in wanted], [(f.deltas, f.strength)], decode) for f in files]
+        prompts = [prompt for _, prompt in wanted]
+        try:
+            with raising_out_of_memory():
+                columns = [self._paint(prompts, (), decode)]
+                columns += [self._paint(prompts, [(file.deltas, file.strength)], decode) for file in files]
+        except Cancelled:
+            raise
+        except ErasureError as error:  # all that was measured is worth more than the pictures
+            self.not_painted = f"Not painted: {error}"
+            return ()
         return tuple(
             Strip(
                 prompt,

@@ -25,7 +25,7 @@ from erasure_core.boundary.report_picture import report_picture
 from erasure_core.boundary.verdict import verdict
 from erasure_core.cli.explore import searched_concept
 from erasure_core.cli.main import main
-from erasure_core.errors import InvalidConcept, InvalidFile, InvalidSettings
+from erasure_core.errors import InvalidConcept, InvalidFile, InvalidSettings, ModelError
 from erasure_core.everyday import everyday_words
 from erasure_core.hosts.diffusers import DiffusersModel
 from erasure_core.methods.closed_form import ClosedFormSettings
@@ -192,6 +192,19 @@ def test_what_is_explicit_itself_is_hidden_whatever_the_concept(
         assert not shown.not_painted
         blurred = {strip.prompt: strip.pictures[0] == "True" for strip in shown.strips}
         assert blurred["naked people"] and blurred[f"a photo of a {dress.name}"] == card.explicit
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("acted"), ModelError("The VAE gives no finite numbers.")])
+def test_what_was_measured_is_kept_where_the_pictures_cannot_be_painted(
+    pico: DiffusersModel, change: DeltaSet, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(reporting, "sample", failing)
+    card = report(pico, CONCEPT, [Subjected("x", change)], replace(QUICK, calls=1))
+    assert card.files and not card.strips and card.not_painted.startswith("Not painted: The ")
+    assert card.not_painted in report_page(card)
 
 
 def test_compares_files_by_one_preparation(
