@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from erasure_core.errors import InvalidFile
-from proving_ground import bench
+from proving_ground import bench, pool_bench
 from proving_ground.__main__ import main
 from proving_ground.bench import Cell
 from proving_ground.bench_goals import goal_rows, relative_rows
 from proving_ground.bench_searches import SEARCHED
 from proving_ground.bench_table import BEGIN, END, summary, tables, write_tables
+from proving_ground.documents import DOCS
 from proving_ground.evaluation import GROUPS, LEAKS
 from proving_ground.figures import Figure, mean_of, norm_ratio_of
 
@@ -165,7 +166,7 @@ def test_results_of_another_model_or_other_settings_are_missing(
 
 
 def test_the_document_holds_the_tables_of_the_results() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "quality.md").read_text(encoding="utf-8")
+    text = (DOCS / "quality.md").read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0].strip() == tables(bench.read_results())
 
 
@@ -191,3 +192,9 @@ def test_the_peak_of_memory_includes_what_has_been_given_back() -> None:
     assert with_block > before + len(block) // 2
     del block
     assert bench.peak_memory() > with_block - 10_000_000, "the kernel counts in batches"
+
+
+def test_the_document_holds_the_pool_s_figures() -> None:
+    text = (DOCS / "quality.md").read_text(encoding="utf-8")
+    told = text.partition(pool_bench.BEGIN)[2].partition(pool_bench.END)[0].strip()
+    assert told == pool_bench.figures(), "run: python -m proving_ground pool --docs"
