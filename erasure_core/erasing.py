@@ -19,6 +19,7 @@ from .guard import is_explicit
 from .history import History, moved_away
 from .layers import select
 from .manifest import Manifest
+from .memory import giving_back
 from .methods import RECOMMENDED, Method, SolverSettings, TrainingSettings, find_method
 from .model import LoadedModel, PromptModel, as_prompt_model, check_readable
 from .naming import file_names
@@ -79,7 +80,7 @@ def erase(
     _check_layers(model, chosen, settings, start)
     check_readable(model, [*concept.words, *filter(None, concept.alternatives())])
     named = bool(concept.keep)
-    with raising_out_of_memory():
+    with raising_out_of_memory(), giving_back():
         with model.trainable():
             concept = _complete(model, concept, chosen, settings, progress)
         if chosen.solve is not None:

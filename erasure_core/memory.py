@@ -1,8 +1,11 @@
-"""How much memory a device can still give."""
+"""How much memory a device can still give, and giving back what was used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +64,16 @@ def predicted_at_once(device: torch.device, dtype: torch.dtype, pixels: int) -> 
     free = None if device.type == "cpu" else free_memory(device)
     each = PREDICTING * dtype.itemsize // 2 * pixels
     return None if free is None else max(1, int(USABLE * free) // each)
+
+
+@contextmanager
+def giving_back() -> Iterator[None]:
+    """Afterwards, what was freed inside is the system's again. After a training on the CPU glibc keeps gigabytes of it,
+    which a host that stays open would hold until it ends."""
+    try:
+        yield
+    finally:
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none and keep little
+            if trim is not None:
+                trim(0)

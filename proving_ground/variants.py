@@ -48,6 +48,10 @@ ROWS: dict[str, Variant] = {
 }
 """Methods side by side."""
 
+LIGHTER = 0.25
+"""The weight of boundary points that most ablations of ``auto`` were measured with: compare them with the row of that
+weight."""
+
 ABLATIONS: dict[str, Variant] = {
     "esd without replacing": _variant("esd", replace=False),
     "sage without search": _variant("sage", search=False),
@@ -63,11 +67,14 @@ ABLATIONS: dict[str, Variant] = {
     "co_erasing without pictures": _variant("co_erasing", picture_share=0.0),
     "co_erasing without refinement": _variant("co_erasing", refine=False),
     "co_erasing without retention": _variant("co_erasing", keep_weight=0.0),
-    "auto without search": _variant("auto", search=False),
-    "auto without replacing": _variant("auto", replace=False),
-    "auto from the closed form": _variant("auto", start="closed_form", layers="text-encoder+cross-attention-kv"),
+    "auto, lighter boundary": _variant("auto", boundary_weight=LIGHTER),
+    "auto without search": _variant("auto", search=False, boundary_weight=LIGHTER),
+    "auto without replacing": _variant("auto", replace=False, boundary_weight=LIGHTER),
+    "auto from the closed form": _variant(
+        "auto", start="closed_form", layers="text-encoder+cross-attention-kv", boundary_weight=LIGHTER
+    ),
     "auto without boundary": _variant("auto", check_every=0),
-    "auto without text": _variant("auto", text_weight=0.0, text_erase_weight=0.0),
+    "auto without text": _variant("auto", text_weight=0.0, text_erase_weight=0.0, boundary_weight=LIGHTER),
     "auto, fast": _variant("auto", steps=100, refresh=100),
 }
 """Methods without one of their parts or with less work, for a few concepts."""

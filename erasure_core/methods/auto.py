@@ -50,7 +50,7 @@ class AutoSettings(TextSpaceSettings, CheckSettings):
         0.5, "hard: how far to push away where nothing takes the concept's place", low=0.0, high=10.0, basic=True
     )
     drift_weight: float = option(1.0, "weight of the unconditional constraint", low=0.0, high=1000.0)
-    boundary_weight: float = option(0.25, "weight of found boundary points", low=0.0, high=100.0)
+    boundary_weight: float = option(1.0, "weight of found boundary points", low=0.0, high=100.0)
     picture_weight: float = option(0.5, "weight of prompts with pictures, if any are given", low=0.0, high=100.0)
     picture_tokens: int = option(4, "tokens learned for each picture, where there is no adapter", low=1, high=64)
     inversion_steps: int = option(120, "steps for learning the picture tokens", low=1, high=10_000)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import platform
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +23,7 @@ from erasure_core.boundary.report import ReportSettings, report
 from erasure_core.boundary.subject import Budget, Subject
 from erasure_core.errors import DeviceOutOfMemory, ModelError, OutOfMemory, is_out_of_memory, telling_memory
 from erasure_core.hosts.diffusers import DiffusersModel, _device
+from erasure_core.memory import giving_back
 from erasure_core.methods.esd import EsdSettings
 from erasure_core.model import Conditioning
 from erasure_core.progress import Report, Silent
@@ -106,6 +109,19 @@ class Behind(Tensor):
     def cpu(self, *_: Any, **__: Any) -> Tensor:
         self.slept.append("waited")
         return self.as_subclass(Tensor).cpu()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
+def test_what_was_freed_is_the_system_s_again() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+    with giving_back():
+        blocks = [b"%d" % number * 15_000 for number in range(4000)]
+        pins = blocks[::40]  # between those that are freed, as what a host makes meanwhile is: its heap cannot shrink
+        del blocks
+        kept = resident()
+    assert pins and kept - resident() > 100_000_000
 
 
 def test_the_pace_of_a_search_is_known_when_the_device_is_done(
