@@ -101,7 +101,7 @@ def test_an_adapter_reads_the_pictures(
     assert read[0].latents is None and read[0].tokens.shape == (2, TOKENS, width)
     assert not read[0].tokens.is_inference(), "a training may use it"
     with torch.inference_mode():
-        embedded = Vision().encode_image(nodes.host.as_image(nodes.host.fit(request.pictures, 64))).image_embeds
+        embedded = Vision().encode_image(nodes.host.as_image(nodes.host.fit(request.pictures, (64, 64)))).image_embeds
     tokens = (embedded @ adapter["image_proj.proj.weight"].T).view(2, TOKENS, width)
     assert torch.allclose(read[0].tokens, torch.nn.functional.layer_norm(tokens, (width,)), atol=1e-4)
     assert all(
